@@ -1,0 +1,199 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""`hf-ssl`: parses, and calls one function a command.
+
+Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the recipe, 128+n stopped by signal n.
+"""
+
+import argparse
+import json
+import logging
+import sys
+
+from .recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
+
+
+DESCRIPTION = "Self-supervised pretraining native to the Hugging Face ecosystem."
+
+EXAMPLES = """\
+examples:
+  hf-ssl pretrain quickstart                                   real photographs, minutes on a laptop's CPU
+  hf-ssl recipes                                               what ships with the package
+  hf-ssl preview  barlow_twins/cifar10_resnet18 --images 6     what will the network see?
+  hf-ssl pretrain my_images data.path=photos train.epochs=100  your own folder
+  hf-ssl evaluate knn runs/quickstart --data recipes/quickstart
+  accelerate launch --config_file recipes/accelerate/ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
+"""
+
+PRETRAIN_HELP = """\
+Runs a recipe to its end and leaves under train.output_dir (runs/<recipe>):
+  model/          the encoder for AutoModel and timm, the whole method in model/pretraining, the card
+  checkpoints/    the newest ones; the same command continues from there after any interruption
+  metrics.jsonl   loss, speed, kNN accuracy and collapse diagnostics, one line a measurement
+  recipe.yaml     everything that decided the run
+
+Any key of the recipe can be set behind it, for example:
+  data.path=my/images          a folder, Parquet file, or Hub dataset
+  model.backbone=convnext_tiny any timm backbone
+  train.batch_size=512         images of one step over all processes; the learning rate follows (optim.lr_per)
+  train.epochs=100  train.precision=bf16  views.all.size=96  monitor.every=5  train.track=[trackio]
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "datasets", "fsspec", "timm", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        args.command(args)
+    except RecipeError as error:
+        sys.stderr.write(f"hf-ssl: {error}\n")
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("hf-ssl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser(
+        "pretrain", help="train an encoder from a recipe", description=PRETRAIN_HELP, formatter_class=raw
+    )
+    _add_recipe(command)
+    command.set_defaults(command=_pretrain)
+
+    command = commands.add_parser(
+        "preview",
+        help="draw the views that a recipe shows the network",
+        description="Writes a PNG: a row for each image, each view labelled with what was applied. Trains nothing.",
+    )
+    _add_recipe(command)
+    command.add_argument("--images", type=int, default=4, metavar="N", help="number of images (default 4)")
+    command.add_argument(
+        "--output", default="preview.png", metavar="FILE", help="the PNG (default preview.png)"
+    )
+    command.set_defaults(command=_preview)
+
+    command = commands.add_parser(
+        "recipes",
+        help="list the recipes that ship with the package",
+        description="Method, backbone, dataset and published result of every recipe; a word filters the list.",
+    )
+    command.add_argument("word", nargs="?", default="", help="only recipes whose line contains it")
+    command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    command.set_defaults(command=_recipes)
+
+    evaluate = commands.add_parser("evaluate", help="measure a trained encoder")
+    protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
+    command = protocols.add_parser(
+        "knn",
+        help="weighted k-nearest-neighbour accuracy on frozen features",
+        description="Embeds a labelled dataset and lets the k nearest training images vote. Nothing is fitted.",
+    )
+    command.add_argument("model", help="a run's folder, an exported model's folder, or a Hub id")
+    command.add_argument("--data", required=True, help="labelled dataset: folder, Parquet file or Hub id")
+    command.add_argument("--bank-split", default="train", help="split whose labels vote (default train)")
+    command.add_argument("--query-split", default="test", help="split that is classified (default test)")
+    command.add_argument("--image-column", help="found by its type when there is one")
+    command.add_argument("--label-column", help="found by its type when there is one")
+    command.add_argument("--k", type=int, default=20, help="neighbours (default 20)")
+    command.add_argument("--temperature", type=float, default=0.1, help="of the vote's weights (default 0.1)")
+    command.add_argument("--batch-size", type=int, default=256)
+    command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(command=_evaluate_knn)
+    return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="a YAML file, or a name from `hf-ssl recipes`")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe to change")
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from .training.pretrain import NonFiniteLoss, pretrain
+    from .training.signals import Interrupted
+
+    try:
+        result = pretrain(recipe)
+    except Interrupted as stop:
+        sys.stderr.write(f"hf-ssl: {stop}\n")
+        sys.exit(128 + stop.signum)
+    except NonFiniteLoss as error:
+        sys.stderr.write(f"hf-ssl: {error}\n")
+        sys.exit(1)
+    if result.is_main_process:
+        _print_result(result, recipe.monitor.k)
+
+
+def _print_result(result, k: int) -> None:
+    if "knn" in result.final and "knn" in result.baseline:
+        print(f"\nkNN accuracy (k={k})")
+        print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
+        print(f"  untrained network {result.baseline['knn']:6.1%}")
+        print(f"  trained network   {result.final['knn']:6.1%}")
+    print(f"\nThe model is in {result.model_dir}. Load the encoder with")
+    trust = ", trust_remote_code=True" if result.needs_code else ""
+    print(f'  AutoModel.from_pretrained("{result.model_dir}"{trust})')
+
+
+def _preview(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from .preview import preview
+
+    print(preview(recipe, num_images=args.images, output=args.output))
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    rows = []
+    for name, path in shipped_recipes().items():
+        recipe, header = load_recipe(path), recipe_header(path)
+        row = {
+            "name": name,
+            "method": recipe.method,
+            "backbone": recipe.model.get("backbone", "resnet50"),
+            "dataset": header.get("Dataset", recipe.data.path or "your own"),
+            "published": header.get("Published", "-"),
+        }
+        if args.word.lower() in " ".join(row.values()).lower():
+            rows.append(row)
+    if not rows:
+        raise RecipeError(f"No recipe's line contains {args.word!r}; `hf-ssl recipes` lists all.")
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    columns = list(rows[0])
+    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
+    for row in [{c: c for c in columns}, *rows]:
+        print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
+
+
+def _evaluate_knn(args: argparse.Namespace) -> None:
+    from .evaluation.evaluate import evaluate_knn
+    from .recipe import DataConfig, MonitorConfig
+
+    if args.k <= 0 or args.temperature <= 0:
+        raise RecipeError("--k and --temperature must be greater than 0.")
+    result = evaluate_knn(
+        args.model,
+        DataConfig(path=args.data, num_workers=args.num_workers),
+        MonitorConfig(
+            path=args.data,
+            bank_split=args.bank_split,
+            query_split=args.query_split,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            k=args.k,
+            temperature=args.temperature,
+            batch_size=args.batch_size,
+        ),
+    )
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"kNN accuracy {result['knn']:.2%} (k={args.k}, T={args.temperature}; "
+            f"{result['bank']:,} images vote on {result['queries']:,})"
+        )

@@ -1,0 +1,36 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Weighted k-nearest-neighbour classification on frozen features.
+
+https://huggingface.co/papers/1805.01978, section 3.4.
+Cosine similarity, votes weighted by exp(similarity / temperature), evaluated once with no parameter fitted.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .features import Features
+
+
+@torch.no_grad()
+def knn_accuracy(
+    bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.1, chunk: int = 1024
+) -> float:
+    """Share of `queries` (M, D) whose class wins the vote of their `k` nearest neighbours in `bank` (N, D), 0..1.
+
+    Raises:
+        ValueError: no labelled image on one of the two sides.
+    """
+    if len(bank.labels) == 0 or len(queries.labels) == 0:
+        raise ValueError("kNN needs labelled images in both the bank and the queries.")
+    k = min(k, len(bank.labels))
+    num_classes = int(max(bank.labels.max(), queries.labels.max())) + 1
+    keys = F.normalize(bank.vectors, dim=1)
+    correct = torch.zeros((), dtype=torch.long, device=keys.device)
+    for start in range(0, len(queries.labels), chunk):
+        query = F.normalize(queries.vectors[start : start + chunk], dim=1)
+        similarity, neighbours = (query @ keys.T).topk(k, dim=1)  # (m, k)
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # a common factor does not change the vote
+        votes = torch.zeros(len(query), num_classes, device=keys.device)
+        votes.scatter_add_(1, bank.labels[neighbours], weights)
+        correct += (votes.argmax(1) == queries.labels[start : start + chunk]).sum()
+    return correct.item() / len(queries.labels)

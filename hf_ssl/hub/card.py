@@ -1,0 +1,161 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The model card of a run: what was measured, where, and the recipe that makes it again."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import accelerate
+import datasets
+import timm
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCardData
+
+import hf_ssl
+
+from ..models import SSLConfig, rebuildable_by_timm
+from ..recipe import Recipe
+
+
+PAPERS = {
+    "barlow_twins": ("Barlow Twins", "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", "2103.03230"),
+    "byol": ("BYOL", "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", "2006.07733"),
+    "simsiam": ("SimSiam", "Exploring Simple Siamese Representation Learning", "2011.10566"),
+    "swav": ("SwAV", "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", "2006.09882"),
+}
+
+ROWS = (
+    ("knn_raw_pixels", "kNN accuracy of raw pixels", "{:.1%}"),
+    ("knn", "kNN accuracy", "{:.1%}"),
+    ("loss", "loss", "{:.4g}"),
+    ("embedding_std", "std of unit embeddings (1 = healthy, 0 = collapsed)", "{:.3f}"),
+    ("effective_rank", "effective rank of features (RankMe)", "{:.1f}"),
+    ("alignment", "alignment of two views (lower is closer)", "{:.3f}"),
+    ("uniformity", "uniformity (lower is more uniform)", "{:.3f}"),
+)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a card says of the run beside its measurements; `seconds` of training, over all restarts."""
+
+    num_images: int
+    steps: int
+    seconds: float
+    processes: int
+    device: str
+
+
+def templates_folder() -> Path:
+    """`model_cards/`: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(hf_ssl.__file__).parent / "model_cards"
+    return inside if inside.is_dir() else Path(hf_ssl.__file__).parent.parent / "model_cards"
+
+
+def render_card(
+    config: SSLConfig, recipe: Recipe, *, baseline: dict[str, Any], final: dict[str, Any], facts: RunFacts
+) -> str:
+    """README.md of a repo folder, with Hub metadata; only figures of this run are in it."""
+    method, title, paper = PAPERS[recipe.method]
+    plain = rebuildable_by_timm(config)
+    template = Template((templates_folder() / "template.md").read_text())
+    return template.substitute(
+        metadata=_metadata(recipe, plain, final).to_yaml(),
+        method=method,
+        title=title,
+        paper=paper,
+        backbone=config.backbone,
+        data=_data_name(recipe),
+        num_images=f"{facts.num_images:,}",
+        steps=f"{facts.steps:,}",
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        image_size=config.image_size,
+        usage=_PLAIN_USAGE if plain else _CODE_USAGE,
+        results=_table(recipe, baseline, final),
+        environment=_environment(facts),
+        recipe=recipe.shareable().to_yaml(),
+    )
+
+
+def _metadata(recipe: Recipe, plain: bool, final: dict[str, Any]) -> ModelCardData:
+    method = PAPERS[recipe.method][0]
+    results = None
+    if "knn" in final:
+        data = _data_name(recipe)
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=data,
+                dataset_name=data,
+                metric_type="accuracy",
+                metric_name=f"kNN accuracy (k={recipe.monitor.k}, T={recipe.monitor.temperature})",
+                metric_value=round(100 * final["knn"], 2),
+            )
+        ]
+    return ModelCardData(
+        library_name="timm" if plain else "transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
+        model_name=f"{method} {recipe.model.get('backbone', '')}".strip(),
+        eval_results=results,
+    )
+
+
+def _data_name(recipe: Recipe) -> str:
+    """The dataset's name without the folders of whoever trained."""
+    path = recipe.monitor.path or recipe.data.path or "a dataset given from Python"
+    return Path(path).name if Path(path).exists() else path
+
+
+def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> str:
+    rows = ["| | untrained | trained |", "| --- | --- | --- |"]
+    for key, label, form in ROWS:
+        if key == "knn":
+            label += f" (k={recipe.monitor.k}, T={recipe.monitor.temperature})"
+        cells = [form.format(values[key]) if key in values else "" for values in (baseline, final)]
+        if any(cells):
+            rows.append(f"| {label} | {cells[0]} | {cells[1]} |")
+    return "\n".join(rows)
+
+
+def _environment(facts: RunFacts) -> str:
+    cuda = facts.device.startswith("cuda")
+    hardware = f"{facts.processes} x {torch.cuda.get_device_name()}" if cuda else f"{facts.processes} CPU process(es)"
+    versions = {
+        "hf_ssl": hf_ssl.__version__,
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "transformers": transformers.__version__,
+        "datasets": datasets.__version__,
+        "accelerate": accelerate.__version__,
+    }
+    lines = [f"- Hardware: {hardware}"]
+    if cuda:
+        lines.append(f"- Training time: {facts.seconds / 60:.1f} minutes")
+    return "\n".join([*lines, "- " + ", ".join(f"{name} {version}" for name, version in versions.items())])
+
+
+_PLAIN_USAGE = """\
+```python
+from transformers import AutoModel, pipeline
+import timm
+
+encoder = AutoModel.from_pretrained("REPO")                       # no other code needed
+encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm
+features = pipeline("image-feature-extraction", model="REPO")("image.jpg")
+```"""
+
+_CODE_USAGE = """\
+This encoder is not one that timm builds by name, so it comes with its code, which you are asked to trust:
+
+```python
+from transformers import AutoModel, pipeline
+
+encoder = AutoModel.from_pretrained("REPO", trust_remote_code=True)
+features = pipeline("image-feature-extraction", model="REPO", trust_remote_code=True)("image.jpg")
+```"""

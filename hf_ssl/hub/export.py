@@ -1,0 +1,119 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The repo folder of a trained model: the encoder for everyone at its root, the whole method under `pretraining/`.
+
+An encoder that timm rebuilds from its name stands at the root in timm's own format, so that `AutoModel` and
+`timm.create_model` load it without trusting any code; any other (a small stem, SAME padding) goes out as custom code.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from transformers import BitImageProcessor, PreTrainedModel
+
+from ..models import SSLConfig, backbone_kwargs, rebuildable_by_timm
+from ..recipe import Recipe, RecipeError
+from .card import RunFacts, render_card
+
+
+def export(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    baseline: dict[str, Any],
+    final: dict[str, Any],
+    facts: RunFacts,
+) -> Path:
+    """Write the repo folder of a trained `XForPreTraining`; an older one is replaced only by a complete one.
+
+    Args:
+        baseline, final: measurements before and after training, for the card.
+
+    Raises:
+        RecipeError: the disk refused it.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".partial_{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_pretraining(model, partial)
+        save_encoder(model, partial)
+        (partial / "recipe.yaml").write_text(recipe.shareable().to_yaml())
+        (partial / "README.md").write_text(
+            render_card(model.config, recipe, baseline=baseline, final=final, facts=facts)
+        )
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RecipeError(
+            f"The model could not be written to {folder} ({error}); the checkpoints are kept, so free some space and "
+            "run the same command again."
+        ) from error
+    return folder
+
+
+def save_pretraining(model: PreTrainedModel, folder: Path) -> None:
+    """`folder/pretraining`: every weight of the method; its code goes to `folder`, where transformers looks for it."""
+    subfolder = folder / "pretraining"
+    model.save_pretrained(subfolder, state_dict=model.export_state_dict())
+    for file in subfolder.glob("*.py"):
+        os.replace(file, folder / file.name)
+
+
+def save_encoder(model: PreTrainedModel, folder: Path) -> None:
+    """The encoder at the root of `folder`, in timm's format where timm can rebuild it."""
+    config = model.config
+    if rebuildable_by_timm(config):
+        backbone = model.encoder.backbone
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
+        return
+    model.encoder.save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": round(config.image_size / config.crop_pct)},
+        crop_size={"height": config.image_size, "width": config.image_size},
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+        resample=3 if config.interpolation == "bicubic" else 2,
+        do_convert_rgb=config.num_channels == 3,
+    ).save_pretrained(folder)
+
+
+def timm_config(backbone, config: SSLConfig) -> dict[str, Any]:
+    """timm's `config.json` of an encoder.
+
+    `num_classes` is left out of `model_args`: transformers' timm wrapper passes it itself and fails on a second one.
+    """
+    model_args = {key: value for key, value in backbone_kwargs(config).items() if key != "num_classes"}
+    pretrained_cfg = {
+        "tag": config.model_type,
+        "custom_load": False,
+        "input_size": [config.num_channels, config.image_size, config.image_size],
+        "fixed_input_size": bool(backbone.pretrained_cfg.get("fixed_input_size", False)),
+        "interpolation": config.interpolation,
+        "crop_pct": config.crop_pct,
+        "crop_mode": "center",
+        "mean": list(config.image_mean),
+        "std": list(config.image_std),
+        "num_classes": 0,
+        "first_conv": backbone.pretrained_cfg.get("first_conv"),
+        "classifier": backbone.pretrained_cfg.get("classifier"),
+    }
+    content = {
+        "architecture": timm.models.split_model_name_tag(config.backbone)[0],
+        "num_classes": 0,
+        "num_features": backbone.num_features,
+        "pretrained_cfg": pretrained_cfg,
+    }
+    if model_args:
+        content["model_args"] = model_args
+    return content

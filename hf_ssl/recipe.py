@@ -1,0 +1,460 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""A recipe: everything that decides a run, as dataclasses read from YAML and `a.b=c` overrides.
+
+Validation happens here, before data or models are touched: a misspelt key, a wrong type or an impossible value is one
+sentence (`RecipeError`) that names the key and the nearest valid one.
+"""
+
+import difflib
+import re
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+METHODS = ("barlow_twins", "byol", "simsiam", "swav")
+
+# Keys that may differ between a run and its continuation: they change what is written or how fast, never the weights.
+FREE_ON_RESUME = (
+    "data.num_workers",
+    "data.path",
+    "monitor",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.output_dir",
+    "train.resume",
+    "train.track",
+)
+
+
+class RecipeError(ValueError):
+    """A mistake of the person who runs a command; its text is one sentence that names the thing and the remedy."""
+
+
+@dataclass
+class DataConfig:
+    """Where the images are. Labels are never needed to pretrain."""
+
+    path: str | None = None  # Hub id, folder of images, Parquet file, folder or glob; relative to the working folder
+    name: str | None = None  # configuration of a Hub dataset
+    revision: str | None = None  # revision of a Hub dataset
+    split: str = "train"
+    image_column: str | None = None  # found by its type when there is one
+    label_column: str | None = None  # for the monitor; found by its type
+    max_examples: int | None = None  # only the first n examples
+    num_workers: int = 4  # loader processes per training process
+    max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
+
+
+@dataclass
+class ViewOverride:
+    """Changes to a preset's view; `None` keeps the preset's value. See `hf_ssl.data.views.View` for the meanings."""
+
+    count: int | None = None
+    size: int | None = None
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] | None = None
+    crop: Literal["retry", "clip"] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    flip: float | None = None
+    jitter: tuple[float, float, float, float] | None = None
+    jitter_prob: float | None = None
+    brightness: Literal["multiply", "add"] | None = None
+    grayscale: float | None = None
+    blur: float | None = None
+    blur_sigma: tuple[float, float] | None = None
+    solarize: float | None = None
+    solarize_threshold: float | None = None
+
+
+@dataclass
+class ViewsConfig:
+    """What the network sees of an image: a preset, and changes to all of its views or to one."""
+
+    preset: Literal["barlow_twins", "byol", "simsiam", "swav", "seer"] | None = None  # default: the method's
+    photometric: Literal["fast", "reference"] = "fast"  # batched on the device, or per image as published
+    all: ViewOverride = field(default_factory=ViewOverride)
+    first: ViewOverride = field(default_factory=ViewOverride)
+    second: ViewOverride = field(default_factory=ViewOverride)
+    local: ViewOverride = field(default_factory=ViewOverride)
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and its schedule. Learning rates are per `lr_per` images of the global batch."""
+
+    name: Literal["lars", "larc", "sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.05
+    lr_per: int | None = 256  # null: `lr` is absolute
+    lr_bias_and_norm: float | None = None  # own learning rate for one-dimensional tensors (Barlow Twins)
+    weight_decay: float = 0.0
+    exclude_bias_and_norm: bool = False  # one-dimensional tensors get neither decay nor LARS adaptation
+    fixed_predictor_lr: bool = False  # the predictor keeps the peak learning rate (SimSiam)
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    trust_coefficient: float = 0.001  # LARS and LARC
+    clip_grad_norm: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule_by: Literal["step", "epoch"] = "step"
+    warmup_epochs: float = 0.0
+    warmup_lr_fraction: float = 0.0  # where the warm-up starts, as a fraction of the peak
+    warmup_reaches_peak: bool = False  # the last warm-up step is already at the peak (SwAV)
+    final_lr_fraction: float = 0.0  # where the cosine ends, as a fraction of the peak
+
+
+@dataclass
+class TrainConfig:
+    """The run: how long, how large, how precise, and what is kept."""
+
+    output_dir: str | None = None  # default: runs/<recipe name>
+    epochs: float | None = None
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 256  # images of one optimiser step over all processes
+    accumulation: int = 1  # micro-batches per optimiser step
+    seed: int = 0
+    precision: Literal["no", "fp16", "bf16"] | None = None  # default: what `accelerate launch` says
+    channels_last: bool = True
+    compile: bool = False
+    sync_batchnorm: bool = True  # BatchNorm statistics over all processes
+    gradient_checkpointing: bool = False
+    log_every: int = 10  # steps
+    checkpoint_every: float = 1.0  # epochs
+    keep_checkpoints: int = 2
+    resume: Literal["auto", "never"] = "auto"
+    track: tuple[str, ...] = ()  # trackers: trackio, tensorboard, wandb
+
+
+@dataclass
+class MonitorConfig:
+    """What is measured while training; kNN needs a labelled dataset, the collapse diagnostics do not."""
+
+    every: float = 1.0  # epochs; 0: only before and after training
+    path: str | None = None  # labelled dataset; default: data.path when it has labels
+    name: str | None = None
+    bank_split: str = "train"
+    query_split: str = "test"
+    image_column: str | None = None
+    label_column: str | None = None
+    max_bank: int | None = None
+    max_queries: int | None = None
+    k: int = 20
+    temperature: float = 0.1
+    num_samples: int = 2048  # images for the collapse diagnostics
+    batch_size: int = 256
+
+
+@dataclass
+class Recipe:
+    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`)."""
+
+    method: Literal["barlow_twins", "byol", "simsiam", "swav"]
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict; `views` keeps only what differs from the preset."""
+        plain = _plain(asdict(self))
+        for key in ("all", "first", "second", "local"):
+            plain["views"][key] = {k: v for k, v in plain["views"][key].items() if v is not None}
+        return plain
+
+    def shareable(self) -> "Recipe":
+        """A copy without the folders of whoever ran it: local paths become their last part."""
+        copy = recipe_from_dict(self.to_dict())
+        copy.train.output_dir = None
+        for section in (copy.data, copy.monitor):
+            if section.path is not None and Path(section.path).exists():
+                section.path = Path(section.path).name
+        return copy
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def flat_text(self) -> dict[str, str | int | float | bool]:
+        """Dotted key -> value, as trackers want it."""
+        flat = _flatten(self.to_dict())
+        return {k: v if isinstance(v, str | int | float | bool) else str(v) for k, v in flat.items()}
+
+    def per_process_batch(self, world_size: int) -> int:
+        """Images of one forward on one process.
+
+        Raises:
+            RecipeError: the global batch does not divide by processes x accumulation.
+        """
+        parts = world_size * self.train.accumulation
+        if self.train.batch_size % parts:
+            lower = self.train.batch_size // parts * parts
+            near = f"{lower} or {lower + parts}" if lower else str(parts)
+            raise RecipeError(
+                f"train.batch_size={self.train.batch_size} does not divide by {world_size} process(es) x "
+                f"train.accumulation={self.train.accumulation}; the nearest that do are {near}."
+            )
+        return self.train.batch_size // parts
+
+
+def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by path or by name ("quickstart", "swav/imagenet1k_resnet50"), with `a.b=c` overrides.
+
+    Raises:
+        RecipeError: no such recipe, bad YAML, unknown key, wrong type or impossible value.
+    """
+    path = find_recipe(source)
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must be a mapping of sections (method, data, model, train ...).")
+    for override in overrides:
+        _apply_override(content, override)
+    recipe = recipe_from_dict(content)
+    recipe.data.path = _locate_data(recipe.data.path, path.parent)
+    recipe.monitor.path = _locate_data(recipe.monitor.path, path.parent)
+    if recipe.train.output_dir is None:
+        recipe.train.output_dir = str(Path("runs") / path.stem)
+    return recipe
+
+
+def recipe_from_dict(content: dict[str, Any]) -> Recipe:
+    """Build and validate a recipe from nested plain dicts."""
+    if "method" not in content:
+        raise RecipeError(f"The recipe names no method; set method to one of {', '.join(METHODS)}.")
+    recipe = _build(Recipe, content, "")
+    _check_values(recipe)
+    return recipe
+
+
+def recipes_folder() -> Path:
+    """The recipes that ship with the package: beside it in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name ("swav/imagenet1k_resnet50") -> file of every training recipe that ships with the package."""
+    root = recipes_folder()
+    found = {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
+    return {name: path for name, path in found.items() if not name.startswith("accelerate/")}
+
+
+def recipe_header(path: Path) -> dict[str, str]:
+    """Facts of a recipe's comment header: its title, and its `# Key: value` lines (Published, Source, Hardware)."""
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    header = {"Title": lines[0] if lines else path.stem}
+    for line in lines[1:]:
+        match = re.match(r"([A-Z][a-z]+): (.+)", line)
+        if match:
+            header[match[1]] = match[2]
+    return header
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Path of a recipe given as a file or by the name of a shipped one.
+
+    Raises:
+        RecipeError: neither; the message has the nearest names.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    name = str(source).removesuffix(".yaml").removeprefix("recipes/")
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(
+        f"There is no recipe {str(source)!r}{_nearest(name, shipped)}; `hf-ssl recipes` lists them, or give a file."
+    )
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two recipes and that decide the weights (see FREE_ON_RESUME)."""
+    a, b = _flatten(old), _flatten(new)
+    keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+    return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]
+
+
+def model_config(recipe: Recipe, image_size: int):
+    """The method's `SSLConfig` of a recipe; `image_size` (pixels) stands in where the recipe sets none.
+
+    Raises:
+        RecipeError: an unknown or ill-typed field under `model`, or an unknown backbone.
+    """
+    from .models import METHODS as classes
+    from .models import check_backbone
+
+    config_class = classes[recipe.method][0]
+    names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
+    for key in recipe.model:
+        if key not in names:
+            raise RecipeError(f"There is no key model.{key} for {recipe.method}{_nearest(key, names)}.")
+    try:
+        config = config_class(**{"image_size": image_size, **recipe.model})
+        check_backbone(config)
+    except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
+        raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+    return config
+
+
+def _nearest(name: str, valid) -> str:
+    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f" (there are: {', '.join(sorted(valid))})"
+
+
+def _apply_override(content: dict, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"{override!r} is not an override; write key=value, for example train.batch_size=512.")
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{key!r} cannot be set: {section!r} is not a section.")
+    try:
+        content[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"The value of {override!r} is not valid YAML; quote it.") from None
+
+
+def _build(cls, content: Any, prefix: str):
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {content!r}.")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in content.items():
+        if key not in hints:
+            where = f" in {prefix.rstrip('.')}" if prefix else ""
+            raise RecipeError(f"There is no key {prefix}{key}{_nearest(key, hints)}".rstrip("?") + f"{where}.")
+        values[key] = _coerce(value, hints[key], f"{prefix}{key}")
+    return cls(**values)
+
+
+def _coerce(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the type `hint`. YAML reads 1e-6 as text and 1 as an int: both are accepted as floats."""
+    if is_dataclass(hint):
+        return _build(hint, value, f"{key}.")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), key)
+    if origin is Literal:
+        if value is False and "no" in args:  # YAML reads a bare `no` as false
+            value = "no"
+        if value not in args:
+            raise RecipeError(f"{key}={value!r} is not possible{_nearest(value, args)}.")
+        return value
+    if origin is tuple:
+        return _coerce_tuple(value, args, key)
+    if origin is dict:
+        if not isinstance(value, dict | None):
+            raise RecipeError(f"{key} must be a section of keys, not {value!r}.")
+        return _numbers(value or {})
+    if hint is float:
+        return _coerce_float(value, key)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecipeError(f"{key} must be {_type_name(hint)}, not {value!r}.")
+    return value
+
+
+def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:
+    if args[-1] is Ellipsis:
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, list | tuple):
+            return tuple(_coerce(v, args[0], key) for v in items)
+        raise RecipeError(f"{key} must be a list, not {value!r}.")
+    if not isinstance(value, list | tuple) or len(value) != len(args):
+        raise RecipeError(f"{key} must be a list of {len(args)} numbers, not {value!r}.")
+    return tuple(_coerce(v, a, key) for v, a in zip(value, args, strict=True))
+
+
+def _coerce_float(value: Any, key: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise RecipeError(f"{key} must be a number, not {value!r}.") from None
+
+
+def _numbers(value: Any) -> Any:
+    """Free-form sections: text that is a number in YAML 1.2 (1e-6) becomes one."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _type_name(hint: type) -> str:
+    return {int: "a whole number", str: "a text", bool: "true or false"}[hint]
+
+
+def _check_values(recipe: Recipe) -> None:
+    train, optim, data, monitor = recipe.train, recipe.optim, recipe.data, recipe.monitor
+    if (train.epochs is None) == (train.steps is None):
+        raise RecipeError("Set train.epochs or train.steps, and only one of them.")
+    positive = {
+        "train.epochs": train.epochs,
+        "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
+        "train.accumulation": train.accumulation,
+        "train.log_every": train.log_every,
+        "train.checkpoint_every": train.checkpoint_every,
+        "train.keep_checkpoints": train.keep_checkpoints,
+        "data.max_examples": data.max_examples,
+        "monitor.k": monitor.k,
+        "monitor.temperature": monitor.temperature,
+        "optim.lr_per": optim.lr_per,
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            raise RecipeError(f"{key} must be greater than 0, not {value}.")
+    not_negative = {
+        "optim.lr": optim.lr,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.warmup_epochs": optim.warmup_epochs,
+        "data.num_workers": data.num_workers,
+        "monitor.every": monitor.every,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise RecipeError(f"{key} must not be negative, it is {value}.")
+    for name in train.track:
+        if name not in ("trackio", "tensorboard", "wandb"):
+            raise RecipeError(f"There is no tracker {name!r}{_nearest(name, ('trackio', 'tensorboard', 'wandb'))}")
+
+
+def _locate_data(path: str | None, folder: Path) -> str | None:
+    """A path relative to the recipe's own folder is found there when the working folder has none of that name."""
+    if path is not None and not Path(path).exists() and (folder / path).exists():
+        return str(folder / path)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, sub in value.items() for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()}

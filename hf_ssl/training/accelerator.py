@@ -1,0 +1,93 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The one place that configures Accelerate and fits a model to its processes.
+
+Precision, devices and the number of processes come from `accelerate launch`; what is set here is what self-supervised
+learning needs on top: buffers that are not broadcast, and BatchNorm statistics over all processes, on CPUs too.
+"""
+
+import timm.layers
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
+from torch import nn
+
+from ..models.modeling_ssl import all_reduce_sum, world_size
+from ..recipe import TrainConfig
+
+
+def build_accelerator(train: TrainConfig) -> Accelerator:
+    """An Accelerator for a recipe's `train` section."""
+    accelerator = Accelerator(
+        mixed_precision=train.precision,
+        log_with=list(train.track) or None,
+        project_dir=train.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("FSDP is not supported by this version; launch with recipes/accelerate/ddp.yaml instead.")
+    return accelerator
+
+
+def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:
+    """Memory format, synchronised BatchNorm, checkpointing and compilation, in this order, before `prepare`."""
+    if train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if train.sync_batchnorm and accelerator.num_processes > 1:
+        model = synchronize_batchnorm(model, accelerator.device)
+    if train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if train.compile:
+        for child in model.children():  # encoders and heads; the losses stay eager
+            child.compile()
+    return model
+
+
+def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let every BatchNorm of `model` use the statistics of the global batch.
+
+    On GPUs that is torch's SyncBatchNorm, through timm's converter, which keeps the activation inside timm's
+    BatchNormAct2d; torch's class refuses CPU tensors, so CPU processes get the class below.
+    """
+    model = timm.layers.convert_sync_batchnorm(model)
+    if device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, timm.layers.norm_act.SyncBatchNormAct):
+                module.__class__ = CpuSyncBatchNormAct
+            elif type(module) is nn.SyncBatchNorm:
+                module.__class__ = CpuSyncBatchNorm
+    return model
+
+
+class CpuSyncBatchNorm(nn.SyncBatchNorm):
+    """BatchNorm over the batch of all processes, with autograd through two all-reduces. (B, C, ...) -> the same."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        dims = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        count = x.numel() // x.shape[1] * world_size()
+        values = x.float()
+        mean = all_reduce_sum(values.sum(dims)) / count  # (C,)
+        centred = values - mean.view(shape)
+        var = all_reduce_sum((centred * centred).sum(dims)) / count
+        self._update_running(mean.detach(), var.detach() * count / max(count - 1, 1))
+        out = centred * torch.rsqrt(var + self.eps).view(shape)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(x.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean: torch.Tensor, var: torch.Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+
+
+class CpuSyncBatchNormAct(CpuSyncBatchNorm):
+    """The same with timm's drop and activation behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))

@@ -1,0 +1,219 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The training loop: build, resume, step, log, monitor, checkpoint, export.
+
+Killed anywhere and started again, a run ends where it would have ended: data, views and schedules are functions of the
+step, and a checkpoint holds everything else. The loop knows no method by name (see the hooks of `hf_ssl.models`).
+"""
+
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+
+from ..data.loader import TrainLoader
+from ..data.photometric import Photometric
+from ..data.sources import ImageSource, check_source, labelled_sources, load_source
+from ..data.views import resolve_views
+from ..evaluation.features import EvalTransform
+from ..hub.export import RunFacts, export
+from ..models import METHODS, rebuildable_by_timm
+from ..optim import build_optimizer, set_learning_rates
+from ..recipe import Recipe, RecipeError, model_config
+from .accelerator import build_accelerator, fit_model
+from .checkpoint import Checkpoints
+from .metrics import Journal, Meter, Totals
+from .monitor import Monitor
+from .signals import Interrupted, StopSignals
+
+
+logger = get_logger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """Where a finished run left its model, and its measurements: `baseline` (raw pixels, untrained) and `final`.
+
+    `needs_code`: the encoder is one that timm cannot build by name, so it loads with `trust_remote_code=True`.
+    """
+
+    model_dir: Path
+    baseline: dict[str, float]
+    final: dict[str, float]
+    needs_code: bool
+    is_main_process: bool
+
+
+def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainResult:
+    """Run a recipe from its newest checkpoint, or from the start, to the exported model.
+
+    Args:
+        recipe: see `hf_ssl.recipe`.
+        dataset: a map-style `datasets.Dataset` to train on instead of `recipe.data.path`.
+        bank, queries: labelled datasets for the kNN monitor instead of `recipe.monitor.path`.
+
+    Raises:
+        RecipeError: something in the recipe cannot work here.
+        NonFiniteLoss: the loss became NaN or infinite.
+        Interrupted: SIGTERM or SIGINT came.
+    """
+    train = recipe.train
+    views = resolve_views(recipe.views, recipe.method)
+    config = model_config(recipe, image_size=views[0].size)
+    if dataset is None:
+        check_source(recipe.data)
+    accelerator = build_accelerator(train)
+    recipe.per_process_batch(accelerator.num_processes)
+    output_dir = Path(train.output_dir)
+    with accelerator.main_process_first():  # one process fills the cache of `datasets`
+        source = ImageSource(dataset, recipe.data.image_column) if dataset is not None else load_source(recipe.data)
+        bank, queries = _knn_sources(recipe, dataset, bank, queries)
+    steps_per_epoch = len(source) // train.batch_size
+    num_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
+
+    # Build: the same weights on every process, then random states of their own.
+    set_seed(train.seed)
+    model = METHODS[recipe.method][1](config).train()
+    model = fit_model(model, train, accelerator)
+    optimizer = build_optimizer(model, recipe.optim, train.batch_size)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.unwrap_model(wrapped)
+    torch.manual_seed(train.seed + 1 + accelerator.process_index)
+
+    # Resume.
+    checkpoints = Checkpoints(output_dir / "checkpoints", train.keep_checkpoints, accelerator)
+    if train.resume == "never" and checkpoints.complete():
+        raise RecipeError(f"{output_dir} already holds a run; set another train.output_dir or train.resume=auto.")
+    state = checkpoints.load_latest(model, optimizer, recipe.to_dict())
+    start = state["step"] if state else 0
+    totals = Totals(accelerator, **state["totals"]) if state else Totals(accelerator)
+
+    workers = min(recipe.data.num_workers, os.cpu_count() or 1)
+    loader = TrainLoader(
+        source,
+        views,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        num_steps=num_steps,
+        start_step=start,
+        accumulation=train.accumulation,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=workers,
+        reference=recipe.views.photometric == "reference",
+        channels=config.num_channels,
+        max_failed_share=recipe.data.max_failed_share,
+    )
+    batches = iter(loader)
+    photometric = Photometric(config.image_mean, config.image_std)
+    monitor = Monitor(recipe.monitor, EvalTransform.of(config), accelerator, bank, queries, workers)
+    journal = Journal(recipe, accelerator, start, steps_per_epoch)
+    bad_step = torch.full((), -1, device=accelerator.device, dtype=torch.long)
+
+    def save(step: int) -> bool:
+        totals.synchronize()
+        _stop_if_not_finite(bad_step, checkpoints)
+        return checkpoints.save(step, model, optimizer, {"recipe": recipe.to_dict(), "totals": totals.to_dict()})
+
+    if start:
+        logger.info(f"Continuing {output_dir} at step {start} of {num_steps}.")
+    elif bank is not None:
+        journal.record(0, {"knn_raw_pixels": monitor.raw_pixels(), **monitor.measure(model)})
+
+    every_checkpoint = max(1, round(train.checkpoint_every * steps_per_epoch))
+    every_monitor = round(recipe.monitor.every * steps_per_epoch) or num_steps
+    meter = Meter(accelerator, start)
+    progress = tqdm(
+        total=num_steps, initial=start, disable=not accelerator.is_local_main_process, unit="step", dynamic_ncols=True
+    )
+    with StopSignals() as stop, progress:
+        for step in range(start, num_steps):
+            now = (step, num_steps, steps_per_epoch)
+            set_learning_rates(optimizer, recipe.optim, *now)
+            model.before_step(*now)
+            for micro in range(train.accumulation):
+                with meter.waiting():
+                    batch = next(batches)
+                totals.add_skipped(batch["skipped"])
+                inputs = photometric(batch, accelerator.device)
+                last = micro == train.accumulation - 1
+                with nullcontext() if last else accelerator.no_sync(wrapped):
+                    output = wrapped(**inputs)
+                    accelerator.backward(output.loss / train.accumulation)
+                loss = output.loss.detach()
+                meter.add_loss(loss / train.accumulation)
+                bad_step = torch.where((bad_step < 0) & ~loss.isfinite(), step, bad_step)
+            model.before_optimizer_step(*now)
+            if recipe.optim.clip_grad_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), recipe.optim.clip_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            model.after_step(*now)
+            monitor.observe(output)
+
+            done = step + 1
+            progress.update()
+            if done % train.log_every == 0 or done == num_steps:
+                _stop_if_not_finite(bad_step, checkpoints)
+                totals.synchronize()
+                values = meter.read(done, train.batch_size)
+                totals.seconds += values.pop("seconds")
+                values["lr"] = max(group["lr"] for group in optimizer.param_groups)
+                journal.record(done, {**values, "skipped": totals.skipped, **model.metrics()})
+                progress.set_postfix_str(
+                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values['images_per_second']:.0f} images/s"
+                )
+            if done == num_steps or done % every_monitor == 0:
+                with meter.paused():
+                    values = monitor.measure(model)
+                journal.record(done, values)
+                if "knn" in values:
+                    progress.write(f"epoch {done / steps_per_epoch:.4g}: kNN {values['knn']:.1%}", file=sys.stderr)
+            if done == num_steps or done % every_checkpoint == 0:
+                with meter.paused():
+                    save(done)
+            signum = stop.agreed()
+            if signum is not None:
+                saved = save(done)
+                accelerator.end_training()
+                raise Interrupted(signum, done, saved)
+
+    baseline, final = journal.at(0), journal.at(num_steps)
+    if accelerator.is_main_process:
+        facts = RunFacts(len(source), num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
+        export(model, recipe, output_dir / "model", baseline=baseline, final=final, facts=facts)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return PretrainResult(
+        output_dir / "model", baseline, final, not rebuildable_by_timm(config), accelerator.is_main_process
+    )
+
+
+def _knn_sources(recipe: Recipe, dataset, bank, queries) -> tuple[ImageSource | None, ImageSource | None]:
+    """Labelled bank and queries of the monitor, or None where nothing is labelled."""
+    monitor = recipe.monitor
+    if bank is not None and queries is not None:
+        wrap = [ImageSource(d, monitor.image_column, monitor.label_column) for d in (bank, queries)]
+        return wrap[0], wrap[1]
+    if dataset is not None and monitor.path is None:
+        return None, None
+    return labelled_sources(recipe.data, monitor)
+
+
+def _stop_if_not_finite(bad_step: torch.Tensor, checkpoints: Checkpoints) -> None:
+    step = bad_step.item()
+    if step >= 0:
+        kept = checkpoints.complete()
+        raise NonFiniteLoss(
+            f"The loss became NaN or infinite at step {step}; lower optim.lr or lengthen the warm-up. "
+            f"The last good checkpoint is {kept[-1] if kept else 'none: none had been written yet'}."
+        )

@@ -1,0 +1,45 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Real images that ship in a wheel (scikit-learn's handwritten digits), as the files that people have."""
+
+import os
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from datasets import ClassLabel, Dataset, Features, Image  # noqa: E402
+from PIL import Image as PILImage  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
+
+
+torch.set_num_threads(1)
+
+
+def digit_images(count: int, side: int = 32) -> tuple[list[PILImage.Image], list[int]]:
+    """The first `count` digits as RGB images."""
+    digits = load_digits()
+    grey = (digits.images[:count] * 15.9).astype(np.uint8)
+    images = [PILImage.fromarray(g).resize((side, side), PILImage.Resampling.BILINEAR).convert("RGB") for g in grey]
+    return images, digits.target[:count].tolist()
+
+
+def digit_dataset(start: int, stop: int) -> Dataset:
+    images, labels = digit_images(stop)
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(d) for d in range(10)])})
+    return Dataset.from_dict({"image": images[start:stop], "label": labels[start:stop]}, features=features)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A folder with train.parquet (128 labelled images) and test.parquet (64)."""
+    folder = tmp_path_factory.mktemp("digits")
+    digit_dataset(0, 128).to_parquet(folder / "train.parquet")
+    digit_dataset(128, 192).to_parquet(folder / "test.parquet")
+    return folder

@@ -1,0 +1,100 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints are whole or absent."""
+
+import errno
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_ssl.recipe import RecipeError
+from hf_ssl.training import checkpoint as module
+from hf_ssl.training.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def parts(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(5, 3)).square().sum().backward()
+    optimizer.step()
+    return Checkpoints(tmp_path / "checkpoints", 2, Accelerator(cpu=True)), model, optimizer
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_was_saved_is_loaded(parts):
+    checkpoints, model, optimizer = parts
+    torch.manual_seed(3)
+    assert checkpoints.save(7, model, optimizer, {"recipe": {"a": 1}})
+    expected = torch.rand(4), {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    optimizer.state.clear()
+    state = checkpoints.load_latest(model, optimizer, {"a": 1})
+    assert state["step"] == 7
+    assert torch.rand(4).equal(expected[0])
+    assert all(model.state_dict()[k].equal(v) for k, v in expected[1].items())
+    assert len(optimizer.state) == 4
+
+
+def test_only_the_newest_are_kept(parts):
+    checkpoints, model, optimizer = parts
+    for step in (1, 2, 3):
+        checkpoints.save(step, model, optimizer, {"recipe": {}})
+    assert [p.name for p in checkpoints.complete()] == ["step_00000002", "step_00000003"]
+
+
+@pytest.mark.parametrize("broken", ["save_file", "torch.save", "state.json"])
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(parts, monkeypatch, caplog, broken):
+    checkpoints, model, optimizer = parts
+    assert checkpoints.save(1, model, optimizer, {"recipe": {}})
+    if broken == "save_file":
+        monkeypatch.setattr(module, "save_file", full_disk)
+    elif broken == "torch.save":
+        monkeypatch.setattr(module.torch, "save", full_disk)
+    else:
+        monkeypatch.setattr(module.json, "dumps", full_disk)
+    assert not checkpoints.save(2, model, optimizer, {"recipe": {}})
+    monkeypatch.undo()
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["step_00000001"]
+    assert "No space left" in caplog.text and "step_00000001" in caplog.text
+    assert checkpoints.load_latest(model, optimizer, {})["step"] == 1
+    assert checkpoints.save(2, model, optimizer, {"recipe": {}})
+
+
+def test_what_a_kill_left_half_written_is_not_taken_for_a_checkpoint(parts):
+    checkpoints, model, optimizer = parts
+    checkpoints.save(1, model, optimizer, {"recipe": {}})
+    partial = checkpoints.folder / ".partial_step_00000002"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    assert checkpoints.load_latest(model, optimizer, {})["step"] == 1
+    assert not partial.exists()
+
+
+def test_a_damaged_checkpoint_is_named_with_the_remedy(parts):
+    checkpoints, model, optimizer = parts
+    checkpoints.save(1, model, optimizer, {"recipe": {}})
+    (checkpoints.complete()[-1] / "state.json").write_text(json.dumps({"recipe": {}})[:5])
+    with pytest.raises(RecipeError, match="step_00000001.*delete it"):
+        checkpoints.load_latest(model, optimizer, {})
+
+
+def test_a_pickle_in_a_checkpoint_is_not_executed(parts, tmp_path):
+    checkpoints, model, optimizer = parts
+    checkpoints.save(1, model, optimizer, {"recipe": {}})
+
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save(Malicious(), checkpoints.complete()[-1] / "optimizer.pt")
+    with pytest.raises(Exception):  # noqa: B017
+        checkpoints.load_latest(model, optimizer, {})
+    assert not (tmp_path / "executed").exists()

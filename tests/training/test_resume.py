@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Interrupted anywhere and started again, a real training process ends where it would have ended, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+METHOD_OVERRIDES = {
+    "barlow_twins": ["model.projector_dims=[64,64]", "optim.name=lars", "optim.lr=0.5"],
+    "byol": ["model.projector_hidden=64", "model.projector_dim=32", "model.predictor_hidden=64", "optim.name=adamw"],
+    "simsiam": ["model.projector_dim=64", "model.predictor_hidden=16", "optim.fixed_predictor_lr=true"],
+    "swav": [
+        "model.projector_dims=[64,32]",
+        "model.num_prototypes=20",
+        "model.queue_length=32",
+        "model.queue_start_epoch=1",
+        "model.freeze_prototypes_steps=5",
+        "views.local.size=16",
+        "views.local.count=2",
+        "optim.name=larc",
+    ],
+}
+
+
+def command(method: str, data: Path, output: Path, *more: str) -> list[str]:
+    recipe = output.parent / f"{method}.yaml"
+    recipe.write_text(f"method: {method}\n")
+    return [
+        *(sys.executable, "-m", "hf_ssl", "pretrain", str(recipe), f"data.path={data}", f"train.output_dir={output}"),
+        *("model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=40"),
+        *("train.checkpoint_every=0.5", "train.log_every=3", "monitor.every=2", "data.num_workers=0"),
+        *METHOD_OVERRIDES[method],
+        *more,
+    ]
+
+
+def progress(output: Path) -> int:
+    """The newest step in metrics.jsonl."""
+    path = output / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return max(steps, default=-1)
+
+
+def stop_at(args: list[str], output: Path, step: int, delay: float, signum: int) -> int:
+    """Start the run, send the signal `delay` seconds after it has reached `step`; its exit code."""
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and progress(output) < step:
+        assert time.monotonic() < deadline, "the run made no progress"
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(signum)
+    return process.wait(timeout=60)
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = load_file(first), load_file(second)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not a[name].equal(b[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("method", METHOD_OVERRIDES)
+def test_killed_several_times_ends_bit_for_bit_like_uninterrupted(method, digits, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(method, digits, whole), check=True, capture_output=True, timeout=300)
+    chance = random.Random(f"{method}{time.time()}")  # other moments at every run of the test
+    kills = []
+    for least in (3, 12, 24):
+        moment = (least + chance.randrange(9), chance.random() * 0.1)
+        kills.append(moment)
+        code = stop_at(command(method, digits, broken), broken, *moment, signal.SIGKILL)
+        if code == 0:  # it was faster than the signal
+            break
+    subprocess.run(command(method, digits, broken), check=True, capture_output=True, timeout=300)
+    print("killed at", kills)  # noqa: T201
+    last = "checkpoints/step_00000040/model.safetensors"
+    assert_same_weights(whole / last, broken / last)
+    assert_same_weights(whole / "model/model.safetensors", broken / "model/model.safetensors")
+    steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_sigterm_leaves_a_checkpoint_of_that_step_and_exits_143(digits, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    args = command("simsiam", digits, broken, "train.checkpoint_every=100")
+    code = stop_at(args, broken, 6, 0.0, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    kept = sorted((broken / "checkpoints").iterdir())
+    assert [p.name[:5] for p in kept] == ["step_"]
+    assert 6 <= int(kept[0].name[5:]) < 40
+    subprocess.run(args, check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        command("simsiam", digits, whole, "train.checkpoint_every=100"), check=True, capture_output=True, timeout=300
+    )
+    last = "checkpoints/step_00000040/model.safetensors"
+    assert_same_weights(whole / last, broken / last)
+
+
+def test_a_changed_recipe_is_refused_with_the_names_of_the_keys(digits, tmp_path):
+    output = tmp_path / "run"
+    subprocess.run(command("simsiam", digits, output, "train.steps=2"), check=True, capture_output=True, timeout=300)
+    again = command("simsiam", digits, output, "train.steps=2", "optim.lr=0.3", "data.num_workers=1")
+    result = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    assert "optim.lr" in result.stderr and "num_workers" not in result.stderr
