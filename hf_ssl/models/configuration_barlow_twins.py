@@ -1,0 +1,31 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Barlow Twins (https://huggingface.co/papers/2103.03230)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_ssl import SSLConfig
+
+
+@strict
+class BarlowTwinsConfig(SSLConfig):
+    """Defaults: the released ImageNet configuration.
+
+    Args:
+        projector_dims (`tuple`, *optional*, defaults to `(8192, 8192, 8192)`): widths of the projector's layers.
+        lambd (`float`, *optional*, defaults to 0.0051): weight of the off-diagonal terms (λ of eq. 1).
+        eps (`float`, *optional*, defaults to 1e-5): added to the variances.
+        center (`bool`, *optional*, defaults to `True`): `False` leaves the features un-centred, as eq. 2 read literally;
+            no published result was made so.
+    """
+
+    model_type = "barlow_twins"
+
+    projector_dims: list[int] | tuple[int, ...] = (8192, 8192, 8192)
+    lambd: float | int = 0.0051
+    eps: float | int = 1e-5
+    center: bool = True
+    zero_init_residual: bool = True
+
+    def validate_projector(self):
+        if not self.projector_dims or min(self.projector_dims) <= 0:
+            raise ValueError("projector_dims must be a list of at least one width.")

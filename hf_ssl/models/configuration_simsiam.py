@@ -1,0 +1,37 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of SimSiam (https://huggingface.co/papers/2011.10566)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_ssl import SSLConfig
+
+
+@strict
+class SimSiamConfig(SSLConfig):
+    """Defaults: the published ImageNet configuration.
+
+    Args:
+        projector_dim (`int`, *optional*, defaults to 2048): width of projections and predictions.
+        projector_hidden (`int`, *optional*): hidden width of the projector; the backbone's by default.
+        projector_layers (`int`, *optional*, defaults to 3): 2 for the paper's CIFAR-10 experiments.
+        predictor_hidden (`int`, *optional*, defaults to 512): the predictor's bottleneck.
+        output_affine (`bool`, *optional*, defaults to `False`): scale and offset of the projector's last BatchNorm.
+        target_update (`str`, *optional*, defaults to `"step"`): `"epoch"` compares with a copy of the network made at the
+            end of the last epoch. That is not SimSiam, and no published figure belongs to it.
+    """
+
+    model_type = "simsiam"
+
+    projector_dim: int = 2048
+    projector_hidden: int | None = None
+    projector_layers: int = 3
+    predictor_hidden: int = 512
+    output_affine: bool = False
+    target_update: str = "step"
+    zero_init_residual: bool = True
+
+    def validate_heads(self):
+        if self.projector_layers < 1:
+            raise ValueError("projector_layers must be at least 1.")
+        if self.target_update not in ("step", "epoch"):
+            raise ValueError(f"target_update={self.target_update!r} is not possible; choose step or epoch.")

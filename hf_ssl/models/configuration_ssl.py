@@ -1,0 +1,56 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What the configurations of all methods share: the backbone, and the images that it expects."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class SSLConfig(PreTrainedConfig):
+    """Base of every method's configuration.
+
+    Args:
+        backbone (`str`, *optional*, defaults to `"resnet50"`): a timm model name.
+        backbone_args (`dict`, *optional*): passed to `timm.create_model` (`drop_path_rate`, `img_size`, RegNet's `w0` ...).
+        stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride 1
+            without pooling, for images of about 32 pixels.
+        padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
+            TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.
+        image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
+        num_channels (`int`, *optional*, defaults to 3): channels of the images.
+        image_mean, image_std (`tuple`, *optional*): normalisation of images in 0..1; ImageNet's by default.
+        crop_pct (`float`, *optional*, defaults to 0.875): at inference the short side is resized to
+            `image_size / crop_pct` before the centre crop.
+        interpolation (`str`, *optional*, defaults to `"bicubic"`): of that resizing.
+        zero_init_residual (`bool`, *optional*, defaults to `False`): start residual branches at zero.
+    """
+
+    backbone: str = "resnet50"
+    backbone_args: dict[str, Any] | None = None
+    stem: str = "imagenet"
+    padding: str = "torch"
+    image_size: int = 224
+    num_channels: int = 3
+    image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float | int = 0.875
+    interpolation: str = "bicubic"
+    zero_init_residual: bool = False
+
+    def validate_choices(self):
+        choices = {
+            "stem": ("imagenet", "small"),
+            "padding": ("torch", "same"),
+            "interpolation": ("bilinear", "bicubic"),
+        }
+        for field, valid in choices.items():
+            if getattr(self, field) not in valid:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not possible; choose {' or '.join(valid)}.")
+
+    def validate_images(self):
+        if self.image_size <= 0 or not 0 < self.crop_pct <= 1:
+            raise ValueError("image_size must be greater than 0, and crop_pct in (0, 1].")
+        if not len(self.image_mean) == len(self.image_std) == self.num_channels:
+            raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")

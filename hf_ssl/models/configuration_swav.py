@@ -1,0 +1,46 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of SwAV (https://huggingface.co/papers/2006.09882)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_ssl import SSLConfig
+
+
+@strict
+class SwavConfig(SSLConfig):
+    """Defaults: the published ImageNet configuration with batches of 4096.
+
+    Args:
+        projector_dims (`tuple`, *optional*, defaults to `(2048, 128)`): widths of the projector's layers.
+        projector_batch_norm (`bool`, *optional*, defaults to `True`): BatchNorm in the projector's hidden layers.
+        num_prototypes (`int`, *optional*, defaults to 3000): clusters.
+        temperature (`float`, *optional*, defaults to 0.1): of the predicted assignments.
+        epsilon (`float`, *optional*, defaults to 0.05): entropy regularisation of Sinkhorn.
+        sinkhorn_iterations (`int`, *optional*, defaults to 3): row and column normalisations.
+        crops_for_assign (`tuple`, *optional*, defaults to `(0, 1)`): global views whose codes are computed.
+        queue_length (`int`, *optional*, defaults to 0): past features that take part in the assignment, over all
+            processes; 0 for none. Only whole global batches of it are used.
+        queue_start_epoch (`int`, *optional*, defaults to 15): when the queue starts to fill.
+        freeze_prototypes_steps (`int`, *optional*, defaults to 313): steps in which the prototypes do not learn.
+    """
+
+    model_type = "swav"
+
+    projector_dims: list[int] | tuple[int, ...] = (2048, 128)
+    projector_batch_norm: bool = True
+    num_prototypes: int = 3000
+    temperature: float | int = 0.1
+    epsilon: float | int = 0.05
+    sinkhorn_iterations: int = 3
+    crops_for_assign: list[int] | tuple[int, ...] = (0, 1)
+    queue_length: int = 0
+    queue_start_epoch: float | int = 15
+    freeze_prototypes_steps: int = 313
+
+    def validate_assignment(self):
+        if self.temperature <= 0 or self.epsilon <= 0 or self.sinkhorn_iterations < 1:
+            raise ValueError("temperature and epsilon must be greater than 0, and sinkhorn_iterations at least 1.")
+        if not self.crops_for_assign or min(self.crops_for_assign) < 0:
+            raise ValueError("crops_for_assign must name at least one global view by its number.")
+        if self.num_prototypes < 2 or self.queue_length < 0 or not self.projector_dims:
+            raise ValueError("num_prototypes must be at least 2, queue_length not negative, projector_dims not empty.")

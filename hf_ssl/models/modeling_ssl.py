@@ -1,0 +1,481 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What the models of all methods share: encoder, MLP, classifier, and sums over processes.
+
+This file ships inside model repositories, so it imports from its siblings only.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutputWithNoAttention
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_ssl import SSLConfig
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over processes, with its gradient.
+
+    Every process computes the same global loss from it, and the backward pass sums the gradients of these equal losses;
+    averaging over processes, as DDP and FSDP do, then gives exactly the gradient of one process with the whole batch.
+    """
+    return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean over processes, with its gradient."""
+    return all_reduce_sum(tensor) / world_size()
+
+
+@torch.no_grad()
+def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
+    """Elementwise maximum over processes, without gradient."""
+    if world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+@torch.no_grad()
+def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
+    """(B, ...) of every process -> (W*B, ...) in the order of the processes, without gradient."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision becomes float32; float32 and float64 stay."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """Context in which autocast leaves the arithmetic on `tensor`'s device alone."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+# ---------------------------------------------------------------------------------------------- backbone
+
+
+def check_backbone(config: SSLConfig) -> None:
+    """Raises ValueError, with the nearest names, when timm has no such backbone."""
+    name = timm.models.split_model_name_tag(config.backbone)[0]
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names."
+        raise ValueError(f"timm has no backbone {config.backbone!r}{hint}")
+
+
+def rebuildable_by_timm(config: SSLConfig) -> bool:
+    """Whether `timm.create_model` builds the encoder from its name and arguments alone."""
+    return config.stem == "imagenet" and config.padding == "torch"
+
+
+def backbone_kwargs(config: SSLConfig) -> dict[str, Any]:
+    """Arguments of `timm.create_model` beside the name and `num_classes=0`."""
+    kwargs = dict(config.backbone_args or {})
+    if config.num_channels != 3:
+        kwargs["in_chans"] = config.num_channels
+    return kwargs
+
+
+def create_backbone(config: SSLConfig) -> nn.Module:
+    """The bare timm model, without a classifier, with the configured stem and padding.
+
+    Raises:
+        ValueError: unknown backbone, arguments that it does not take, or a stem that it does not have.
+    """
+    check_backbone(config)
+    try:
+        backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **backbone_kwargs(config))
+    except TypeError as error:
+        raise ValueError(f"backbone_args do not fit {config.backbone}: {error}.") from error
+    if config.stem == "small":
+        _make_stem_small(backbone, config.backbone)
+    if config.padding == "same":
+        _use_same_padding(backbone)
+    return backbone
+
+
+def _make_stem_small(backbone: nn.Module, name: str) -> None:
+    modules = dict(backbone.named_children())
+    if "conv1" in modules and "maxpool" in modules:  # ResNet
+        first = backbone.conv1
+        if isinstance(first, nn.Conv2d):
+            backbone.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=False)
+        else:  # a deep stem of three convolutions
+            first[0].stride = (1, 1)
+        backbone.maxpool = nn.Identity()
+    elif "stem" in modules and "s1" in modules:  # RegNet
+        backbone.stem.conv.stride = (1, 1)
+    else:
+        raise ValueError(f"stem='small' is for ResNets and RegNets, not for {name}; see its own backbone_args.")
+
+
+def _use_same_padding(backbone: nn.Module) -> None:
+    for parent in list(backbone.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Conv2d and child.stride[0] > 1 and child.kernel_size[0] > 1:
+                same = timm.layers.Conv2dSame(
+                    child.in_channels,
+                    child.out_channels,
+                    child.kernel_size,
+                    child.stride,
+                    groups=child.groups,
+                    bias=child.bias is not None,
+                )
+                setattr(parent, name, same)
+            elif type(child) is nn.MaxPool2d:
+                setattr(parent, name, timm.layers.MaxPool2dSame(child.kernel_size, child.stride))
+
+
+def backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The backbone's residual blocks, outermost ones only: the units of activation checkpointing."""
+    blocks: list[nn.Module] = []
+    inside: set[int] = set()
+    for module in backbone.modules():
+        kind = type(module).__name__
+        if id(module) not in inside and (kind == "Block" or kind.endswith(("Block", "Bottleneck", "InvertedResidual"))):
+            blocks.append(module)
+            inside.update(id(child) for child in module.modules())
+    return blocks
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch but remembers nothing: for the recomputation of a checkpointed block."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
+    saved = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, tracked in saved:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(tracked)
+
+
+def _checkpoint_block(block: nn.Module) -> None:
+    plain = type(block).forward.__get__(block)
+
+    def forward(*args, **kwargs):
+        if not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        contexts = lambda: (nullcontext(), _frozen_statistics(block))  # noqa: E731
+        return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+    block.forward = forward
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+@dataclass
+class SSLForPreTrainingOutput(ModelOutput):
+    """Output of every method.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): of the global batch; `None` when only one view was given.
+        embeddings (`torch.FloatTensor` of shape `(B, V, D)`): what the loss compares.
+        features (`torch.FloatTensor` of shape `(B, V, F)`): pooled features of the backbone, detached.
+    """
+
+    loss: torch.FloatTensor | None = None
+    embeddings: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+
+
+class MLP(nn.Sequential):
+    """Linear layers with BatchNorm and ReLU between them; (N, in_dim) -> (N, dims[-1]).
+
+    Args:
+        batch_norm: BatchNorm after the hidden layers.
+        hidden_bias, output_bias: biases of the hidden and of the last linear layer.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dims: list[int] | tuple[int, ...],
+        *,
+        batch_norm: bool = True,
+        hidden_bias: bool = False,
+        output_bias: bool = False,
+    ):
+        layers: list[nn.Module] = []
+        for dim in dims[:-1]:
+            layers.append(nn.Linear(in_dim, dim, bias=hidden_bias))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(dim))
+            layers.append(nn.ReLU(inplace=True))
+            in_dim = dim
+        layers.append(nn.Linear(in_dim, dims[-1], bias=output_bias))
+        super().__init__(*layers)
+
+
+class SSLPreTrainedModel(PreTrainedModel):
+    """Base of all models: initialisation of the heads, and the hooks that a training loop calls."""
+
+    config: SSLConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True  # timm chooses its own attention
+
+    def get_input_embeddings(self):
+        return None
+
+    def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        """Called before the forward pass of optimiser step `step`, counted from 0."""
+
+    def before_optimizer_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        """Called after the backward pass, when gradients are reduced."""
+
+    def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        """Called after the optimiser's step."""
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars of the last step worth watching."""
+        return {}
+
+    def export_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights that are of use to others."""
+        return self.state_dict()
+
+    def freeze_targets(self) -> None:
+        """Take the gradient from whatever must not learn; loading gives it back, so it is repeated after loading."""
+
+    def copy_missing_targets(self, missing: set[str]) -> None:
+        """Copy online weights to the target where a checkpoint had none (`missing`: names)."""
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model.copy_missing_targets(set(info["missing_keys"]))
+        model.freeze_targets()
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, with the code of every class of the method beside the weights."""
+        kind, prefix = self.config.model_type, type(self.config).__name__.removesuffix("Config")
+        self.config.auto_map = {
+            "AutoConfig": f"configuration_{kind}.{prefix}Config",
+            "AutoModel": f"modeling_{kind}.{prefix}Model",
+            "AutoModelForPreTraining": f"modeling_{kind}.{prefix}ForPreTraining",
+            "AutoModelForImageClassification": f"modeling_{kind}.{prefix}ForImageClassification",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init_linear_as_torch(module)
+        elif isinstance(module, _BatchNorm):
+            init_norm(module)
+
+
+def init_linear_as_torch(module: nn.Linear) -> None:
+    """torch's default: uniform in ±1/sqrt(fan_in), weight and bias."""
+    bound = 1 / math.sqrt(module.in_features)
+    init.uniform_(module.weight, -bound, bound)
+    if module.bias is not None:
+        init.uniform_(module.bias, -bound, bound)
+
+
+def init_norm(module: nn.Module) -> None:
+    """Scale 1, offset 0, running statistics of the unit normal."""
+    if module.weight is not None:
+        init.ones_(module.weight)
+    if module.bias is not None:
+        init.zeros_(module.bias)
+    if isinstance(module, _BatchNorm) and module.running_mean is not None:
+        init.zeros_(module.running_mean)
+        init.ones_(module.running_var)
+        init.zeros_(module.num_batches_tracked)
+
+
+class SSLModel(SSLPreTrainedModel):
+    """The encoder: a bare timm backbone.
+
+    Networks with BatchNorm are initialised as torchvision's (He et al., fan-out); others (ViT, ConvNeXt) as timm's
+    (truncated normal of 0.02).
+    """
+
+    def __init__(self, config: SSLConfig):
+        super().__init__(config)
+        self.backbone = create_backbone(config)
+        self.has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self.backbone.modules())
+        self._checkpointing = False
+        self.post_init()
+
+    @property
+    def num_features(self) -> int:
+        """Width of `pooler_output`."""
+        return self.backbone.head_hidden_size
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """transformers' `gradient_checkpointing_enable` sets this."""
+        return self._checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        blocks = backbone_blocks(self.backbone)
+        if enable and not blocks:
+            raise ValueError(f"{self.config.backbone} has no blocks to checkpoint; leave gradient_checkpointing off.")
+        for block in blocks:
+            if enable:
+                _checkpoint_block(block)
+            else:
+                block.__dict__.pop("forward", None)
+        self._checkpointing = enable
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """(B, C, H, W) -> `last_hidden_state` (B, D, h, w) or tokens (B, N, D), `pooler_output` (B, D)."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = None
+        if output_hidden_states:
+            last, hidden_states = self.backbone.forward_intermediates(pixel_values)
+            hidden_states = tuple(hidden_states)
+        else:
+            last = self.backbone.forward_features(pixel_values)
+        pooled = self.backbone.forward_head(last)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last, pooler_output=pooled.flatten(1), hidden_states=hidden_states
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            self._init_convolution(module)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, _BatchNorm | nn.LayerNorm | nn.GroupNorm):
+            init_norm(module)
+        elif module is self:
+            self._init_remaining()
+        if self.config.zero_init_residual and "zero_init_last" in dir(module):
+            module.zero_init_last()
+
+    def _init_convolution(self, module: nn.Conv2d) -> None:
+        if self.has_batch_norm:
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+
+    def _init_remaining(self) -> None:
+        """Tokens, position embeddings, layer scales ...: timm's own initial values."""
+        known = nn.Conv2d | nn.Linear | _BatchNorm | nn.LayerNorm | nn.GroupNorm
+        remaining = {
+            f"{prefix}.{name}".lstrip("."): parameter
+            for prefix, module in self.backbone.named_modules()
+            if not isinstance(module, known)
+            for name, parameter in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        }
+        if remaining:
+            with torch.device("cpu"):
+                fresh = create_backbone(self.config)
+            initial = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+            for name, parameter in remaining.items():
+                init.copy_(parameter, initial[name].to(parameter.device, parameter.dtype))
+
+
+class SSLForImageClassification(SSLPreTrainedModel):
+    """Encoder and a linear classifier, initialised as in the papers' linear evaluations (normal of 0.01, bias 0)."""
+
+    model_class: type[SSLModel]
+
+    def __init__(self, config: SSLConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.encoder = self.model_class(config)
+        self.classifier = nn.Linear(self.encoder.num_features, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutputWithNoAttention:
+        """(B, C, H, W), labels (B,) -> `logits` (B, num_labels) and their cross-entropy."""
+        output = self.encoder(pixel_values, output_hidden_states=output_hidden_states)
+        logits = self.classifier(output.pooler_output)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=output.hidden_states)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+
+
+def split_views(pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    """(B, V, C, H, W), or (B, C, H, W) for one view -> V tensors (B, C, H, W)."""
+    return [pixel_values] if pixel_values.dim() == 4 else list(pixel_values.unbind(1))
+
+
+def two_views(pixel_values: torch.Tensor, method: str) -> list[torch.Tensor]:
+    """The one or two views of a method that compares pairs.
+
+    Raises:
+        ValueError: more than two.
+    """
+    views = split_views(pixel_values)
+    if len(views) > 2:
+        raise ValueError(f"{method} compares two views of an image, not {len(views)}; see views.first.count.")
+    return views

@@ -1,0 +1,234 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""SwAV (https://huggingface.co/papers/2006.09882): predict one view's cluster assignment from the others.
+
+Deviations from the released code: the queue holds features of the global batch, the same on every process (there each
+process has its own); Sinkhorn runs in the log domain, which gives the same codes and cannot overflow.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_swav import SwavConfig
+from .modeling_ssl import (
+    MLP,
+    SSLForImageClassification,
+    SSLForPreTrainingOutput,
+    SSLModel,
+    SSLPreTrainedModel,
+    all_reduce_max,
+    all_reduce_mean,
+    all_reduce_sum,
+    at_least_float32,
+    full_precision,
+    gather_batch,
+    init_linear_as_torch,
+    rank,
+    split_views,
+    world_size,
+)
+
+
+@torch.no_grad()
+def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iters: int = 3) -> torch.Tensor:
+    """Soft assignment of the global batch to prototypes, each used about equally (section 3.1, eq. 3 to 5).
+
+    Rows and columns of exp(scores / epsilon) are normalised in turn, in the log domain; the last normalisation is that of
+    the samples, so every row of the result sums to 1.
+
+    Args:
+        scores: (B, K) similarities of this process's samples to the prototypes.
+
+    Returns:
+        codes (B, K), float32 or float64.
+    """
+    with full_precision(scores):
+        log_q = at_least_float32(scores) / epsilon
+        for _ in range(num_iters):
+            log_q = log_q - _logsumexp_over_samples(log_q)
+            log_q = log_q - log_q.logsumexp(1, keepdim=True)
+        return log_q.exp()
+
+
+def _logsumexp_over_samples(log_q: torch.Tensor) -> torch.Tensor:
+    """(B, K) of every process -> (1, K)."""
+    highest = all_reduce_max(log_q.amax(0, keepdim=True))
+    return all_reduce_sum((log_q - highest).exp().sum(0, keepdim=True)).log() + highest
+
+
+def swav_loss(
+    scores: torch.Tensor,
+    codes: torch.Tensor,
+    crops_for_assign: list[int] | tuple[int, ...] = (0, 1),
+    temperature: float = 0.1,
+) -> torch.Tensor:
+    """Cross-entropy between the codes of one crop and the predictions of every other, mean over both (eq. 2 and 6).
+
+    Args:
+        scores: (V, B, K) similarities of all crops to the prototypes.
+        codes: (A, B, K) of the crops named by `crops_for_assign`.
+    """
+    with full_precision(scores):
+        log_p = (at_least_float32(scores) / temperature).log_softmax(-1)  # (V, B, K)
+        losses = []
+        for code, crop in zip(codes, crops_for_assign, strict=True):
+            others = [v for v in range(len(scores)) if v != crop]
+            losses.append(torch.stack([-(code * log_p[v]).sum(1).mean() for v in others]).mean())
+        return all_reduce_mean(torch.stack(losses).mean())
+
+
+@dataclass
+class SwavForPreTrainingOutput(SSLForPreTrainingOutput):
+    """Output of SwAV; `embeddings` and `logits` have all crops, `features` the global views only.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(B, V, K)`): similarities to the prototypes.
+        codes (`torch.FloatTensor` of shape `(B, A, K)`, *optional*): assignments of `crops_for_assign`.
+    """
+
+    logits: torch.FloatTensor | None = None
+    codes: torch.FloatTensor | None = None
+
+
+class SwavModel(SSLModel):
+    config: SwavConfig
+    _keys_to_ignore_on_load_unexpected = [r"^projector\.", r"^prototypes\.", r"^queue$", r"^classifier\."]
+
+
+class SwavForPreTraining(SSLPreTrainedModel):
+    """Encoder, projector, prototypes, and a queue of past features.
+
+    A training loop calls the hooks: the prototypes are normalised before every step and get no gradient in the first
+    ones, and the queue starts at its epoch.
+    """
+
+    config: SwavConfig
+    _keys_to_ignore_on_load_missing = [r"^queue$"]
+
+    def __init__(self, config: SwavConfig):
+        super().__init__(config)
+        self.encoder = SwavModel(config)
+        self.projector = MLP(
+            self.encoder.num_features,
+            config.projector_dims,
+            batch_norm=config.projector_batch_norm,
+            hidden_bias=True,
+            output_bias=True,
+        )
+        self.prototypes = nn.Linear(config.projector_dims[-1], config.num_prototypes, bias=False)
+        if config.queue_length:
+            shape = (len(config.crops_for_assign), config.queue_length, config.projector_dims[-1])
+            self.register_buffer("queue", torch.zeros(shape))
+        self._queue_on = self._queue_full = False
+        self._codes: torch.Tensor | None = None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, local_pixel_values: torch.Tensor | None = None, **kwargs
+    ) -> SwavForPreTrainingOutput:
+        """Global views (B, V, C, H, W) and small crops (B, L, C, h, w).
+
+        All crops of one size pass the backbone together and all crops pass the projector together, so that they share
+        BatchNorm statistics as released.
+        """
+        views = split_views(pixel_values)
+        size, num_global = len(views[0]), len(views)
+        features = self._encode(pixel_values)  # (V*B, F)
+        if local_pixel_values is not None:
+            features = torch.cat([features, self._encode(local_pixel_values)])
+        z = F.normalize(at_least_float32(self.projector(features)), dim=1)
+        with full_precision(z):
+            scores = self.prototypes(z).unflatten(0, (-1, size))  # (V+L, B, K)
+        z = z.unflatten(0, (-1, size))  # (V+L, B, D)
+        loss = codes = None
+        if len(scores) > 1:
+            codes = self._assign(scores.detach(), z.detach(), num_global)
+            loss = swav_loss(scores, codes, self.config.crops_for_assign, self.config.temperature)
+            self._codes = codes
+        return SwavForPreTrainingOutput(
+            loss=loss,
+            embeddings=z.transpose(0, 1),
+            features=features[: num_global * size].unflatten(0, (-1, size)).transpose(0, 1).detach(),
+            logits=scores.transpose(0, 1),
+            codes=None if codes is None else codes.transpose(0, 1),
+        )
+
+    def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, V, C, H, W) -> (V*B, F), view by view; no copy when the storage is view-major."""
+        if pixel_values.dim() == 5:
+            pixel_values = pixel_values.transpose(0, 1).flatten(0, 1)
+        return self.encoder(pixel_values).pooler_output
+
+    @torch.no_grad()
+    def _assign(self, scores: torch.Tensor, z: torch.Tensor, num_global: int) -> torch.Tensor:
+        """Codes (A, B, K); the queue is used as it was before this batch, and only when it is full."""
+        if max(self.config.crops_for_assign) >= num_global:
+            raise ValueError(f"crops_for_assign={list(self.config.crops_for_assign)} needs more than {num_global} views.")
+        codes = []
+        use_queue = self._queue_on and self.training
+        for i, crop in enumerate(self.config.crops_for_assign):
+            rows = scores[crop]
+            if use_queue:
+                rows = self._with_queue(i, rows, z[crop])
+            codes.append(sinkhorn(rows, self.config.epsilon, self.config.sinkhorn_iterations)[-scores.shape[1] :])
+        return torch.stack(codes)
+
+    def _with_queue(self, i: int, rows: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Scores of this process's share of queue `i` (if full) above `rows` (B, K); then the batch is pushed."""
+        total = len(rows) * world_size()
+        length = self.queue.shape[1] // total * total
+        if length == 0:
+            raise ValueError(f"queue_length={self.queue.shape[1]} must hold at least one global batch of {total}.")
+        queue = self.queue[i, :length]
+        if self._queue_full or queue[-1].any():
+            self._queue_full = True
+            share = length // world_size()
+            mine = queue[rank() * share : (rank() + 1) * share]
+            rows = torch.cat([mine.to(rows.dtype) @ self.prototypes.weight.T.to(rows.dtype), rows])
+        newest = gather_batch(z).to(queue.dtype)
+        queue.copy_(torch.cat([newest, queue[: length - total]]))
+        return rows
+
+    @torch.no_grad()
+    def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        weight = self.prototypes.weight
+        weight.copy_(F.normalize(weight, dim=1))
+        self._queue_on = self.config.queue_length > 0 and step >= self.config.queue_start_epoch * steps_per_epoch
+
+    def before_optimizer_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        if step < self.config.freeze_prototypes_steps:
+            self.prototypes.weight.grad = None
+
+    def metrics(self) -> dict[str, float]:
+        """Of this process's last batch: entropy of the codes (nats), and the share of prototypes that win a sample."""
+        if self._codes is None:
+            return {}
+        codes = self._codes.flatten(0, 1)  # (A*B, K)
+        entropy = -(codes * codes.clamp(min=1e-12).log()).sum(1).mean()
+        return {
+            "assignment_entropy": entropy.item(),
+            "prototypes_used": codes.argmax(1).unique().numel() / codes.shape[1],
+        }
+
+    def export_state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if name != "queue"}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.prototypes:
+            init_linear_as_torch(module)
+            init.copy_(module.weight, F.normalize(module.weight, dim=1))
+        elif module is self and self.config.queue_length:
+            init.zeros_(self.queue)
+
+
+class SwavForImageClassification(SSLForImageClassification):
+    config: SwavConfig
+    model_class = SwavModel
+    _keys_to_ignore_on_load_unexpected = [r"^projector\.", r"^prototypes\.", r"^queue$"]

@@ -1,0 +1,87 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The same recipe on several processes ends at the weights of one process with the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_ssl.recipe import recipes_folder
+from hf_ssl.training.metrics import read_metrics
+from tests.distributed.train_all_methods import METHODS
+
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("train_all_methods.py")
+
+
+def train(output: Path, processes: int, *overrides: str) -> Path:
+    """Run the script under the ddp.yaml that ships, on gloo processes when there is no GPU."""
+    output.mkdir()
+    start = [sys.executable, str(SCRIPT)]
+    if processes > 1:
+        config = recipes_folder() / "accelerate" / "ddp.yaml"
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        start = [*launch, "--num_processes", str(processes), "--mixed_precision", "no", str(SCRIPT)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*start, str(output), *overrides], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("one") / "run", 1)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("two") / "run", 2)
+
+
+def weights(output: Path, method: str) -> dict[str, torch.Tensor]:
+    return load_file(output / method / "checkpoints/step_00000004/model.safetensors")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_end_at_the_weights_of_one(method, one_process, two_processes):
+    a, b = weights(one_process, method), weights(two_processes, method)
+    assert a.keys() == b.keys()
+    for name in a:
+        scale = a[name].float().abs().max().clamp(min=1e-2)
+        assert ((a[name].float() - b[name].float()).abs().max() / scale).item() < 2e-3, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_report_the_loss_of_the_global_batch(method, one_process, two_processes):
+    losses = [
+        [line["loss"] for line in read_metrics(output / method / "metrics.jsonl") if "loss" in line]
+        for output in (one_process, two_processes)
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_knn_counts_every_image_once_on_any_number_of_processes(method, one_process, two_processes):
+    knn = [
+        [line["knn"] for line in read_metrics(output / method / "metrics.jsonl") if "knn" in line][0]
+        for output in (one_process, two_processes)
+    ]
+    assert knn[0] == knn[1]  # before the first step the weights are the same
+
+
+def test_two_processes_without_synchronised_batchnorm_equal_two_micro_batches(tmp_path):
+    """The losses that are means over images do not see how a batch is split; BatchNorm does, and here alike."""
+    micro = train(tmp_path / "micro", 1, "train.accumulation=2")
+    split = train(tmp_path / "split", 2, "train.sync_batchnorm=false")
+    for method in ("byol", "simsiam"):
+        a, b = weights(micro, method), weights(split, method)
+        for name in a:
+            if "running_" not in name and "num_batches" not in name:
+                scale = a[name].float().abs().max().clamp(min=1e-2)
+                assert ((a[name].float() - b[name].float()).abs().max() / scale).item() < 2e-3, name

@@ -1,0 +1,48 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Trains every method for a few steps; started on one process or by `accelerate launch` on several.
+
+Usage: train_all_methods.py OUTPUT [key=value ...]
+"""
+
+import sys
+
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from hf_ssl.recipe import load_recipe
+from hf_ssl.training.pretrain import pretrain
+from tests.conftest import digit_dataset
+
+
+METHODS = {
+    "barlow_twins": ["model.projector_dims=[64,64]", "optim.lr=0.02"],
+    "byol": ["model.projector_hidden=64", "model.projector_dim=32", "model.predictor_hidden=64"],
+    "simsiam": ["model.projector_dim=64", "model.predictor_hidden=16"],
+    "swav": [
+        "model.projector_dims=[64,32]",
+        "model.num_prototypes=20",
+        "model.queue_length=32",
+        "model.queue_start_epoch=0",
+        "model.freeze_prototypes_steps=1",
+        "views.local.size=16",
+        "views.local.count=2",
+    ],
+}
+
+
+def main(output: str, *overrides: str) -> None:
+    dataset = digit_dataset(0, 64)
+    for method, own in METHODS.items():
+        with open(f"{output}/{method}.yaml", "w") as file:
+            file.write(f"method: {method}\n")
+        common = [f"train.output_dir={output}/{method}", "model.backbone=test_resnet", "views.all.size=32"]
+        common += ["train.batch_size=16", "train.steps=4", "data.num_workers=0", "train.log_every=1"]
+        recipe = load_recipe(f"{output}/{method}.yaml", [*common, *own, *overrides])
+        pretrain(recipe, dataset=dataset, bank=dataset, queries=dataset)
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+    if PartialState().num_processes > 1:
+        PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,131 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What a run leaves loads where hf_ssl is not installed and gives the features of the trained encoder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from hf_ssl.models import METHODS
+from hf_ssl.recipe import load_recipe, model_config
+from hf_ssl.training.pretrain import pretrain
+from tests.conftest import digit_dataset
+from tests.distributed.train_all_methods import METHODS as OVERRIDES
+
+
+FRESH = """
+import sys
+sys.modules["hf_ssl"] = None  # importing it fails, as where it is not installed
+import torch
+folder, inputs_file, output_file, plain = sys.argv[1:]
+plain = plain == "True"
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import pipeline
+from PIL import Image
+inputs = torch.load(inputs_file)
+trust = {} if plain else {"trust_remote_code": True}
+results = {}
+with torch.no_grad():
+    encoder = AutoModel.from_pretrained(folder, **trust)
+    results["auto"] = encoder(pixel_values=inputs["image"]).pooler_output
+    if plain:
+        import timm
+        results["timm"] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(inputs["image"])
+    whole = AutoModelForPreTraining.from_pretrained(folder, subfolder="pretraining", trust_remote_code=True)
+    output = whole(**inputs["views"])
+    results["loss"], results["embeddings"] = output.loss, output.embeddings
+    classifier = AutoModelForImageClassification.from_pretrained(folder, num_labels=7, **trust)
+    results["logits"] = classifier(pixel_values=inputs["image"]).logits
+    pipe = pipeline("image-feature-extraction", model=folder, **trust)
+    results["pipeline"] = torch.tensor(pipe(Image.new("RGB", (60, 40), (200, 30, 90)), pool=True))
+torch.save(results, output_file)
+"""
+
+
+def trained(output: Path, method: str, *more: str):
+    """A finished run and its model rebuilt from the last checkpoint."""
+    recipe_file = output.parent / f"{method}.yaml"
+    recipe_file.write_text(f"method: {method}\n")
+    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=2"]
+    overrides += ["data.num_workers=0", f"train.output_dir={output}", *OVERRIDES[method], *more]
+    recipe = load_recipe(recipe_file, overrides)
+    data = digit_dataset(0, 48)
+    result = pretrain(recipe, dataset=data, bank=data, queries=data)
+    model = METHODS[method][1](model_config(recipe, 32))
+    model.load_state_dict(load_file(output / "checkpoints/step_00000002/model.safetensors"))
+    return result, model.eval()
+
+
+def load_elsewhere(folder: Path, inputs: dict, tmp_path: Path, plain: bool) -> dict[str, torch.Tensor]:
+    """Run the loading lines in a process that cannot import hf_ssl."""
+    torch.save(inputs, tmp_path / "inputs.pt")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "home")}
+    script = tmp_path / "fresh.py"
+    script.write_text(FRESH)
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt"), str(plain)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(tmp_path / "out.pt")
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("barlow_twins", []),
+        ("byol", []),
+        ("simsiam", []),
+        ("swav", []),
+        ("byol", ["model.backbone=resnet10t", "model.padding=same"]),
+        ("simsiam", ["model.backbone=resnet10t", "model.stem=small"]),
+    ],
+    ids=["barlow_twins", "byol", "simsiam", "swav", "byol-same-padding", "simsiam-small-stem"],
+)
+def test_a_fresh_process_without_hf_ssl_gets_the_trained_features_and_the_loss(method, more, tmp_path):
+    plain = not more
+    result, model = trained(tmp_path / "run", method, *more)
+    torch.manual_seed(0)
+    inputs = {"image": torch.randn(4, 3, 32, 32), "views": {"pixel_values": torch.randn(4, 2, 3, 32, 32)}}
+    if method == "swav":
+        inputs["views"]["local_pixel_values"] = torch.randn(4, 2, 3, 16, 16)
+    loaded = load_elsewhere(result.model_dir, inputs, tmp_path, plain)
+    with torch.no_grad():
+        features = model.encoder(pixel_values=inputs["image"]).pooler_output
+        output = model(**inputs["views"])
+    assert torch.equal(loaded["auto"], features)
+    if plain:
+        assert torch.equal(loaded["timm"], features)
+    assert torch.equal(loaded["embeddings"], output.embeddings)
+    assert torch.allclose(loaded["loss"], output.loss, rtol=1e-5)
+    assert loaded["logits"].shape == (4, 7)
+    assert loaded["pipeline"].shape[-1] == features.shape[-1]
+    assert result.needs_code is not plain
+
+
+def test_the_card_has_valid_metadata_and_the_numbers_of_the_run(tmp_path):
+    result, _ = trained(tmp_path / "run", "simsiam")
+    card = ModelCard.load(result.model_dir / "README.md")
+    measured = card.data.eval_results[0]
+    assert measured.metric_value == pytest.approx(100 * result.final["knn"], abs=0.01)
+    assert {"timm", "transformers", "simsiam"} <= set(card.data.tags)
+    assert f"{result.final['knn']:.1%}" in card.text and f"{result.baseline['knn']:.1%}" in card.text
+    assert "$" not in card.text.replace("$HOME", "")
+    assert str(tmp_path) not in card.content
+
+
+def test_an_older_model_is_replaced_whole(tmp_path):
+    result, _ = trained(tmp_path / "run", "simsiam")
+    (result.model_dir / "left_over").write_text("x")
+    again, _ = trained(tmp_path / "run", "simsiam")
+    assert not (again.model_dir / "left_over").exists()
+    assert (again.model_dir / "model.safetensors").exists()
