@@ -1,0 +1,71 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""LARC as SwAV and SEER use it: SGD whose gradients are first scaled to the size of their parameter.
+
+g <- (g + wd p) * trust |p| / (|g| + wd |p| + eps), for every tensor alike, biases and norms included; where |p| or |g| is
+0 the gradient stays as it is, without decay. LARS divides by |g + wd p| instead.
+"""
+
+import torch
+from torch.optim import Optimizer
+
+
+class Larc(Optimizer):
+    """SGD with momentum behind LARC's scaling (no clipping).
+
+    Args:
+        params: parameters or groups; parameters whose gradient is None are skipped, momentum and all.
+        lr: learning rate.
+        momentum: of SGD; the first buffer is the first gradient.
+        weight_decay: inside the scaling.
+        trust_coefficient: size of a step at lr 1, as a fraction of the parameter's norm.
+        eps: added to the denominator.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        eps: float = 1e-8,
+    ):
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "trust_coefficient": trust_coefficient, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        scaled = self._scaled_gradients(group, params)
+        buffers = []
+        for p, g in zip(params, scaled, strict=True):
+            state = self.state[p]
+            if "momentum_buffer" in state:
+                state["momentum_buffer"].mul_(group["momentum"]).add_(g)
+            else:
+                state["momentum_buffer"] = g.clone()
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+    @staticmethod
+    def _scaled_gradients(group: dict, params: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Two foreach passes for the norms, then one fused expression a tensor; nothing waits for the device."""
+        decay, grads = group["weight_decay"], [p.grad for p in params]
+        scaled = []
+        for p, g, p_norm, g_norm in zip(
+            params, grads, torch._foreach_norm(params), torch._foreach_norm(grads), strict=True
+        ):
+            trust = group["trust_coefficient"] * p_norm / (g_norm + decay * p_norm + group["eps"])
+            usable = (p_norm > 0) & (g_norm > 0)
+            scaled.append(g.add(p, alpha=decay).mul_(trust).where(usable, g))
+        return scaled

@@ -1,0 +1,65 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Which parameters learn, how fast, and with what decay: decided by name and shape."""
+
+from typing import Any
+
+import torch
+from timm.optim import Lars
+from torch import nn
+
+from ..recipe import OptimConfig
+from .larc import Larc
+
+
+def param_groups(model: nn.Module, optim: OptimConfig, batch_size: int) -> list[dict[str, Any]]:
+    """Groups of a model's parameters with their `peak_lr`, `fixed_lr` and `weight_decay`.
+
+    Names that start with `target_` are never optimised, whatever their `requires_grad`. One-dimensional tensors (biases
+    and norms) form groups of their own when the recipe treats them apart, and so does the predictor.
+
+    Args:
+        batch_size: global batch, by which learning rates per `lr_per` images are scaled.
+    """
+    scale = batch_size / optim.lr_per if optim.lr_per else 1.0
+    apart = optim.exclude_bias_and_norm or optim.lr_bias_and_norm is not None
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("target_") or not parameter.requires_grad:
+            continue
+        key = (apart and parameter.ndim <= 1, optim.fixed_predictor_lr and name.startswith("predictor."))
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "peak_lr": scale * _lr(optim, vector),
+            "lr": scale * _lr(optim, vector),
+            "fixed_lr": fixed,
+            "weight_decay": 0.0 if vector and optim.exclude_bias_and_norm else optim.weight_decay,
+            "excluded": vector and optim.exclude_bias_and_norm,
+        }
+        for (vector, fixed), parameters in groups.items()
+    ]
+
+
+def _lr(optim: OptimConfig, vector: bool) -> float:
+    return optim.lr_bias_and_norm if vector and optim.lr_bias_and_norm is not None else optim.lr
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig, batch_size: int) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `param_groups`.
+
+    LARS is timm's, which equals that of Barlow Twins and BYOL when only the excluded groups go without adaptation; LARC
+    is ours, as no library has it.
+    """
+    groups = param_groups(model, optim, batch_size)
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+    if optim.name == "adam":
+        return torch.optim.Adam(groups, lr=optim.lr, betas=optim.betas)
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    if optim.name == "larc":
+        return Larc(groups, lr=optim.lr, momentum=optim.momentum, trust_coefficient=optim.trust_coefficient)
+    for group in groups:
+        group["always_adapt"] = not group["excluded"]  # timm leaves out whatever has no decay unless told
+    return Lars(groups, lr=optim.lr, momentum=optim.momentum, trust_coeff=optim.trust_coefficient)

@@ -1,0 +1,36 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Learning rates as pure functions of the step, in double precision."""
+
+import math
+
+from torch.optim import Optimizer
+
+from ..recipe import OptimConfig
+
+
+def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step (counted from 0) as a fraction of its peak.
+
+    A linear warm-up, then a cosine or a constant. With `schedule_by="epoch"` all steps of an epoch share the value of its
+    first one (SimSiam). With `warmup_reaches_peak` the last warm-up step is already at the peak (SwAV's linspace), else
+    the first step after it is (Barlow Twins, BYOL).
+    """
+    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    if optim.schedule_by == "epoch":
+        step = step // steps_per_epoch * steps_per_epoch
+    if step < warmup:
+        length = warmup - 1 if optim.warmup_reaches_peak else warmup
+        return optim.warmup_lr_fraction + (1 - optim.warmup_lr_fraction) * step / max(length, 1)
+    if optim.schedule == "constant":
+        return 1.0
+    cosine = (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1))) / 2
+    return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * cosine
+
+
+def set_learning_rates(
+    optimizer: Optimizer, optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: int
+) -> None:
+    """Write the learning rates of a step into the groups that `param_groups` made."""
+    fraction = lr_fraction(optim, step, num_steps, steps_per_epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * (1.0 if group["fixed_lr"] else fraction)
