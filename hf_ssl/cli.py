@@ -70,9 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_recipe(command)
     command.add_argument("--images", type=int, default=4, metavar="N", help="number of images (default 4)")
-    command.add_argument(
-        "--output", default="preview.png", metavar="FILE", help="the PNG (default preview.png)"
-    )
+    command.add_argument("--output", default="preview.png", metavar="FILE", help="the PNG (default preview.png)")
     command.set_defaults(command=_preview)
 
     command = commands.add_parser(

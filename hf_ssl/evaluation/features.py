@@ -60,7 +60,7 @@ class _EvalImages(Dataset):
             image = eval_image(self.source.image(index), t.size, t.crop_pct, t.interpolation, channels=len(t.mean))
         except Exception:  # any decoder's failure is the same to us: this image does not count
             return None, self.source.name(index)
-        return torch.from_numpy(image), self.source.label(index)
+        return torch.from_numpy(image.copy()), self.source.label(index)
 
 
 def _collate(items: list):

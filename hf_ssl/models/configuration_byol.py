@@ -17,8 +17,8 @@ class ByolConfig(SSLConfig):
         output_bias (`bool`, *optional*, defaults to `False`): bias of the last linear layers.
         tau_base (`float`, *optional*, defaults to 0.996): momentum of the target's average at the first step.
         tau_schedule (`str`, *optional*, defaults to `"cosine"`): `"cosine"` raises it to 1, `"constant"` keeps it.
-        zero_init_residual (`bool`, *optional*, defaults to `False`): the paper's results have `False`; the released code
-            has since changed to `True`.
+        zero_init_residual (`bool`, *optional*, defaults to `False`): the paper's results have `False`; the released
+            code has since changed to `True`.
     """
 
     model_type = "byol"

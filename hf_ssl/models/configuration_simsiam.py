@@ -16,8 +16,8 @@ class SimSiamConfig(SSLConfig):
         projector_layers (`int`, *optional*, defaults to 3): 2 for the paper's CIFAR-10 experiments.
         predictor_hidden (`int`, *optional*, defaults to 512): the predictor's bottleneck.
         output_affine (`bool`, *optional*, defaults to `False`): scale and offset of the projector's last BatchNorm.
-        target_update (`str`, *optional*, defaults to `"step"`): `"epoch"` compares with a copy of the network made at the
-            end of the last epoch. That is not SimSiam, and no published figure belongs to it.
+        target_update (`str`, *optional*, defaults to `"step"`): `"epoch"` compares with a copy of the network made at
+            the end of the last epoch. That is not SimSiam, and no published figure belongs to it.
     """
 
     model_type = "simsiam"

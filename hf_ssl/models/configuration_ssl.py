@@ -13,9 +13,10 @@ class SSLConfig(PreTrainedConfig):
 
     Args:
         backbone (`str`, *optional*, defaults to `"resnet50"`): a timm model name.
-        backbone_args (`dict`, *optional*): passed to `timm.create_model` (`drop_path_rate`, `img_size`, RegNet's `w0` ...).
-        stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride 1
-            without pooling, for images of about 32 pixels.
+        backbone_args (`dict`, *optional*): passed to `timm.create_model` (`drop_path_rate`, `img_size`, RegNet's `w0`
+            ...).
+        stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride
+            1 without pooling, for images of about 32 pixels.
         padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
             TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.
         image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.

@@ -1,5 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Barlow Twins (https://huggingface.co/papers/2103.03230): two views, one cross-correlation matrix, driven to identity.
+"""Barlow Twins (https://huggingface.co/papers/2103.03230): two views, one cross-correlation matrix, driven to
+identity.
 
 Deviation from the released code: the gradient over several processes is that of the global batch; the released one is
 1/W of it, because its all-reduce is outside autograd.
@@ -29,8 +30,8 @@ def barlow_twins_loss(
 ) -> torch.Tensor:
     """sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2 over the global batch (eq. 1).
 
-    C is the cross-correlation of features, each standardised by its mean and biased variance (plus `eps`) over the global
-    batch. `center=False` takes eq. 2 literally instead: an un-centred cosine, not a correlation.
+    C is the cross-correlation of features, each standardised by its mean and biased variance (plus `eps`) over the
+    global batch. `center=False` takes eq. 2 literally instead: an un-centred cosine, not a correlation.
 
     Args:
         z_a, z_b: projections (B, D) of the two views on this process.

@@ -147,5 +147,3 @@ class ByolForImageClassification(SSLForImageClassification):
     config: ByolConfig
     model_class = ByolModel
     _keys_to_ignore_on_load_unexpected = [r"^projector\.", r"^predictor\.", r"^target_"]
-
-

@@ -55,8 +55,9 @@ class _AllReduceSum(torch.autograd.Function):
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over processes, with its gradient.
 
-    Every process computes the same global loss from it, and the backward pass sums the gradients of these equal losses;
-    averaging over processes, as DDP and FSDP do, then gives exactly the gradient of one process with the whole batch.
+    Every process computes the same global loss from it, and the backward pass sums the gradients of these equal
+    losses; averaging over processes, as DDP and FSDP do, then gives exactly the gradient of one process with the whole
+    batch.
     """
     return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
 
@@ -176,7 +177,9 @@ def backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
     inside: set[int] = set()
     for module in backbone.modules():
         kind = type(module).__name__
-        if id(module) not in inside and (kind == "Block" or kind.endswith(("Block", "Bottleneck", "InvertedResidual"))):
+        if id(module) not in inside and (
+            kind == "Block" or kind.endswith(("Block", "Bottleneck", "InvertedResidual"))
+        ):
             blocks.append(module)
             inside.update(id(child) for child in module.modules())
     return blocks

@@ -37,8 +37,8 @@ from .modeling_ssl import (
 def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iters: int = 3) -> torch.Tensor:
     """Soft assignment of the global batch to prototypes, each used about equally (section 3.1, eq. 3 to 5).
 
-    Rows and columns of exp(scores / epsilon) are normalised in turn, in the log domain; the last normalisation is that of
-    the samples, so every row of the result sums to 1.
+    Rows and columns of exp(scores / epsilon) are normalised in turn, in the log domain; the last normalisation is that
+    of the samples, so every row of the result sums to 1.
 
     Args:
         scores: (B, K) similarities of this process's samples to the prototypes.
@@ -168,7 +168,9 @@ class SwavForPreTraining(SSLPreTrainedModel):
     def _assign(self, scores: torch.Tensor, z: torch.Tensor, num_global: int) -> torch.Tensor:
         """Codes (A, B, K); the queue is used as it was before this batch, and only when it is full."""
         if max(self.config.crops_for_assign) >= num_global:
-            raise ValueError(f"crops_for_assign={list(self.config.crops_for_assign)} needs more than {num_global} views.")
+            raise ValueError(
+                f"crops_for_assign={list(self.config.crops_for_assign)} needs more than {num_global} views."
+            )
         codes = []
         use_queue = self._queue_on and self.training
         for i, crop in enumerate(self.config.crops_for_assign):

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""LARC as SwAV and SEER use it: SGD whose gradients are first scaled to the size of their parameter.
+"""LARC (SwAV, SEER) and LARS (Barlow Twins, BYOL): SGD whose steps are scaled to the size of their parameter.
 
-g <- (g + wd p) * trust |p| / (|g| + wd |p| + eps), for every tensor alike, biases and norms included; where |p| or |g| is
-0 the gradient stays as it is, without decay. LARS divides by |g + wd p| instead.
+LARC: g <- (g + wd p) * trust |p| / (|g| + wd |p| + eps), for every tensor alike, biases and norms included; where |p|
+or |g| is 0 the gradient stays as it is, without decay. LARS divides by |g + wd p|, and leaves out the groups marked
+`excluded`. timm's Lars takes LARC's denominator, so that its steps are not those of the two papers' code.
 """
 
 import torch
@@ -57,15 +58,27 @@ class Larc(Optimizer):
             buffers.append(state["momentum_buffer"])
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
-    @staticmethod
-    def _scaled_gradients(group: dict, params: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Two foreach passes for the norms, then one fused expression a tensor; nothing waits for the device."""
+    def _scaled_gradients(self, group: dict, params: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Nothing here waits for the device."""
         decay, grads = group["weight_decay"], [p.grad for p in params]
+        p_norms, g_norms = torch._foreach_norm(params), torch._foreach_norm(grads)
         scaled = []
-        for p, g, p_norm, g_norm in zip(
-            params, grads, torch._foreach_norm(params), torch._foreach_norm(grads), strict=True
-        ):
+        for p, g, p_norm, g_norm in zip(params, grads, p_norms, g_norms, strict=True):
             trust = group["trust_coefficient"] * p_norm / (g_norm + decay * p_norm + group["eps"])
             usable = (p_norm > 0) & (g_norm > 0)
             scaled.append(g.add(p, alpha=decay).mul_(trust).where(usable, g))
         return scaled
+
+
+class Lars(Larc):
+    """LARS of Barlow Twins and BYOL; a group with `excluded=True` gets plain SGD without decay."""
+
+    def _scaled_gradients(self, group: dict, params: list[torch.Tensor]) -> list[torch.Tensor]:
+        if group.get("excluded", False):
+            return [p.grad for p in params]
+        decayed = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
+        p_norms, d_norms = torch._foreach_norm(params), torch._foreach_norm(decayed)
+        for p_norm, d, d_norm in zip(p_norms, decayed, d_norms, strict=True):
+            trust = group["trust_coefficient"] * p_norm / d_norm
+            d.mul_(torch.where((p_norm > 0) & (d_norm > 0), trust, 1.0))
+        return decayed

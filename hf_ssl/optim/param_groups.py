@@ -4,18 +4,17 @@
 from typing import Any
 
 import torch
-from timm.optim import Lars
 from torch import nn
 
 from ..recipe import OptimConfig
-from .larc import Larc
+from .larc import Larc, Lars
 
 
 def param_groups(model: nn.Module, optim: OptimConfig, batch_size: int) -> list[dict[str, Any]]:
     """Groups of a model's parameters with their `peak_lr`, `fixed_lr` and `weight_decay`.
 
-    Names that start with `target_` are never optimised, whatever their `requires_grad`. One-dimensional tensors (biases
-    and norms) form groups of their own when the recipe treats them apart, and so does the predictor.
+    Names that start with `target_` are never optimised, whatever their `requires_grad`. One-dimensional tensors
+    (biases and norms) form groups of their own when the recipe treats them apart, and so does the predictor.
 
     Args:
         batch_size: global batch, by which learning rates per `lr_per` images are scaled.
@@ -46,11 +45,7 @@ def _lr(optim: OptimConfig, vector: bool) -> float:
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, batch_size: int) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `param_groups`.
-
-    LARS is timm's, which equals that of Barlow Twins and BYOL when only the excluded groups go without adaptation; LARC
-    is ours, as no library has it.
-    """
+    """The recipe's optimiser over `param_groups`."""
     groups = param_groups(model, optim, batch_size)
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
@@ -58,8 +53,5 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, batch_size: int) -> to
         return torch.optim.Adam(groups, lr=optim.lr, betas=optim.betas)
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
-    if optim.name == "larc":
-        return Larc(groups, lr=optim.lr, momentum=optim.momentum, trust_coefficient=optim.trust_coefficient)
-    for group in groups:
-        group["always_adapt"] = not group["excluded"]  # timm leaves out whatever has no decay unless told
-    return Lars(groups, lr=optim.lr, momentum=optim.momentum, trust_coeff=optim.trust_coefficient)
+    layerwise = {"lars": Lars, "larc": Larc}[optim.name]
+    return layerwise(groups, lr=optim.lr, momentum=optim.momentum, trust_coefficient=optim.trust_coefficient)

@@ -1,0 +1,157 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The order of the images, shared out over processes and workers, from any step on.
+
+Step s of epoch e takes permutation(seed, e)[s B : (s + 1) B] for the global batch B; micro-batch a is the a-th part of
+it, and process r takes the r-th part of that. So the batch is the same whatever the number of processes, and
+continuing at a step is arithmetic.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..recipe import RecipeError
+from .photometric import PARAMS
+from .sources import ImageSource
+from .views import View, make_views
+
+
+_ATTEMPTS = 10  # images tried in place of one that cannot be read
+_WINDOW = 1000  # images over which the share of failures is counted
+
+
+class TrainLoader:
+    """Micro-batches of views, from `start_step` to `num_steps`.
+
+    Yields dicts: `pixel_values` uint8 (V, B, H, W, C) and `params` (V, B, P) of the global views, `local_pixel_values`
+    and `local_params` of the small crops, `index` (B,), and `skipped`, a list of (name, reason).
+
+    Args:
+        batch_size: images of one optimiser step over all processes and micro-batches.
+        max_failed_share: of the last 1,000 images of this process.
+
+    Raises:
+        RecipeError: fewer images than a batch; while iterating, too many that cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        views: list[View],
+        *,
+        batch_size: int,
+        num_steps: int,
+        seed: int = 0,
+        start_step: int = 0,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        reference: bool = False,
+        channels: int = 3,
+        max_failed_share: float = 0.1,
+    ):
+        if len(source) < batch_size:
+            raise RecipeError(
+                f"train.batch_size={batch_size} is more than the {len(source)} images of the dataset; lower it."
+            )
+        self.max_failed_share = max_failed_share
+        order = _Order(len(source), batch_size, seed, start_step, num_steps, accumulation, rank, world_size)
+        self._loader = DataLoader(
+            _ViewBatches(source, views, seed, reference, channels),
+            batch_sampler=order,
+            collate_fn=_as_tensors,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the global random state stays untouched
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        window: deque[tuple[int, int]] = deque()  # (images, failures) of recent batches
+        for batch in self._loader:
+            window.append((len(batch["index"]), len(batch["skipped"])))
+            while sum(n for n, _ in window) - window[0][0] >= _WINDOW:
+                window.popleft()
+            seen, failed = (sum(column) for column in zip(*window, strict=True))
+            if batch["exhausted"] or (seen >= 100 and failed > self.max_failed_share * seen):
+                name, reason = batch["skipped"][-1]
+                raise RecipeError(
+                    f"{failed} of the last {seen} images could not be read, the last one {name} ({reason}); mend the "
+                    "data or raise data.max_failed_share."
+                )
+            yield batch
+
+
+class _Order(Sampler):
+    """(epoch, example) pairs of this process's micro-batches."""
+
+    def __init__(self, n, batch_size, seed, start_step, num_steps, accumulation, rank, world_size):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.start_step, self.num_steps = start_step, num_steps
+        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+
+    def __len__(self) -> int:
+        return (self.num_steps - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.n // self.batch_size
+        micro = self.batch_size // self.accumulation
+        own = micro // self.world_size
+        epoch_of_order, order = -1, None
+        for step in range(self.start_step, self.num_steps):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != epoch_of_order:
+                epoch_of_order, order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n)
+            for part in range(self.accumulation):
+                first = position * self.batch_size + part * micro + self.rank * own
+                yield [(epoch, int(index)) for index in order[first : first + own]]
+
+
+class _ViewBatches(Dataset):
+    """A list of (epoch, example) pairs -> arrays of their views."""
+
+    def __init__(self, source: ImageSource, views: list[View], seed: int, reference: bool, channels: int):
+        self.source, self.views, self.seed = source, views, seed
+        self.reference, self.channels = reference, channels
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> dict[str, Any]:
+        num_global = sum(not view.local for view in self.views)
+        shapes = [(view.size, view.size, self.channels) for view in self.views]
+        groups = [range(num_global), range(num_global, len(self.views))]
+        arrays = [np.empty((len(g), len(items), *shapes[g[0]]), np.uint8) if g else None for g in groups]
+        params = np.empty((len(self.views), len(items), len(PARAMS)), np.float32)
+        batch: dict[str, Any] = {"skipped": [], "exhausted": False}
+        for position, (epoch, index) in enumerate(items):
+            pixels, params[:, position] = self._example(epoch, index, batch)
+            for group, array in zip(groups, arrays, strict=True):
+                for place, view in enumerate(group):
+                    array[place, position] = pixels[view]
+        batch["index"] = np.array([index for _, index in items])
+        batch["pixel_values"], batch["params"] = arrays[0], params[:num_global]
+        if arrays[1] is not None:
+            batch["local_pixel_values"], batch["local_params"] = arrays[1], params[num_global:]
+        return batch
+
+    def _example(self, epoch: int, index: int, batch: dict[str, Any]):
+        """Views of an example; of others drawn for it while it cannot be read."""
+        key, chosen = (self.seed, epoch, index), index
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                image = self.source.image(chosen)
+                return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
+            except Exception as error:  # whatever a decoder raises: the image is skipped
+                first_line = (str(error).splitlines() or [type(error).__name__])[0]
+                batch["skipped"].append((self.source.name(chosen), first_line))
+            key = (self.seed, epoch, index, attempt)
+            chosen = int(np.random.default_rng(key).integers(len(self.source)))
+        batch["exhausted"] = True
+        blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
+        return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
+
+
+def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}

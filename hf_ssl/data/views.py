@@ -1,0 +1,268 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Stage 1 of the views, in the loader's worker: decode an image once, take all crops from it, flip them.
+
+Everything random is drawn here from a generator of (seed, epoch, example), a row of numbers a view, so that neither
+the number of workers nor of processes changes what the network sees. The colours are left to `photometric`, which
+applies the drawn numbers on the device.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..recipe import RecipeError, ViewOverride, ViewsConfig
+from .photometric import NEUTRAL, reference_photometric
+
+
+@dataclass(frozen=True)
+class View:
+    """How one view of an image is made.
+
+    Args:
+        size: side in pixels.
+        scale: range of the crop's share of the image's area.
+        ratio: range of the crop's aspect ratio, log-uniform.
+        crop: "retry" draws up to ten times until the crop fits (torchvision), "clip" once and cuts it to fit (BYOL).
+        interpolation: "bilinear" or "bicubic".
+        flip: probability of a horizontal flip.
+        jitter: strengths of brightness, contrast, saturation and hue, applied in random order.
+        jitter_prob: probability of the jitter.
+        brightness: "multiply" (torchvision) or "add" (BYOL).
+        grayscale: probability of losing the colours.
+        blur: probability of a Gaussian blur.
+        blur_sigma: range of its standard deviation in pixels.
+        solarize: probability of inverting everything above the threshold.
+        solarize_threshold: in 0..1; Pillow's 128 of 255 is just above a half.
+        local: one of SwAV's small crops.
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop: str = "retry"
+    interpolation: str = "bicubic"
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_prob: float = 0.8
+    brightness: str = "multiply"
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    solarize_threshold: float = 0.5
+    local: bool = False
+
+
+_SWAV = View(interpolation="bilinear", jitter=(0.8, 0.8, 0.8, 0.2), scale=(0.14, 1.0))
+_SWAV_LOCAL = replace(_SWAV, size=96, scale=(0.05, 0.14), local=True)
+_SIMSIAM = View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.1), scale=(0.2, 1.0))
+_BYOL = View(crop="clip", brightness="add")
+
+# Published parameters: number and kind of the first, second and local views.
+PRESETS: dict[str, dict[str, tuple[int, View]]] = {
+    "barlow_twins": {
+        "first": (1, View(blur=1.0)),
+        "second": (1, View(blur=0.1, solarize=0.2)),
+        "local": (0, View(local=True)),
+    },
+    "byol": {
+        "first": (1, replace(_BYOL, blur=1.0)),
+        "second": (1, replace(_BYOL, blur=0.1, solarize=0.2)),
+        "local": (0, replace(_BYOL, local=True)),
+    },
+    "simsiam": {"first": (1, _SIMSIAM), "second": (1, _SIMSIAM), "local": (0, replace(_SIMSIAM, local=True))},
+    "swav": {"first": (1, _SWAV), "second": (1, _SWAV), "local": (6, _SWAV_LOCAL)},
+    "seer": {"first": (1, _SWAV), "second": (1, _SWAV), "local": (4, _SWAV_LOCAL)},
+}
+
+_DRAWS = 52  # uniform numbers a view: 40 for ten tries of the crop, 12 for the rest
+
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def resolve_views(config: ViewsConfig, method: str) -> list[View]:
+    """The views of a recipe, global ones first: the preset, changed by `all`, then by `first`, `second` and `local`.
+
+    Raises:
+        RecipeError: impossible values, or fewer than two views.
+    """
+    views: list[View] = []
+    for name, (count, view) in PRESETS[config.preset or method].items():
+        own: ViewOverride = getattr(config, name)
+        changes = {**_set(config.all), **_set(own)}
+        count = changes.pop("count", count)
+        view = replace(view, **changes)
+        _check(view, f"views.{name}")
+        views += [view] * count
+    sizes = {view.size for view in views if not view.local}
+    if len(sizes) != 1 or len([view for view in views if not view.local]) + sum(v.local for v in views) < 2:
+        raise RecipeError("views must have at least two views, and the first and second ones the same size.")
+    if len({view.size for view in views if view.local}) > 1:
+        raise RecipeError("views.local must have one size.")
+    return views
+
+
+def _set(override: ViewOverride) -> dict[str, Any]:
+    values = {f.name: getattr(override, f.name) for f in fields(override)}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _check(view: View, where: str) -> None:
+    for key in ("flip", "jitter_prob", "grayscale", "blur", "solarize"):
+        if not 0 <= getattr(view, key) <= 1:
+            raise RecipeError(f"{where}.{key} is a probability between 0 and 1, not {getattr(view, key)}.")
+    if view.size <= 0 or not 0 < view.scale[0] <= view.scale[1] or not 0 < view.ratio[0] <= view.ratio[1]:
+        raise RecipeError(f"{where} needs size > 0 and rising positive ranges for scale and ratio.")
+    if min(view.jitter) < 0 or view.jitter[3] > 0.5 or not 0 < view.blur_sigma[0] <= view.blur_sigma[1]:
+        raise RecipeError(f"{where} needs jitter strengths >= 0 (hue <= 0.5) and a rising positive blur_sigma.")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for one view: crop box (left, top, width, height), flip, and the row of `PARAMS`."""
+
+    box: tuple[int, int, int, int]
+    flip: bool
+    params: np.ndarray
+
+
+def draw_views(views: list[View], width: int, height: int, key: tuple[int, ...]) -> list[Drawn]:
+    """Draw all views of an image of `width` x `height`; `key` is (seed, epoch, example), and view v has row v."""
+    uniform = np.random.default_rng(key).random((len(views), _DRAWS)).tolist()
+    return [_draw(view, width, height, row) for view, row in zip(views, uniform, strict=True)]
+
+
+def _draw(view: View, width: int, height: int, u: list[float]) -> Drawn:
+    crop = _crop_retry if view.crop == "retry" else _crop_clip
+    params = NEUTRAL.copy()
+    if u[41] < view.jitter_prob:
+        b, c, s, h = view.jitter
+        if view.brightness == "multiply":
+            params[0] = _between(max(0.0, 1 - b), 1 + b, u[42])
+        else:
+            params[1] = _between(-b, b, u[42])
+        params[2] = _between(max(0.0, 1 - c), 1 + c, u[43])
+        params[3] = _between(max(0.0, 1 - s), 1 + s, u[44])
+        params[4] = _between(-h, h, u[45])
+        params[5] = int(u[46] * 24)
+    params[6] = u[47] < view.grayscale
+    if u[48] < view.blur:
+        params[7] = _between(*view.blur_sigma, u[49])
+    if u[50] < view.solarize:
+        params[8] = view.solarize_threshold
+    return Drawn(crop(view, width, height, u), u[40] < view.flip, params)
+
+
+def _between(low: float, high: float, u: float) -> float:
+    return low + (high - low) * u
+
+
+def _crop_size(view: View, width: int, height: int, u: list[float]) -> tuple[int, int]:
+    area = width * height * _between(*view.scale, u[0])
+    ratio = math.exp(_between(math.log(view.ratio[0]), math.log(view.ratio[1]), u[1]))
+    return round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+
+
+def _crop_retry(view: View, width: int, height: int, u: list[float]) -> tuple[int, int, int, int]:
+    """torchvision's RandomResizedCrop: ten tries, then the central crop of the nearest possible ratio."""
+    for start in range(0, 40, 4):
+        w, h = _crop_size(view, width, height, u[start:])
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[start + 2] * (width - w + 1)), int(u[start + 3] * (height - h + 1)), w, h
+    low, high = view.ratio
+    w = min(width, max(1, round(height * high)))
+    h = min(height, max(1, round(width / low)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _crop_clip(view: View, width: int, height: int, u: list[float]) -> tuple[int, int, int, int]:
+    """BYOL's: one try, cut to the image."""
+    w, h = _crop_size(view, width, height, u)
+    w, h = max(1, min(w, width)), max(1, min(h, height))
+    return int(u[2] * (width - w + 1)), int(u[3] * (height - h + 1)), w, h
+
+
+def make_views(
+    image: Image.Image,
+    views: list[View],
+    key: tuple[int, ...],
+    *,
+    reference: bool = False,
+    channels: int = 3,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """All views of one image.
+
+    Args:
+        image: opened, perhaps not yet decoded.
+        key: (seed, epoch, example).
+        reference: also do the colours here, per image, in the published arithmetic; the returned rows are neutral
+            then.
+
+    Returns:
+        One uint8 array (size, size, channels) a view, and float32 rows (V, len(PARAMS)).
+    """
+    drawn = draw_views(views, *image.size, key)
+    if reference:
+        image = to_channels(image, channels)
+        crops = [_crop(image, v, d) for v, d in zip(views, drawn, strict=True)]
+        pixels = [np.asarray(reference_photometric(c, d.params)) for c, d in zip(crops, drawn, strict=True)]
+        params = np.tile(NEUTRAL, (len(views), 1))
+    else:
+        scale_x, scale_y = _decode_small(image, views, drawn)
+        image = to_channels(image, channels)
+        pixels = [np.asarray(_crop(image, v, d, scale_x, scale_y)) for v, d in zip(views, drawn, strict=True)]
+        params = np.stack([d.params for d in drawn])
+    pixels = [p[:, ::-1] if d.flip else p for p, d in zip(pixels, drawn, strict=True)]
+    return [p if p.ndim == 3 else p[:, :, None] for p in pixels], params
+
+
+def _decode_small(image: Image.Image, views: list[View], drawn: list[Drawn]) -> tuple[float, float]:
+    """Let a JPEG decode at 1/2, 1/4 or 1/8 where no crop would have to be enlarged; the scales that came of it."""
+    width, height = image.size
+    shrink = min(min(d.box[2:]) / v.size for v, d in zip(views, drawn, strict=True))
+    if image.format == "JPEG" and shrink >= 2:
+        image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))
+    return image.size[0] / width, image.size[1] / height
+
+
+def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float = 1.0, scale_y: float = 1.0) -> Image.Image:
+    left, top, width, height = drawn.box
+    box = (
+        left * scale_x,
+        top * scale_y,
+        min((left + width) * scale_x, image.size[0]),
+        min((top + height) * scale_y, image.size[1]),
+    )
+    return image.resize((view.size, view.size), _RESAMPLE[view.interpolation], box=box)
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Decode into RGB or grey; of 16-bit grey the upper bits. Orientation tags are not applied, as in torchvision."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    mode = "RGB" if channels == 3 else "L"
+    if image.mode == mode:
+        image.load()
+        return image
+    return image.convert(mode)
+
+
+def eval_image(
+    image: Image.Image, size: int, crop_pct: float = 0.875, interpolation: str = "bicubic", channels: int = 3
+) -> np.ndarray:
+    """Inference view: short side to `size / crop_pct`, central crop; uint8 (size, size, channels)."""
+    short = round(size / crop_pct)
+    width, height = image.size
+    factor = short / min(width, height)
+    if factor < 0.5:
+        image.draft(None, (math.ceil(width * factor * 2), math.ceil(height * factor * 2)))
+    image = to_channels(image, channels)
+    new = (max(short, round(width * factor)), max(short, round(height * factor)))
+    if image.size != new:
+        image = image.resize(new, _RESAMPLE[interpolation])
+    left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
