@@ -133,7 +133,12 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     every_monitor = round(recipe.monitor.every * steps_per_epoch) or num_steps
     meter = Meter(accelerator, start)
     progress = tqdm(
-        total=num_steps, initial=start, disable=not accelerator.is_local_main_process, unit="step", dynamic_ncols=True
+        total=num_steps,
+        initial=start,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 20.0,  # a log file gets a line now and then
+        disable=not accelerator.is_local_main_process,
     )
     with StopSignals() as stop, progress:
         for step in range(start, num_steps):
@@ -170,7 +175,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 values["lr"] = max(group["lr"] for group in optimizer.param_groups)
                 journal.record(done, {**values, "skipped": totals.skipped, **model.metrics()})
                 progress.set_postfix_str(
-                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values['images_per_second']:.0f} images/s"
+                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values['images_per_second']:.0f} images/s",
+                    refresh=False,
                 )
             if done == num_steps or done % every_monitor == 0:
                 with meter.paused():
