@@ -19,7 +19,7 @@ CLASSES = (
     "buddha",
 )  # fmt: skip
 SHORT_SIDE, QUALITY = 64, 80
-TRAIN_PER_CLASS, TEST_PER_CLASS = 66, 25
+TRAIN_PER_CLASS, TEST_PER_CLASS = 64, 25
 
 
 def subset(dataset: Dataset, per_class: int, seed: int) -> Dataset:
