@@ -4,118 +4,162 @@
 The views come from the very code that trains, so what is drawn is what is learnt from.
 """
 
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.loader import TrainLoader
+from .data.loader import epoch_order
 from .data.photometric import ORDERS, Photometric
 from .data.sources import ImageSource, load_source
-from .data.views import Drawn, View, draw_views, resolve_views, to_channels
+from .data.views import Drawn, View, draw_views, make_views, resolve_views, to_channels
 from .recipe import Recipe, RecipeError, model_config
 
 
-CELL, GAP, LINE = 176, 14, 14
-LINES = 7  # of text below a view
+_CELL, _GAP, _LINE = 208, 20, 17  # pixels: side of a picture, space around it, height of a line of text
+_INK, _PALE, _PAPER, _FRAME = "#1d2430", "#5d6673", "#ffffff", "#d5dae0"
+_COLOURS = ("#d1495b", "#2274a5", "#e08e1b", "#3b8b5a", "#8e5bb5", "#00838f", "#a2672d", "#c2408f")
+
+_Picture = tuple[Image.Image, str, list[str], str]  # picture, title, what was applied, colour
 
 
-def preview(recipe: Recipe, num_images: int = 4, output: str | Path = "preview.png", dataset=None) -> Path:
-    """Draw the first images of a recipe's first batch with all their views.
+def preview(
+    recipe: Recipe,
+    num_images: int = 4,
+    output: str | Path = "preview.png",
+    seed: int | None = None,
+    dataset=None,
+) -> Path:
+    """Draw the first images of a run's first epoch with all their views; the crops are framed in the original.
 
     Args:
+        seed: other images and other views than those of `recipe.train.seed`.
         dataset: a `datasets.Dataset` instead of `recipe.data.path`.
 
     Returns:
         The absolute path of the PNG.
 
     Raises:
-        RecipeError: the recipe's data or views cannot work, or `output` cannot be written.
+        RecipeError: the recipe's data or views cannot work, no image can be read, or `output` cannot be written.
     """
     if num_images <= 0:
-        raise RecipeError("--images must be greater than 0.")
+        raise RecipeError("The number of images must be greater than 0.")
     views = resolve_views(recipe.views, recipe.method)
-    config = model_config(recipe, image_size=views[0].size)
+    channels = model_config(recipe, image_size=views[0].size).num_channels
     source = ImageSource(dataset, recipe.data.image_column) if dataset is not None else load_source(recipe.data)
-    loader = TrainLoader(
-        source,
-        views,
-        batch_size=min(num_images, len(source)),
-        seed=recipe.train.seed,
-        num_steps=1,
-        reference=recipe.views.photometric == "reference",
-        channels=config.num_channels,
-    )
-    batch = next(iter(loader))
-    zero, one = [0.0] * config.num_channels, [1.0] * config.num_channels
-    inputs = Photometric(zero, one)(batch)  # colours and blur, without the normalisation
-    rows = []
-    for place, index in enumerate(batch["index"].tolist()):
-        original = to_channels(source.image(index), config.num_channels)
-        drawn = draw_views(views, *original.size, (recipe.train.seed, 0, index))
-        pictures = [(original, [source.name(index), f"{original.size[0]} x {original.size[1]} pixels"])]
-        for v, (view, draw) in enumerate(zip(views, drawn, strict=True)):
-            group, number = ("local_pixel_values", v - _num_global(views)) if view.local else ("pixel_values", v)
-            pictures.append((_picture(inputs[group][place, number]), describe(view, draw, v)))
-        rows.append(pictures)
-    path = Path(output).resolve()
+    seed = recipe.train.seed if seed is None else seed
+    reference = recipe.views.photometric == "reference"
+    rows, problem = [], ""
+    for index in epoch_order(len(source), seed, 0)[: num_images + 100].tolist():
+        try:
+            rows.append(_row(source, index, views, (seed, 0, index), reference, channels))
+        except Exception as error:  # a loader takes another image too
+            problem = f"{source.name(index)} ({error})"
+        if len(rows) == num_images:
+            break
+    if not rows:
+        raise RecipeError(f"No image could be read, the last one tried was {problem}.")
+    title = f"{recipe.method}: {len(views)} views of an image, colours by the {recipe.views.photometric} pipeline"
+    path = Path(output).expanduser().resolve()
     try:
-        _grid(rows).save(path, "PNG")
+        _grid(rows, title).save(path, "PNG")
     except OSError as error:
         raise RecipeError(f"The preview could not be written to {path} ({error}).") from error
     return path
 
 
-def describe(view: View, drawn: Drawn, number: int) -> list[str]:
-    """Lines that say what was applied, in the order of application."""
+def _row(
+    source: ImageSource, index: int, views: list[View], key: tuple[int, ...], reference: bool, channels: int
+) -> list[_Picture]:
+    """The original with its crops framed, and the views."""
+    original = to_channels(source.image(index), channels)
+    drawn = draw_views(views, *original.size, key)
+    pixels, params = make_views(source.image(index), views, key, reference=reference, channels=channels)
+    photometric = Photometric([0.0] * channels, [1.0] * channels)  # colours and blur, without the normalisation
+    width, height = original.size
+    name = Path(source.name(index)).name
+    row = [(_framed(original, drawn), "original", [name, f"{width} x {height} pixels"], _INK)]
+    for v, (view, draw) in enumerate(zip(views, drawn, strict=True)):
+        array, numbers = torch.from_numpy(pixels[v].copy()), torch.from_numpy(params[v])
+        seen = photometric.apply(array[None, None], numbers[None, None])[0, 0]
+        area = draw.box[2] * draw.box[3] / (width * height)
+        title = f"{'local ' if view.local else ''}view {v + 1}, {view.size} px"
+        row.append((_picture(seen), title, describe(draw, area), _COLOURS[v % len(_COLOURS)]))
+    return row
+
+
+def describe(drawn: Drawn, area: float) -> list[str]:
+    """What was applied, in the order of application; `area` is the crop's share of the image."""
     left, top, width, height = drawn.box
     multiply, add, contrast, saturation, hue, order, gray, sigma, threshold = drawn.params.tolist()
-    lines = [f"{'local ' if view.local else ''}view {number + 1}: {view.size} x {view.size}"]
-    lines.append(f"crop {width}x{height} at {left},{top}" + (", flipped" if drawn.flip else ""))
-    factors = {
-        0: f"brightness {add:+.2f}" if add else f"brightness x{multiply:.2f}" if multiply != 1 else "",
-        1: f"contrast x{contrast:.2f}" if contrast != 1 else "",
-        2: f"saturation x{saturation:.2f}" if saturation != 1 else "",
-        3: f"hue {360 * hue:+.0f} deg" if hue else "",
+    lines = [f"crop {width} x {height} at {left}, {top}", f"  = {area:.0%} of the image"]
+    if drawn.flip:
+        lines.append("flipped")
+    jitter = {
+        0: f"brightness {add:+.2f}" if add else f"brightness x {multiply:.2f}" if multiply != 1 else "",
+        1: f"contrast x {contrast:.2f}" if contrast != 1 else "",
+        2: f"saturation x {saturation:.2f}" if saturation != 1 else "",
+        3: f"hue {360 * hue:+.0f}°" if hue else "",
     }
-    lines += [factors[op] for op in ORDERS[int(order)] if factors[op]]
-    rest = [("gray", gray), (f"blur {sigma:.1f} px", sigma), (f"solarised above {threshold:g}", threshold <= 1)]
-    said = [text for text, applied in rest if applied]
-    if said:
-        lines.append(", ".join(said))
-    return lines
-
-
-def _num_global(views: list[View]) -> int:
-    return sum(not view.local for view in views)
+    lines += [jitter[op] for op in ORDERS[int(order)] if jitter[op]]
+    last = {"gray": gray, f"blur, sigma {sigma:.2f} px": sigma, f"solarised from {threshold:g}": threshold <= 1}
+    return lines + [text for text, applied in last.items() if applied]
 
 
 def _picture(pixels: torch.Tensor) -> Image.Image:
-    """(C, H, W) in 0..1 -> image."""
+    """(C, S, S) in 0..1 -> image as large as a cell; small ones keep hard pixels, to look as small as they are."""
     array = (pixels.clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    return Image.fromarray(np.squeeze(array, 2) if array.shape[2] == 1 else array)
+    picture = Image.fromarray(np.squeeze(array, 2) if array.shape[2] == 1 else array).convert("RGB")
+    hard = picture.size[0] < _CELL // 2
+    return picture.resize((_CELL, _CELL), Image.Resampling.NEAREST if hard else Image.Resampling.BICUBIC)
 
 
-def _grid(rows: list[list[tuple[Image.Image, list[str]]]]) -> Image.Image:
-    columns, height = len(rows[0]), CELL + LINES * LINE + GAP
-    canvas = Image.new("RGB", (GAP + columns * (CELL + GAP), GAP + len(rows) * height), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
-    for r, pictures in enumerate(rows):
-        for c, (picture, lines) in enumerate(pictures):
-            x, y = GAP + c * (CELL + GAP), GAP + r * height
-            shown = _fit(picture.convert("RGB"))
-            canvas.paste(shown, (x + (CELL - shown.size[0]) // 2, y + (CELL - shown.size[1]) // 2))
-            pen.rectangle((x - 1, y - 1, x + CELL, y + CELL), outline="#d0d0d0")
-            wrapped = [part for line in lines for part in textwrap.wrap(line, 30)][:LINES]
-            for n, line in enumerate(wrapped):
-                pen.text((x, y + CELL + 3 + n * LINE), line, "#202020" if n == 0 else "#606060", font=font)
+def _framed(original: Image.Image, drawn: list[Drawn]) -> Image.Image:
+    """The original, fitted into a cell, with every view's crop in the view's colour."""
+    factor = _CELL / max(original.size)
+    size = tuple(max(1, round(side * factor)) for side in original.size)
+    hard = factor > 2
+    shown = original.convert("RGB").resize(size, Image.Resampling.NEAREST if hard else Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(shown)
+    for v, draw in reversed(list(enumerate(drawn))):
+        left, top, width, height = (factor * side for side in draw.box)
+        corner = (min(left + width, size[0]) - 1, min(top + height, size[1]) - 1)
+        pen.rectangle((left, top, *corner), outline=_COLOURS[v % len(_COLOURS)], width=2)
+    return shown
+
+
+def _grid(rows: list[list[_Picture]], title: str) -> Image.Image:
+    bold, plain = ImageFont.load_default(size=14), ImageFont.load_default(size=13)
+    texts = [[_wrapped(lines, plain) for _, _, lines, _ in row] for row in rows]
+    heights = [_CELL + (2 + max(map(len, lines))) * _LINE + _GAP for lines in texts]
+    columns, top = len(rows[0]), _GAP + 2 * _LINE
+    canvas = Image.new("RGB", (_GAP + columns * (_CELL + _GAP), top + sum(heights)), _PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((_GAP, _GAP - 4), title, _INK, font=ImageFont.load_default(size=18))
+    for row, row_texts, height in zip(rows, texts, heights, strict=True):
+        for c, ((picture, name, _, colour), lines) in enumerate(zip(row, row_texts, strict=True)):
+            left = _GAP + c * (_CELL + _GAP)
+            width, tall = picture.size
+            pen.rectangle((left - 1, top - 1, left + _CELL, top + _CELL), outline=_FRAME)
+            canvas.paste(picture, (left + (_CELL - width) // 2, top + (_CELL - tall) // 2))
+            below = top + _CELL + 6
+            pen.rectangle((left - 1, below, left + _CELL, below + 2), fill=colour)
+            pen.text((left, below + 6), name, colour, font=bold)
+            for n, line in enumerate(lines, 1):
+                pen.text((left, below + 8 + n * _LINE), line, _PALE, font=plain)
+        top += height
     return canvas
 
 
-def _fit(picture: Image.Image) -> Image.Image:
-    """Fill the cell; small pictures keep hard pixels so that they look as small as they are."""
-    factor = CELL / max(picture.size)
-    size = tuple(max(1, round(side * factor)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.BICUBIC)
+def _wrapped(lines: list[str], font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines no wider than a cell, cut between words, or anywhere in a word that is too long."""
+    wrapped = []
+    for line in lines:
+        while font.getlength(line) > _CELL:
+            fits = max(n for n in range(1, len(line)) if font.getlength(line[:n]) <= _CELL)
+            cut = line.rfind(" ", 1, fits + 1) + 1 or fits
+            wrapped.append(line[:cut])
+            line = line[cut:]
+        wrapped.append(line)
+    return wrapped

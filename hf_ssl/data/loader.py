@@ -27,15 +27,19 @@ _WINDOW = 1000  # images over which the share of failures is counted
 class TrainLoader:
     """Micro-batches of views, from `start_step` to `num_steps`.
 
-    Yields dicts: `pixel_values` uint8 (V, B, H, W, C) and `params` (V, B, P) of the global views, `local_pixel_values`
-    and `local_params` of the small crops, `index` (B,), and `skipped`, a list of (name, reason).
+    Yields dicts: `pixel_values` uint8 (V, B, S, S, C) and `params` (V, B, P) of the global views, `local_pixel_values`
+    and `local_params` of the small crops, `index` (B,) of the examples whose turn it was, and `skipped`, a list of
+    (name, reason) of those that could not be read; another one, drawn for it, is in the place of each.
 
     Args:
-        batch_size: images of one optimiser step over all processes and micro-batches.
-        max_failed_share: of the last 1,000 images of this process.
+        batch_size: images of one optimiser step over all processes and micro-batches, which must divide it.
+        reference: do the colours in the workers, per image, as published (see `make_views`).
+        channels: 3 (RGB) or 1 (grey).
+        max_failed_share: of the last 1,000 images of this process; counted once 100 were tried.
 
     Raises:
-        RecipeError: fewer images than a batch; while iterating, too many that cannot be read.
+        RecipeError: fewer images than a batch, or impossible channels; while iterating, too many images that cannot
+            be read.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class TrainLoader:
             raise RecipeError(
                 f"train.batch_size={batch_size} is more than the {len(source)} images of the dataset; lower it."
             )
+        if channels not in (1, 3):
+            raise RecipeError(f"model.num_channels={channels} is not possible for images; set 3 (RGB) or 1 (grey).")
         self.max_failed_share = max_failed_share
         order = _Order(len(source), batch_size, seed, start_step, num_steps, accumulation, rank, world_size)
         self._loader = DataLoader(
@@ -71,19 +77,24 @@ class TrainLoader:
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        window: deque[tuple[int, int]] = deque()  # (images, failures) of recent batches
+        window: deque[tuple[int, int]] = deque()  # (images tried, failures) of recent batches
         for batch in self._loader:
-            window.append((len(batch["index"]), len(batch["skipped"])))
+            window.append((len(batch["index"]) + len(batch["skipped"]), len(batch["skipped"])))
             while sum(n for n, _ in window) - window[0][0] >= _WINDOW:
                 window.popleft()
-            seen, failed = (sum(column) for column in zip(*window, strict=True))
-            if batch["exhausted"] or (seen >= 100 and failed > self.max_failed_share * seen):
+            tried, failed = (sum(column) for column in zip(*window, strict=True))
+            if batch.pop("exhausted") or (tried >= 100 and failed > self.max_failed_share * tried):
                 name, reason = batch["skipped"][-1]
                 raise RecipeError(
-                    f"{failed} of the last {seen} images could not be read, the last one {name} ({reason}); mend the "
+                    f"{failed} of the last {tried} images could not be read, the last one {name} ({reason}); mend the "
                     "data or raise data.max_failed_share."
                 )
             yield batch
+
+
+def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of all examples that an epoch follows."""
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
 class _Order(Sampler):
@@ -105,7 +116,7 @@ class _Order(Sampler):
         for step in range(self.start_step, self.num_steps):
             epoch, position = divmod(step, per_epoch)
             if epoch != epoch_of_order:
-                epoch_of_order, order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n)
+                epoch_of_order, order = epoch, epoch_order(self.n, self.seed, epoch)
             for part in range(self.accumulation):
                 first = position * self.batch_size + part * micro + self.rank * own
                 yield [(epoch, int(index)) for index in order[first : first + own]]

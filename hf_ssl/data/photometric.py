@@ -7,8 +7,9 @@ pipelines' arithmetic (Pillow, torchvision). Both apply the same drawn numbers.
 """
 
 import math
+from functools import lru_cache
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +18,27 @@ from PIL import Image, ImageFilter, ImageOps
 
 
 # Columns of a view's row of drawn numbers; each has a value that changes nothing.
-PARAMS = ("multiply", "add", "contrast", "saturation", "hue", "order", "gray", "sigma", "threshold")
+PARAMS = (
+    "multiply",  # brightness factor (torchvision)
+    "add",  # brightness shift, for pixels in 0..1 (BYOL)
+    "contrast",  # factor of the distance to the image's mean grey
+    "saturation",  # factor of the distance to the pixel's grey
+    "hue",  # shift in turns
+    "order",  # of these four: index into ORDERS
+    "gray",  # 1: colours are lost
+    "sigma",  # of the Gaussian blur, in pixels; 0: none
+    "threshold",  # from which on pixels (0..1) are inverted; 2: never
+)
 NEUTRAL = np.array([1, 0, 1, 1, 0, 0, 0, 0, 2], dtype=np.float32)
 ORDERS = tuple(permutations(range(4)))  # of brightness, contrast, saturation, hue
 LUMA = (0.299, 0.587, 0.114)
-_CHUNK = 512  # images whose intermediate results are in memory at once
+_CHUNK = {"cpu": 2**19, "cuda": 2**26}  # values worked on at once: what the cache holds; a quarter GiB
 
 
 class Photometric:
     """Batches of uint8 views and their drawn numbers -> normalised model inputs.
+
+    What must be done is read from the drawn numbers while they are on the CPU: a GPU is never waited for.
 
     Args:
         mean, std: a number a channel, for pixels in 0..1.
@@ -45,47 +58,54 @@ class Photometric:
         return inputs
 
     def apply(self, pixels: torch.Tensor, params: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
-        """uint8 (V, B, H, W, C), rows (V, B, P) on the CPU -> float32 (B, V, C, H, W) on `device`."""
-        views, size, height, width, channels = pixels.shape
-        flat = pixels.reshape(-1, height, width, channels).to(device, non_blocking=True)
-        rows = params.reshape(-1, len(PARAMS))
-        out = torch.empty(flat.shape, device=device)
-        for start in range(0, len(flat), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            out[part] = self._chunk(flat[part], rows[part])
-        return out.view(views, size, height, width, channels).permute(1, 0, 4, 2, 3)
+        """uint8 (V, B, S, S, C), rows (V, B, P) on the CPU -> float32 (B, V, C, S, S) on `device`."""
+        device = torch.device(device)
+        views, size, side, _, channels = pixels.shape
+        self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
+        pixels = pixels.view(-1, side, side, channels).to(device, non_blocking=True)
+        rows = params.view(-1, len(PARAMS))
+        rows_there = rows.to(device, non_blocking=True)
+        out, maps = pixels.float().div_(255), None
+        if (rows[:, :5] != torch.from_numpy(NEUTRAL[:5])).any() or rows[:, 6].any():
+            maps = colour_maps(rows_there, out.mean((1, 2)))
+        count = max(1, _CHUNK.get(device.type, 2**26) // pixels[0].numel())
+        for start in range(0, len(pixels), count):
+            part = slice(start, start + count)
+            x = out[part]
+            if maps is not None:
+                flat = x.view(len(x), -1, channels)
+                x.copy_(torch.baddbmm(maps[1][part, None], flat, maps[0][part].mT).view_as(x)).clamp_(0, 1)
+            blurred = rows[part, 7].nonzero().flatten()
+            if len(blurred):
+                blurred = blurred.to(device, non_blocking=True)
+                x[blurred] = _blur(x[blurred], rows_there[part][blurred, 7])
+            if (rows[part, 8] <= 1).any():
+                x.copy_(torch.where(x >= rows_there[part, 8].view(-1, 1, 1, 1), 1 - x, x))
+            x.sub_(self.mean).div_(self.std)
+        return out.view(views, size, side, side, channels).permute(1, 0, 4, 2, 3)
 
-    def _chunk(self, pixels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) uint8 -> float; which images need what is decided on the CPU, so the device never waits."""
-        device = pixels.device
-        x = pixels.float().div_(255)
-        on_device = rows.to(device, non_blocking=True)
-        if (rows[:, :5] != torch.tensor([1.0, 0, 1, 1, 0])).any() or rows[:, 6].any():
-            x = _jitter(x, on_device)
-        blurred = rows[:, 7].nonzero().flatten()
-        if len(blurred):
-            chosen = blurred.to(device, non_blocking=True)
-            x[chosen] = _blur(x[chosen], on_device[chosen, 7])
-        if (rows[:, 8] <= 1).any():
-            x = torch.where(x >= on_device[:, 8].view(-1, 1, 1, 1), 1 - x, x)
-        mean, std = (t.to(device, non_blocking=True) for t in (self.mean, self.std))
-        return x.sub_(mean).div_(std)
+
+class _Constants(NamedTuple):
+    """Small tensors that live where they are used: making them there anew would stall a GPU."""
+
+    luma: torch.Tensor  # (C,)
+    eye: torch.Tensor  # (C, C)
+    orders: torch.Tensor  # (24, 4)
+    cross: torch.Tensor  # (3, 3): cross product with the direction of grey
 
 
-def _jitter(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """(N, H, W, C) in 0..1, rows (N, P) -> the same after jitter and grayscale, clamped."""
-    channels = x.shape[-1]
-    matrix, offset = colour_maps(rows, x.mean((1, 2)))
-    if channels == 1:
-        return (x * matrix.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
-    flat = x.view(len(x), -1, channels)
-    return torch.baddbmm(offset[:, None], flat, matrix.transpose(1, 2)).view(x.shape).clamp_(0, 1)
+@lru_cache
+def _constants(device: torch.device, channels: int) -> _Constants:
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    made = (torch.tensor(LUMA if channels == 3 else [1.0]), torch.eye(channels), torch.tensor(ORDERS), cross)
+    return _Constants(*(t.to(device) for t in made))
 
 
 def colour_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Jitter in the drawn order, then grayscale, as one affine map an image: x -> matrix x + offset.
 
-    Hue turns the colours in the YIQ plane; contrast pulls towards the mean grey that the image has by then.
+    Hue turns the colours about the grey axis (on photographs nearer to Pillow's hue than a turn in YIQ). Contrast
+    pulls towards the mean grey that the image has by then. Nothing is clipped in between.
 
     Args:
         rows: (N, P) drawn numbers.
@@ -95,64 +115,43 @@ def colour_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, t
         matrix (N, C, C) and offset (N, C).
     """
     n, channels = mean.shape
-    luma = mean.new_tensor(LUMA if channels == 3 else [1.0])
-    eye = torch.eye(channels, device=mean.device)
-    to_grey = luma.expand(channels, channels)  # every row is the luma: (C, C)
+    luma, eye, orders, cross = _constants(mean.device, channels)
+    to_grey = luma.expand(channels, channels)  # every row is the luma
     multiply, add, contrast, saturation, hue = (rows[:, i].view(n, 1, 1) for i in range(5))
+    cos, sin = (2 * math.pi * hue).cos(), (2 * math.pi * hue).sin()
     linear = torch.stack(
         [
             multiply * eye,
             contrast * eye,
             saturation * eye + (1 - saturation) * to_grey,
-            _hue_rotation(hue) if channels == 3 else eye.expand(n, 1, 1),
+            cos * eye + (1 - cos) / 3 + sin * cross if channels == 3 else eye.expand(n, 1, 1),
         ],
         1,
     )  # (N, 4, C, C)
-    matrix, offset = eye.expand(n, channels, channels), mean.new_zeros(n, channels)
-    order = torch.tensor(ORDERS, device=mean.device)[rows[:, 5].long()]  # (N, 4)
+    matrix, offset = eye.expand(n, channels, channels), mean.new_zeros(n, channels, 1)
+    order = orders[rows[:, 5].long()]  # (N, 4)
     every = torch.arange(n, device=mean.device)
     for slot in range(4):
-        op = order[:, slot]
-        chosen = linear[every, op]
-        grey = ((matrix @ mean[:, :, None]).squeeze(2) + offset) @ luma  # (N,) mean grey so far
-        shift = (op == 0) * add.view(n) + (op == 1) * (1 - contrast.view(n)) * grey
-        matrix = chosen @ matrix
-        offset = (chosen @ offset[:, :, None]).squeeze(2) + shift[:, None]
+        op = order[:, slot, None, None]
+        grey = luma @ (matrix @ mean[:, :, None] + offset)  # (N, 1): mean grey so far
+        shift = (op == 0) * add + (op == 1) * (1 - contrast) * grey[:, :, None]
+        chosen = linear[every, order[:, slot]]
+        matrix, offset = chosen @ matrix, chosen @ offset + shift
     gray = rows[:, 6].view(n, 1, 1)
     final = gray * to_grey + (1 - gray) * eye
-    return final @ matrix, (final @ offset[:, :, None]).squeeze(2)
-
-
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-
-
-def _hue_rotation(hue: torch.Tensor) -> torch.Tensor:
-    """(N, 1, 1) in turns -> (N, 3, 3). Pillow's hue runs from red over green to blue, against the I-Q plane."""
-    n = len(hue)
-    angle = -2 * math.pi * hue.view(n)
-    cos, sin = angle.cos(), angle.sin()
-    turn = torch.zeros(n, 3, 3, device=hue.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = cos
-    turn[:, 1, 2], turn[:, 2, 1] = -sin, sin
-    yiq = _YIQ.to(hue.device)
-    return torch.linalg.inv(_YIQ).to(hue.device) @ turn @ yiq
+    return final @ matrix, (final @ offset).squeeze(2)
 
 
 def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """(N, H, W, C), one sigma (N,) in pixels an image -> blurred; weights are renormalised at the borders."""
-    n, height, width, channels = x.shape
-    rows = _gaussian(height, sigma) @ x.reshape(n, height, width * channels)
-    turned = rows.view(n, height, width, channels).transpose(1, 2).reshape(n, width, height * channels)
-    return (_gaussian(width, sigma) @ turned).view(n, width, height, channels).transpose(1, 2)
-
-
-def _gaussian(size: int, sigma: torch.Tensor) -> torch.Tensor:
-    """(N,) -> (N, size, size), rows summing to 1."""
-    position = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
-    distance = (position[:, None] - position[None]).square()
-    weights = (-distance / (2 * sigma.square())[:, None, None]).exp()
-    return weights / weights.sum(2, keepdim=True)
+    """(N, S, S, C), one sigma (N,) in pixels an image -> blurred; weights are renormalised at the borders."""
+    n, side, _, channels = x.shape
+    position = torch.arange(side, device=x.device, dtype=x.dtype)
+    distance = (position[:, None] - position).square()
+    weights = (distance * (-0.5 / sigma.square())[:, None, None]).exp_()  # (N, S, S)
+    weights /= weights.sum(2, keepdim=True)
+    rows = weights @ x.reshape(n, side, side * channels)
+    turned = rows.view(n, side, side, channels).transpose(1, 2).reshape(n, side, side * channels)
+    return (weights @ turned).view(n, side, side, channels).transpose(1, 2)
 
 
 def reference_photometric(image: Image.Image, params: np.ndarray) -> Image.Image:

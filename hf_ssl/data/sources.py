@@ -2,12 +2,15 @@
 """Any dataset of images -> examples: a Hub id, a folder, Parquet files, or a `datasets.Dataset`.
 
 Images stay encoded until a loader's worker opens them, so that a bad file is one skipped example and not a failed
-load.
+load. Plain folders of images are listed here, in one walk: the folder builder of `datasets` walks a folder some sixty
+times, which takes a quarter of an hour for ImageNet's.
 """
 
 import io
+import os
 import re
 import warnings
+from glob import glob
 from pathlib import Path
 
 import datasets
@@ -17,23 +20,33 @@ from PIL import Image
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 
 
+_EXTENSIONS = (".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp").split()
+_SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("validation", "valid", "val", "dev"), "validation"
+)
+
+
 class ImageSource:
     """Images, and labels where there are any, of a map-style `datasets.Dataset`.
 
     Args:
         image_column: found by its type when there is one only.
-        label_column: found by its type (ClassLabel), or by its name when it holds whole numbers; may be missing.
+        label_column: found by its type (ClassLabel), or by its name (label, labels) when it holds whole numbers; may
+            be missing.
 
     Raises:
-        RecipeError: a column that is not there, or several that it could be.
+        RecipeError: a column that is not there, or several that it could be, or no map-style dataset.
     """
 
     def __init__(self, dataset: Dataset, image_column: str | None = None, label_column: str | None = None):
+        if not isinstance(dataset, Dataset):
+            raise RecipeError(f"A datasets.Dataset (one split, not streamed) is needed, not {type(dataset).__name__}.")
+        dataset = dataset.with_format(None)
         self.image_column = find_image_column(dataset.features, image_column)
         self.label_column = find_label_column(dataset.features, label_column)
         self.split = str(dataset.split or "the dataset")
-        encoded = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        self._images = encoded.select_columns([self.image_column])
+        images = dataset.select_columns([self.image_column])
+        self._images = images.cast_column(self.image_column, datasets.Image(decode=False))
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
 
     def __len__(self) -> int:
@@ -43,16 +56,19 @@ class ImageSource:
         """The image, opened but not yet decoded.
 
         Raises:
-            OSError, ValueError: it cannot be read, or has more pixels than Pillow thinks safe (about 90 million).
+            OSError, ValueError: it cannot be read, or has more than 179 million pixels, which Pillow takes for an
+                attack (twice `PIL.Image.MAX_IMAGE_PIXELS`; raise that for larger images).
         """
         cell = self._images[index][self.image_column]
         if cell is None:
             raise ValueError("the row has no image")
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             try:
                 return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            except Image.UnidentifiedImageError:
+                raise OSError("not an image, or of a kind that Pillow cannot read") from None
+            except Image.DecompressionBombError as error:
                 raise ValueError(str(error)) from None
 
     def label(self, index: int) -> int | None:
@@ -60,11 +76,13 @@ class ImageSource:
 
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
-        cell = self._images[index][self.image_column]
+        cell = self._images[index][self.image_column] or {"bytes": None, "path": None}
         row = f"row {index} of {self.split}"
-        return f"{cell['path']} ({row})" if cell and cell["path"] else row
+        if cell["path"] and cell["bytes"] is None:
+            return cell["path"]
+        return f"{cell['path']} ({row})" if cell["path"] else row
 
-    def select(self, indices: range) -> "ImageSource":
+    def select(self, indices: list[int] | range) -> "ImageSource":
         """A part of the source."""
         part = object.__new__(ImageSource)
         part.__dict__.update(self.__dict__)
@@ -77,12 +95,15 @@ def load_source(data: DataConfig, split: str | None = None) -> ImageSource:
     """The images of a recipe's `data` section.
 
     Raises:
-        RecipeError: see `check_source`.
+        RecipeError: see `check_source`; or the split is empty.
     """
     check_source(data, split)
-    dataset = _open(data, streaming=False)[split or data.split]
+    split = split or data.split
+    dataset = _open(data, streaming=False)[split]
     if data.max_examples is not None:
         dataset = dataset.select(range(min(data.max_examples, len(dataset))))
+    if len(dataset) == 0:
+        raise RecipeError(f"The split {split!r} of {data.path} is empty.")
     return ImageSource(dataset, data.image_column, data.label_column)
 
 
@@ -95,7 +116,7 @@ def check_source(data: DataConfig, split: str | None = None) -> Features:
     Raises:
         RecipeError: no such place, split or column, with the nearest valid name.
     """
-    found = describe_source(data)
+    found = available_splits(data)
     split = split or data.split
     if split not in found:
         raise RecipeError(f"{data.path} has no split {split!r}{nearest(split, found)}")
@@ -105,7 +126,7 @@ def check_source(data: DataConfig, split: str | None = None) -> Features:
     return features
 
 
-def describe_source(data: DataConfig) -> dict[str, Features]:
+def available_splits(data: DataConfig) -> dict[str, Features]:
     """Split -> features of a source, from its metadata.
 
     Raises:
@@ -121,57 +142,64 @@ def describe_source(data: DataConfig) -> dict[str, Features]:
 def labelled_sources(data: DataConfig, monitor: MonitorConfig) -> tuple[ImageSource, ImageSource] | tuple[None, None]:
     """Bank and queries for kNN: the splits of `monitor.path`, or of `data.path` when it has labels.
 
-    "test" falls back to "validation"; without a query split every fifth image of the bank becomes a query.
+    A "test" split that is missing, or whose labels are kept secret (-1), falls back to "validation"; without either,
+    every fifth image of the bank becomes a query.
 
     Raises:
         RecipeError: `monitor.path` or `monitor.label_column` is set but cannot be used.
     """
-    asked = monitor.path is not None or monitor.label_column is not None
+    own = monitor.path is not None
     where = DataConfig(
         path=monitor.path or data.path,
-        name=monitor.name if monitor.path else data.name,
-        revision=None if monitor.path else data.revision,
-        image_column=monitor.image_column or (None if monitor.path else data.image_column),
-        label_column=monitor.label_column or (None if monitor.path else data.label_column),
+        name=monitor.name if own else data.name,
+        revision=None if own else data.revision,
+        image_column=monitor.image_column or (None if own else data.image_column),
+        label_column=monitor.label_column or (None if own else data.label_column),
     )
-    splits = describe_source(where)
-    if monitor.bank_split not in splits:
-        if not asked:
-            return None, None
-        raise RecipeError(f"{where.path} has no split {monitor.bank_split!r}{nearest(monitor.bank_split, splits)}")
-    if find_label_column(splits[monitor.bank_split], where.label_column, where.path) is None:
-        if not asked:
-            return None, None
-        raise RecipeError(
-            f"{where.path} has no labels for kNN; set monitor.label_column to a column of class numbers."
-        )
+    splits = available_splits(where)
+    try:
+        features = check_source(where, monitor.bank_split)
+        if find_label_column(features, where.label_column, where.path) is None:
+            raise RecipeError(
+                f"{where.path} has no labels for kNN; set monitor.label_column to a column of class numbers."
+            )
+    except RecipeError:
+        if own or monitor.label_column is not None:
+            raise
+        return None, None
     bank = load_source(where, monitor.bank_split)
-    query_split = monitor.query_split
-    if query_split == "test" and "test" not in splits:
-        query_split = next((name for name in ("validation", "val") if name in splits), None)
-    if query_split is None:
-        held_out = range(0, len(bank), 5)
-        return bank.select([i for i in range(len(bank)) if i % 5]), bank.select(held_out)
-    return bank, load_source(where, query_split)
+    if monitor.query_split != "test":
+        return bank, load_source(where, monitor.query_split)
+    for name in ("test", "validation", "val"):
+        if name in splits:
+            queries = load_source(where, name)
+            if (queries.label(0) if queries.label_column else None) not in (None, -1):
+                return bank, queries
+    return bank.select([i for i in range(len(bank)) if i % 5]), bank.select(range(0, len(bank), 5))
 
 
 def find_image_column(features: Features, name: str | None, where: str | None = "the dataset") -> str:
-    """The image column: `name`, or the only one of type Image.
+    """The image column: `name`, or the only one of type Image (or of its storage: a struct of bytes and path).
 
     Raises:
         RecipeError: not there, or several.
     """
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    images = [column for column, feature in features.items() if _holds_images(feature)]
     if name is not None:
         if name not in features:
             raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
-        if name not in images:
+        if name not in images and features[name] not in (Value("binary"), Value("large_binary")):
             raise RecipeError(f"The column {name!r} of {where} does not hold images{nearest(name, images)}")
         return name
     if len(images) != 1:
         said = f"several image columns ({', '.join(images)})" if images else "no image column"
         raise RecipeError(f"{where} has {said}; set data.image_column to one of {', '.join(images or features)}.")
     return images[0]
+
+
+def _holds_images(feature) -> bool:
+    """Parquet files that `datasets` did not write have no type Image, only its storage."""
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
 
 
 def find_label_column(features: Features, name: str | None, where: str | None = "the dataset") -> str | None:
@@ -196,21 +224,17 @@ def find_label_column(features: Features, name: str | None, where: str | None = 
     return next(iter([*named, *classes]), None)
 
 
-def _open(data: DataConfig, streaming: bool):
+def _open(data: DataConfig, streaming: bool) -> dict:
     """Split -> dataset, for every kind of place."""
-    path = Path(data.path)
+    path = Path(data.path).expanduser()
     try:
-        if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-            saved = load_from_disk(str(path))
-            return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
         if path.is_dir():
-            parquet = any(path.rglob("*.parquet"))
-            place = (str(path),) if parquet else ("imagefolder",)
-            more = {} if parquet else {"data_dir": str(path)}
-            return load_dataset(*place, streaming=streaming, **more)
+            return _open_folder(path, data.name, streaming)
         if path.suffix == ".parquet":  # a file or a glob
+            if not path.is_file() and not glob(str(path), recursive=True):
+                raise RecipeError(f"No file matches data.path={data.path}.")
             return load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
-        if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path):
+        if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data.path):
             kind = "is not a folder or a Parquet file" if path.exists() else "does not exist"
             raise RecipeError(
                 f"data.path={data.path} {kind}; give a folder of images, Parquet files or a Hub dataset."
@@ -219,5 +243,61 @@ def _open(data: DataConfig, streaming: bool):
     except RecipeError:
         raise
     except Exception as error:  # datasets and huggingface_hub raise dozens of classes here
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(f"data.path={data.path} could not be loaded: {first_line}") from error
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        kind = "" if path.exists() else " is no folder here, and as a Hub dataset it"
+        raise RecipeError(f"data.path={data.path}{kind} could not be loaded: {said}") from error
+
+
+def _open_folder(path: Path, name: str | None, streaming: bool) -> dict:
+    """A folder that `datasets` saved, one that holds files it reads (Parquet, metadata.csv ...), or one of images."""
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        saved = load_from_disk(str(path))
+        return saved if isinstance(saved, dict) else {_split_name(str(saved.split)): saved}
+    listed = {} if any(path.glob("metadata.*")) or any(path.rglob("*.parquet")) else _list_images(path)
+    return listed or load_dataset(str(path), name, streaming=streaming)
+
+
+def _split_name(text: str) -> str:
+    """ "train[:100]" -> "train"; what has no split is "train" too."""
+    return "train" if text == "None" else re.split(r"\W", text)[0]
+
+
+def _list_images(root: Path) -> dict[str, Dataset]:
+    """Split -> files and labels of a folder of images; empty when there is no image.
+
+    Subfolders called train, test or validation are splits, as long as they do not stand among class folders. Class
+    folders are the innermost ones, when there are several and all are equally deep.
+    """
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    named = [p for p in folders if p.name.lower() in _SPLIT_NAMES]
+    if named and (named == folders or any(entry.is_dir() for p in named for entry in os.scandir(p))):
+        parts = {_SPLIT_NAMES.get(p.name.lower(), p.name): _image_files(p) for p in folders}
+    else:
+        parts = {"train": _image_files(root)}
+    parts = {split: files for split, files in parts.items() if files}
+    parents = [{os.path.dirname(file) for file in files} for files in parts.values()]
+    classes = sorted({os.path.basename(folder) for folders in parents for folder in folders})
+    depths = {folder.count(os.sep) for folders in parents for folder in folders}
+    labelled = len(classes) > 1 and len(depths) == 1
+    number = {name: i for i, name in enumerate(classes)}
+    features = Features({"image": datasets.Image()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
+    found = {}
+    for split, files in parts.items():
+        columns: dict[str, list] = {"image": [{"bytes": None, "path": file} for file in files]}
+        if labelled:
+            columns["label"] = [number[os.path.basename(os.path.dirname(file))] for file in files]
+        found[split] = Dataset.from_dict(columns, features=features, split=split)
+    return found
+
+
+def _image_files(folder: Path) -> list[str]:
+    """Absolute paths of all images below a folder, sorted; hidden files and folders are left out."""
+    files = []
+    for place, folders, names in os.walk(folder.absolute(), followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [
+            os.path.join(place, name)
+            for name in names
+            if name[0] != "." and os.path.splitext(name)[1].lower() in _EXTENSIONS
+        ]
+    return sorted(files)

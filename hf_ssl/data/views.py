@@ -87,21 +87,23 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
     """The views of a recipe, global ones first: the preset, changed by `all`, then by `first`, `second` and `local`.
 
     Raises:
-        RecipeError: impossible values, or fewer than two views.
+        RecipeError: impossible values, fewer than two views, or global (or local) ones of several sizes.
     """
     views: list[View] = []
     for name, (count, view) in PRESETS[config.preset or method].items():
         own: ViewOverride = getattr(config, name)
         changes = {**_set(config.all), **_set(own)}
         count = changes.pop("count", count)
+        if count < 0:
+            raise RecipeError(f"views.{name}.count must not be negative, it is {count}.")
         view = replace(view, **changes)
         _check(view, f"views.{name}")
         views += [view] * count
-    sizes = {view.size for view in views if not view.local}
-    if len(sizes) != 1 or len([view for view in views if not view.local]) + sum(v.local for v in views) < 2:
-        raise RecipeError("views must have at least two views, and the first and second ones the same size.")
-    if len({view.size for view in views if view.local}) > 1:
-        raise RecipeError("views.local must have one size.")
+    if len(views) < 2 or all(view.local for view in views):
+        raise RecipeError("An image needs at least two views, one of them global; raise views.first.count.")
+    for local, where in ((False, "views.first and views.second"), (True, "views.local")):
+        if len({view.size for view in views if view.local == local}) > 1:
+            raise RecipeError(f"{where} must have one size.")
     return views
 
 
@@ -114,8 +116,10 @@ def _check(view: View, where: str) -> None:
     for key in ("flip", "jitter_prob", "grayscale", "blur", "solarize"):
         if not 0 <= getattr(view, key) <= 1:
             raise RecipeError(f"{where}.{key} is a probability between 0 and 1, not {getattr(view, key)}.")
-    if view.size <= 0 or not 0 < view.scale[0] <= view.scale[1] or not 0 < view.ratio[0] <= view.ratio[1]:
-        raise RecipeError(f"{where} needs size > 0 and rising positive ranges for scale and ratio.")
+    if not 0 <= view.solarize_threshold <= 1:
+        raise RecipeError(f"{where}.solarize_threshold is a grey between 0 and 1, not {view.solarize_threshold}.")
+    if view.size <= 0 or not 0 < view.scale[0] <= view.scale[1] <= 1 or not 0 < view.ratio[0] <= view.ratio[1]:
+        raise RecipeError(f"{where} needs size > 0, a rising scale in 0..1 and a rising positive ratio.")
     if min(view.jitter) < 0 or view.jitter[3] > 0.5 or not 0 < view.blur_sigma[0] <= view.blur_sigma[1]:
         raise RecipeError(f"{where} needs jitter strengths >= 0 (hue <= 0.5) and a rising positive blur_sigma.")
 
@@ -207,7 +211,7 @@ def make_views(
     drawn = draw_views(views, *image.size, key)
     if reference:
         image = to_channels(image, channels)
-        crops = [_crop(image, v, d) for v, d in zip(views, drawn, strict=True)]
+        crops = [_crop_then_resize(image, v, d) for v, d in zip(views, drawn, strict=True)]
         pixels = [np.asarray(reference_photometric(c, d.params)) for c, d in zip(crops, drawn, strict=True)]
         params = np.tile(NEUTRAL, (len(views), 1))
     else:
@@ -228,7 +232,8 @@ def _decode_small(image: Image.Image, views: list[View], drawn: list[Drawn]) -> 
     return image.size[0] / width, image.size[1] / height
 
 
-def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float = 1.0, scale_y: float = 1.0) -> Image.Image:
+def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float, scale_y: float) -> Image.Image:
+    """The crop of an image that was decoded at a scale, in one resampling."""
     left, top, width, height = drawn.box
     box = (
         left * scale_x,
@@ -239,9 +244,22 @@ def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float = 1.0, sc
     return image.resize((view.size, view.size), _RESAMPLE[view.interpolation], box=box)
 
 
+def _crop_then_resize(image: Image.Image, view: View, drawn: Drawn) -> Image.Image:
+    """As published: pixels outside of the crop have no part in it."""
+    left, top, width, height = drawn.box
+    crop = image.crop((left, top, left + width, top + height))
+    return crop.resize((view.size, view.size), _RESAMPLE[view.interpolation])
+
+
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Decode into RGB or grey; of 16-bit grey the upper bits. Orientation tags are not applied, as in torchvision."""
-    if image.mode.startswith("I"):
+    """Decode into RGB or grey.
+
+    Of 16-bit grey the upper bits are kept, transparency is dropped, CMYK goes by Pillow's plain formula, and EXIF
+    orientation is not applied, all as in torchvision's folders.
+    """
+    if "transparency" in image.info and image.mode == "P":
+        image = image.convert("RGBA")  # Pillow warns about the direct way
+    elif image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     mode = "RGB" if channels == 3 else "L"
     if image.mode == mode:
@@ -253,14 +271,13 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
 def eval_image(
     image: Image.Image, size: int, crop_pct: float = 0.875, interpolation: str = "bicubic", channels: int = 3
 ) -> np.ndarray:
-    """Inference view: short side to `size / crop_pct`, central crop; uint8 (size, size, channels)."""
-    short = round(size / crop_pct)
+    """Inference view as timm makes it: short side to `size / crop_pct`, central crop; uint8 (size, size, channels)."""
+    short = math.floor(size / crop_pct)
     width, height = image.size
-    factor = short / min(width, height)
-    if factor < 0.5:
-        image.draft(None, (math.ceil(width * factor * 2), math.ceil(height * factor * 2)))
+    new = (short * width // min(width, height), short * height // min(width, height))
+    if min(width, height) > 2 * short:
+        image.draft(None, (2 * new[0], 2 * new[1]))
     image = to_channels(image, channels)
-    new = (max(short, round(width * factor)), max(short, round(height * factor)))
     if image.size != new:
         image = image.resize(new, _RESAMPLE[interpolation])
     left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)

@@ -10,8 +10,8 @@ from torch import nn
 
 from hf_ssl.models import ByolConfig, ByolForPreTraining, SimSiamConfig, SimSiamForPreTraining
 from hf_ssl.models.modeling_byol import tau_at
-from hf_ssl.models.modeling_ssl import MLP, BaseModelOutputWithPooling
 from hf_ssl.models.modeling_simsiam import SimSiamProjector
+from hf_ssl.models.modeling_ssl import MLP, BaseModelOutputWithPooling
 from hf_ssl.optim import build_optimizer, set_learning_rates
 from hf_ssl.recipe import OptimConfig
 

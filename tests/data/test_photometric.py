@@ -1,0 +1,190 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Stage 2: the batched colours against the published per-image arithmetic, on two photographs."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from hf_ssl.data import photometric
+from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, colour_maps, reference_photometric
+from hf_ssl.data.views import draw_views, resolve_views
+from hf_ssl.recipe import ViewsConfig
+
+
+@pytest.fixture(scope="module")
+def crops() -> list[Image.Image]:
+    """16 crops of 48 pixels."""
+    photos = [Image.fromarray(array) for array in load_sample_images().images]
+    corners = np.random.default_rng(0).integers(0, 427 - 200, (16, 2)).tolist()
+    boxes = [(left, top, left + 200, top + 200) for left, top in corners]
+    return [photos[i % 2].crop(box).resize((48, 48)) for i, box in enumerate(boxes)]
+
+
+def row(**changes: float) -> np.ndarray:
+    params = NEUTRAL.copy()
+    for name, value in changes.items():
+        params[PARAMS.index(name)] = value
+    return params
+
+
+def pixels_of(images: list[Image.Image]) -> torch.Tensor:
+    """(1, B, S, S, C), as the loader stacks a view."""
+    arrays = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(arrays[None] if arrays.ndim == 4 else arrays[None, ..., None])
+
+
+def fast(images: list[Image.Image], rows: list[np.ndarray]) -> np.ndarray:
+    """(B, S, S, C) in 0..255."""
+    channels = len(images[0].getbands())
+    plain = Photometric([0.0] * channels, [1.0] * channels)
+    out = plain.apply(pixels_of(images), torch.from_numpy(np.stack(rows))[None])
+    return out[:, 0].permute(0, 2, 3, 1).numpy() * 255
+
+
+def reference(images: list[Image.Image], rows: list[np.ndarray]) -> np.ndarray:
+    arrays = [np.asarray(reference_photometric(i, r), dtype=float) for i, r in zip(images, rows, strict=True)]
+    return np.stack(arrays) if arrays[0].ndim == 3 else np.stack(arrays)[..., None]
+
+
+def same(params: np.ndarray) -> list[np.ndarray]:
+    return [params] * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "levels"),  # mean distance allowed, of 255 levels; Pillow cuts to whole levels after each step
+    [
+        ("multiply", (0.2, 0.6, 1.4, 1.8), 0.5),
+        ("add", (-0.4, -0.1, 0.3), 0.5),
+        ("contrast", (0.2, 0.6, 1.4, 1.8), 0.6),
+        ("saturation", (0.2, 0.6, 1.4, 1.8), 0.6),
+        ("gray", (1,), 0.3),
+        ("sigma", (0.1, 0.3, 0.5, 1, 1.5, 2), 1.5),  # Pillow's Gaussian is three box blurs
+        ("threshold", (0.5,), 0.01),
+    ],
+)
+def test_an_operation_alone_equals_pillows_up_to_rounding(crops, name, values, levels):
+    for value in values:
+        rows = same(row(**{name: value}))
+        distance = np.abs(fast(crops, rows) - reference(crops, rows)).mean()
+        assert distance < levels, (name, value)
+        effect = np.abs(reference(crops, rows) - pixels_of(crops)[0].numpy()).mean()
+        assert effect > 4 * distance or (name == "sigma" and value <= 0.3), "the comparison can see the operation"
+
+
+@pytest.mark.parametrize("hue", [-0.2, -0.1, 0.1, 0.2])
+def test_a_turn_about_grey_is_nearer_to_pillows_hue_than_no_or_the_opposite_turn(crops, hue):
+    wanted = reference(crops, same(row(hue=hue)))
+    distance = {h: np.abs(fast(crops, same(row(hue=h))) - wanted).mean() for h in (hue, 0, -hue)}
+    assert distance[hue] < 0.85 * distance[0] < 0.85 * distance[-hue]
+
+
+def test_a_third_of_a_turn_exchanges_the_pure_colours():
+    colours = [Image.new("RGB", (4, 4), c) for c in ("red", "lime", "blue")]
+    turned = fast(colours, [row(hue=1 / 3)] * 3)
+    assert np.allclose(turned[:, 0, 0], [[0, 255, 0], [0, 0, 255], [255, 0, 0]], atol=0.01)
+
+
+@pytest.mark.parametrize("order", range(24))
+def test_one_map_is_the_four_jitter_operations_one_after_the_other_in_the_drawn_order(order):
+    pixels = torch.rand(500, 3, generator=torch.Generator().manual_seed(order))
+    changes = {"add": 0.2, "contrast": 0.5, "saturation": 1.6, "hue": 0.15}
+    matrix, offset = colour_maps(torch.from_numpy(row(**changes, order=order))[None], pixels.mean(0)[None])
+    together = pixels @ matrix[0].T + offset[0]
+    for op in ORDERS[order]:
+        name = ("add", "contrast", "saturation", "hue")[op]
+        matrix, offset = colour_maps(torch.from_numpy(row(**{name: changes[name]}))[None], pixels.mean(0)[None])
+        pixels = pixels @ matrix[0].T + offset[0]
+    assert torch.allclose(together, pixels, atol=1e-5)
+
+
+def test_the_order_of_hue_and_saturation_is_seen(crops):
+    for order in (ORDERS.index((0, 1, 2, 3)), ORDERS.index((3, 2, 1, 0))):
+        rows = {o: same(row(saturation=0.1, hue=0.5, order=o)) for o in (order, 23 - order)}
+        wanted = reference(crops, rows[order])
+        right, wrong = (np.abs(fast(crops, r) - wanted).mean() for r in rows.values())
+        assert right < 0.8 * wrong
+
+
+@pytest.mark.parametrize("preset", ["barlow_twins", "byol", "simsiam", "swav"])
+def test_over_many_drawn_views_the_fast_colours_have_the_published_moments(crops, preset):
+    view = resolve_views(ViewsConfig(preset=preset), preset)[1]
+    drawn = [[d.params for d in draw_views([view] * 16, 48, 48, (0, 0, i))] for i in range(30)]
+    ours = np.concatenate([fast(crops, rows) for rows in drawn])
+    published = np.concatenate([reference(crops, rows) for rows in drawn])
+    moments = {
+        "mean": (lambda x: x.mean((0, 1, 2)), 4.0),
+        "spread of all pixels": (lambda x: x.std(), 3.0),
+        "contrast of an image": (lambda x: x.std((1, 2)).mean(), 2.5),
+        "brightness of images": (lambda x: x.mean((1, 2, 3)).std(), 2.5),
+        "colourfulness": (lambda x: (x.max(-1) - x.min(-1)).mean(), 3.0),
+        "sharpness": (lambda x: np.abs(np.diff(x, axis=2)).mean(), 0.6),
+        "share of black, in percent": (lambda x: 100 * (x < 2).mean(), 3.0),
+        "share of white, in percent": (lambda x: 100 * (x > 253).mean(), 3.0),
+    }
+    for name, (moment, levels) in moments.items():
+        assert np.abs(moment(ours) - moment(published)).max() < levels, name
+    assert np.abs(ours - published).mean() < 7, "image by image"
+
+
+def test_neutral_rows_are_normalised_and_nothing_else(crops):
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    out = Photometric(mean, std).apply(pixels_of(crops), torch.from_numpy(np.stack(same(NEUTRAL)))[None])
+    expected = (pixels_of(crops)[0].numpy() / 255 - mean) / std
+    assert np.allclose(out[:, 0].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+
+
+def test_every_view_is_dense_and_channels_last_for_global_and_local_crops(crops):
+    pixels = pixels_of(crops)
+    rows = torch.from_numpy(np.stack([row(hue=0.1, sigma=1.0)] * 32)).view(2, 16, -1)
+    batch = {"pixel_values": pixels.repeat(2, 1, 1, 1, 1), "params": rows}
+    batch |= {"local_pixel_values": pixels[:, :, :24, :24].contiguous(), "local_params": rows[:1]}
+    inputs = Photometric([0.5] * 3, [0.2] * 3)(batch)
+    assert inputs["pixel_values"].shape == (16, 2, 3, 48, 48)
+    assert inputs["local_pixel_values"].shape == (16, 1, 3, 24, 24)
+    for views in inputs.values():
+        for v in range(views.shape[1]):
+            assert views[:, v].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_image_looks_the_same_alone_in_a_batch_and_in_small_chunks(crops, monkeypatch):
+    view = resolve_views(ViewsConfig(), "barlow_twins")[1]
+    rows = [d.params for d in draw_views([view] * 16, 48, 48, (0, 0, 0))]
+    together = fast(crops, rows)
+    alone = np.concatenate([fast([c], [r]) for c, r in zip(crops, rows, strict=True)])
+    monkeypatch.setitem(photometric._CHUNK, "cpu", 3 * 48 * 48 * 3)
+    assert np.allclose(together, alone, atol=0.01)
+    assert np.allclose(together, fast(crops, rows), atol=0.01)
+
+
+def test_grey_images_keep_one_channel_and_have_no_colour_operations(crops):
+    grey = [crop.convert("L") for crop in crops]
+    rows = same(row(multiply=1.2, contrast=0.7, saturation=0.2, hue=0.2, gray=1, sigma=1.0, threshold=0.6))
+    without = same(row(multiply=1.2, contrast=0.7, sigma=1.0, threshold=0.6))
+    assert fast(grey, rows).shape == (16, 48, 48, 1)
+    assert np.allclose(fast(grey, rows), fast(grey, without), atol=0.01)
+    assert np.median(np.abs(fast(grey, rows) - reference(grey, rows))) < 2
+
+
+def test_solarising_comes_after_blur_and_colour(crops):
+    rows = same(row(multiply=0.7, gray=1, sigma=1.5, threshold=0.3))
+    before = fast(crops, same(row(multiply=0.7, gray=1, sigma=1.5)))
+    assert np.allclose(fast(crops, rows), np.where(before >= 0.3 * 255, 255 - before, before), atol=0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_views_and_is_never_waited_for(crops):
+    view = resolve_views(ViewsConfig(), "barlow_twins")[1]
+    rows = np.stack([d.params for d in draw_views([view] * 16, 48, 48, (0, 0, 0))])
+    batch = {"pixel_values": pixels_of(crops).pin_memory(), "params": torch.from_numpy(rows)[None].pin_memory()}
+    on_device = Photometric([0.5] * 3, [0.2] * 3)
+    on_device(batch, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        views = on_device(batch, "cuda")["pixel_values"]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = Photometric([0.5] * 3, [0.2] * 3)(batch)["pixel_values"]
+    close = (views.cpu() - expected).abs() < 1e-2
+    assert close.float().mean() > 0.999  # solarising turns a rounding at its threshold into a large difference

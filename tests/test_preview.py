@@ -1,0 +1,121 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The preview shows what training sees, and says what was done to it."""
+
+import io
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from hf_ssl.data.loader import TrainLoader
+from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric
+from hf_ssl.data.sources import load_source
+from hf_ssl.data.views import Drawn, resolve_views
+from hf_ssl.preview import _CELL, describe, preview
+from hf_ssl.recipe import Recipe, RecipeError, recipe_from_dict
+
+
+def recipe_of(digits, method: str = "barlow_twins", photometric: str = "fast", **views) -> Recipe:
+    return recipe_from_dict(
+        {
+            "method": method,
+            "data": {"path": str(digits)},
+            "views": {"photometric": photometric, "all": {"size": 32}, **views},
+            "model": {"backbone": "test_resnet"},
+            "train": {"epochs": 1, "batch_size": 4},
+        }
+    )
+
+
+def contains(canvas: np.ndarray, picture: np.ndarray) -> bool:
+    """Whether a picture, enlarged to a cell with hard pixels, stands somewhere on the canvas."""
+    shown = np.asarray(Image.fromarray(picture).resize((_CELL, _CELL), Image.Resampling.NEAREST))
+    corners = np.argwhere((canvas[: 1 - _CELL, : 1 - _CELL] == shown[0, 0]).all(2))
+    return any(np.array_equal(canvas[y : y + _CELL, x : x + _CELL], shown) for y, x in corners)
+
+
+@pytest.mark.parametrize("photometric", ["fast", "reference"])
+def test_the_pictures_are_the_views_of_the_first_training_batch(digits, tmp_path, photometric):
+    recipe = recipe_of(digits, "swav", photometric, local={"count": 1, "size": 16})
+    path = preview(recipe, num_images=2, output=tmp_path / "grid.png")
+    assert path == tmp_path / "grid.png"
+    canvas = np.asarray(Image.open(path).convert("RGB"))
+    views = resolve_views(recipe.views, recipe.method)
+    loader = TrainLoader(
+        load_source(recipe.data), views, batch_size=4, num_steps=1, reference=photometric == "reference"
+    )
+    inputs = Photometric([0.0] * 3, [1.0] * 3)(next(iter(loader)))
+    for name, count in (("pixel_values", 2), ("local_pixel_values", 1)):
+        pixels = (inputs[name] * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+        for image in range(3):
+            for v in range(count):
+                assert contains(canvas, pixels[image, v]) == (image < 2), "two of the batch's four images are drawn"
+
+
+def test_a_row_an_image_a_column_a_view_and_the_original(digits, tmp_path):
+    sizes = {}
+    for images, count in ((1, 0), (3, 0), (1, 2)):
+        recipe = recipe_of(digits, "swav", local={"count": count, "size": 16})
+        sizes[images, count] = Image.open(preview(recipe, images, tmp_path / "grid.png")).size
+    assert sizes[3, 0][1] > 2 * sizes[1, 0][1] and sizes[3, 0][0] == sizes[1, 0][0]
+    assert sizes[1, 2][0] - sizes[1, 0][0] >= 2 * 128 and sizes[1, 0][0] >= 3 * 128
+
+
+def test_a_label_says_what_was_applied_in_the_order_of_application():
+    row = dict(zip(PARAMS, NEUTRAL.tolist(), strict=True))
+    row |= {"multiply": 0.8, "contrast": 1.25, "saturation": 0.5, "hue": -0.1, "order": ORDERS.index((3, 0, 2, 1))}
+    row |= {"gray": 1, "sigma": 1.5, "threshold": 0.5}
+    lines = describe(Drawn((3, 4, 50, 40), True, np.array(list(row.values()), np.float32)), area=0.25)
+    assert lines == [
+        "crop 50 x 40 at 3, 4",
+        "  = 25% of the image",
+        "flipped",
+        "hue -36°",
+        "brightness x 0.80",
+        "saturation x 0.50",
+        "contrast x 1.25",
+        "gray",
+        "blur, sigma 1.50 px",
+        "solarised from 0.5",
+    ]
+    assert len(describe(Drawn((3, 4, 50, 40), False, NEUTRAL), area=0.25)) == 2, "nothing else was applied"
+
+
+def test_the_seed_decides_what_is_drawn(digits, tmp_path):
+    recipe = recipe_of(digits)
+
+    def drawn(seed: int | None) -> bytes:
+        return preview(recipe, 1, tmp_path / "grid.png", seed=seed).read_bytes()
+
+    assert drawn(None) == drawn(None) == drawn(recipe.train.seed) != drawn(7)
+
+
+def test_images_that_cannot_be_read_are_passed_over(digits, tmp_path):
+    recipe = recipe_of(digits)
+    file = io.BytesIO()
+    Image.new("L", (300, 20), 90).save(file, "PNG")
+
+    def dataset(*contents: bytes) -> Dataset:
+        cells = [{"bytes": content, "path": "a_long_name_without_any_space_in_it.png"} for content in contents]
+        return Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+
+    path = preview(recipe, 4, tmp_path / "grid.png", dataset=dataset(b"broken", file.getvalue(), b""))
+    assert Image.open(path).size[1] < 2 * 300, "one row"
+    with pytest.raises(RecipeError, match="No image could be read.*a_long_name"):
+        preview(recipe, 4, tmp_path / "grid.png", dataset=dataset(b"broken"))
+
+
+def test_grey_recipes_are_drawn_too(digits, tmp_path):
+    recipe = recipe_of(digits)
+    recipe.model |= {"num_channels": 1, "image_mean": [0.5], "image_std": [0.25]}
+    canvas = np.asarray(Image.open(preview(recipe, 1, tmp_path / "grid.png")))
+    assert canvas.std() > 10
+
+
+def test_what_cannot_be_drawn_or_written_is_one_sentence(digits, tmp_path):
+    with pytest.raises(RecipeError, match="greater than 0"):
+        preview(recipe_of(digits), 0)
+    with pytest.raises(RecipeError, match="could not be written"):
+        preview(recipe_of(digits), 1, tmp_path / "no" / "such" / "folder.png")
