@@ -14,11 +14,13 @@ _WHERE = {
     "Recipe": ".recipe",
     "RecipeError": ".recipe",
     "TrainLoader": ".data.loader",
+    "ViewCollator": ".data.loader",
     "export": ".hub.export",
     "knn_accuracy": ".evaluation.knn",
     "load_recipe": ".recipe",
     "pretrain": ".training.pretrain",
     "preview": ".preview",
+    "resolve_views": ".data.views",
 }
 _MODELS = [
     name + suffix

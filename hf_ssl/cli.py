@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the recipe, 
 import argparse
 import json
 import logging
+import os
 import sys
 
 from .recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
@@ -66,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "preview",
         help="draw the views that a recipe shows the network",
-        description="Writes a PNG: a row for each image, each view labelled with what was applied. Trains nothing.",
+        description="Writes a PNG: a row for each image, each view labelled with what was applied. Shows it in "
+        "terminals that can (kitty, Ghostty, Konsole, iTerm2, WezTerm, mintty) and prints its path. Trains nothing.",
     )
     _add_recipe(command)
     command.add_argument("--images", type=int, default=4, metavar="N", help="number of images (default 4)")
@@ -111,6 +113,8 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 def _pretrain(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    from accelerate import PartialState
+
     from .training.pretrain import NonFiniteLoss, pretrain
     from .training.signals import Interrupted
 
@@ -122,6 +126,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     except NonFiniteLoss as error:
         sys.stderr.write(f"hf-ssl: {error}\n")
         sys.exit(1)
+    PartialState().destroy_process_group()
     if result.is_main_process:
         _print_result(result, recipe.monitor.k)
 
@@ -139,9 +144,13 @@ def _print_result(result, k: int) -> None:
 
 def _preview(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    from .preview import preview
+    from .preview import preview, terminal_image
 
-    print(preview(recipe, num_images=args.images, output=args.output))
+    path = preview(recipe, num_images=args.images, output=args.output)
+    picture = terminal_image(path, os.environ) if sys.stdout.isatty() else None
+    if picture:
+        print(picture)
+    print(path)
 
 
 def _recipes(args: argparse.Namespace) -> None:
@@ -162,6 +171,9 @@ def _recipes(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
         return
+    for row in rows:
+        first, *more = row["published"].split("; ")
+        row["published"] = f"{first}, {len(more)} more in the file" if more else first
     columns = list(rows[0])
     widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
     for row in [{c: c for c in columns}, *rows]:

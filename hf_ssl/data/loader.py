@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
-from .photometric import PARAMS
+from .photometric import PARAMS, Photometric
 from .sources import ImageSource
 from .views import View, make_views
 
@@ -97,6 +97,34 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
+class ViewCollator:
+    """Examples of a `datasets.Dataset` -> model inputs, for `transformers.Trainer` and plain DataLoaders.
+
+    Unlike `TrainLoader` it knows neither epoch nor step: the views follow torch's global random state, which Trainer
+    seeds in every worker. Broken images raise.
+
+    Args:
+        views: see `resolve_views`.
+        mean, std: a number a channel, of the model's config.
+        reference: colours per image as published.
+    """
+
+    def __init__(self, views: list[View], mean, std, *, image_column: str = "image", reference: bool = False):
+        self.views, self.image_column, self.reference = views, image_column, reference
+        self.channels, self.photometric = len(mean), Photometric(mean, std)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """[{image column: PIL image}, ...] -> `pixel_values` (B, V, C, S, S) and, with small crops,
+        `local_pixel_values`.
+        """
+        keys = torch.randint(2**31, (len(examples), 2)).tolist()
+        made = [
+            make_views(example[self.image_column], self.views, key, reference=self.reference, channels=self.channels)
+            for example, key in zip(examples, keys, strict=True)
+        ]
+        return self.photometric(_as_tensors(_stack(made, self.views)))
+
+
 class _Order(Sampler):
     """(epoch, example) pairs of this process's micro-batches."""
 
@@ -130,22 +158,9 @@ class _ViewBatches(Dataset):
         self.reference, self.channels = reference, channels
 
     def __getitems__(self, items: list[tuple[int, int]]) -> dict[str, Any]:
-        num_global = sum(not view.local for view in self.views)
-        shapes = [(view.size, view.size, self.channels) for view in self.views]
-        groups = [range(num_global), range(num_global, len(self.views))]
-        arrays = [np.empty((len(g), len(items), *shapes[g[0]]), np.uint8) if g else None for g in groups]
-        params = np.empty((len(self.views), len(items), len(PARAMS)), np.float32)
         batch: dict[str, Any] = {"skipped": [], "exhausted": False}
-        for position, (epoch, index) in enumerate(items):
-            pixels, params[:, position] = self._example(epoch, index, batch)
-            for group, array in zip(groups, arrays, strict=True):
-                for place, view in enumerate(group):
-                    array[place, position] = pixels[view]
-        batch["index"] = np.array([index for _, index in items])
-        batch["pixel_values"], batch["params"] = arrays[0], params[:num_global]
-        if arrays[1] is not None:
-            batch["local_pixel_values"], batch["local_params"] = arrays[1], params[num_global:]
-        return batch
+        made = [self._example(epoch, index, batch) for epoch, index in items]
+        return {**batch, "index": np.array([index for _, index in items]), **_stack(made, self.views)}
 
     def _example(self, epoch: int, index: int, batch: dict[str, Any]):
         """Views of an example; of others drawn for it while it cannot be read."""
@@ -162,6 +177,18 @@ class _ViewBatches(Dataset):
         batch["exhausted"] = True
         blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
         return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
+
+
+def _stack(made: list[tuple[list[np.ndarray], np.ndarray]], views: list[View]) -> dict[str, np.ndarray]:
+    """What `make_views` made of B images -> arrays of all, view by view; small crops apart from global views."""
+    params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
+    batch = {}
+    for prefix, local in (("", False), ("local_", True)):
+        group = [v for v, view in enumerate(views) if view.local == local]
+        if group:
+            batch[f"{prefix}pixel_values"] = np.stack([[pixels[v] for pixels, _ in made] for v in group])
+            batch[f"{prefix}params"] = params[group]
+    return batch
 
 
 def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ class SSLConfig(PreTrainedConfig):
         backbone_args (`dict`, *optional*): passed to `timm.create_model` (`drop_path_rate`, `img_size`, RegNet's `w0`
             ...).
         stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride
-            1 without pooling, for images of about 32 pixels.
+            1 without pooling, for images of about 32 pixels; `"small_linear"` also takes the ReLU out of a ResNet's, as
+            lightly's CIFAR-10 benchmark does.
         padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
             TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.
         image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
@@ -42,7 +43,7 @@ class SSLConfig(PreTrainedConfig):
 
     def validate_choices(self):
         choices = {
-            "stem": ("imagenet", "small"),
+            "stem": ("imagenet", "small", "small_linear"),
             "padding": ("torch", "same"),
             "interpolation": ("bilinear", "bicubic"),
         }

@@ -14,6 +14,7 @@ class SwavConfig(SSLConfig):
         projector_dims (`tuple`, *optional*, defaults to `(2048, 128)`): widths of the projector's layers.
         projector_batch_norm (`bool`, *optional*, defaults to `True`): BatchNorm in the projector's hidden layers.
         num_prototypes (`int`, *optional*, defaults to 3000): clusters.
+        prototypes_bias (`bool`, *optional*, defaults to `False`): as in lightly, where the scores are then no cosines.
         temperature (`float`, *optional*, defaults to 0.1): of the predicted assignments.
         epsilon (`float`, *optional*, defaults to 0.05): entropy regularisation of Sinkhorn.
         sinkhorn_iterations (`int`, *optional*, defaults to 3): row and column normalisations.
@@ -29,6 +30,7 @@ class SwavConfig(SSLConfig):
     projector_dims: list[int] | tuple[int, ...] = (2048, 128)
     projector_batch_norm: bool = True
     num_prototypes: int = 3000
+    prototypes_bias: bool = False
     temperature: float | int = 0.1
     epsilon: float | int = 0.05
     sinkhorn_iterations: int = 3

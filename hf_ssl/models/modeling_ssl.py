@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import timm
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -132,14 +132,14 @@ def create_backbone(config: SSLConfig) -> nn.Module:
         backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **backbone_kwargs(config))
     except TypeError as error:
         raise ValueError(f"backbone_args do not fit {config.backbone}: {error}.") from error
-    if config.stem == "small":
-        _make_stem_small(backbone, config.backbone)
+    if config.stem != "imagenet":
+        _make_stem_small(backbone, config)
     if config.padding == "same":
         _use_same_padding(backbone)
     return backbone
 
 
-def _make_stem_small(backbone: nn.Module, name: str) -> None:
+def _make_stem_small(backbone: nn.Module, config: SSLConfig) -> None:
     modules = dict(backbone.named_children())
     if "conv1" in modules and "maxpool" in modules:  # ResNet
         first = backbone.conv1
@@ -148,10 +148,15 @@ def _make_stem_small(backbone: nn.Module, name: str) -> None:
         else:  # a deep stem of three convolutions
             first[0].stride = (1, 1)
         backbone.maxpool = nn.Identity()
-    elif "stem" in modules and "s1" in modules:  # RegNet
+        if config.stem == "small_linear":
+            backbone.act1 = nn.Identity()
+    elif "stem" in modules and "s1" in modules and config.stem == "small":  # RegNet
         backbone.stem.conv.stride = (1, 1)
     else:
-        raise ValueError(f"stem='small' is for ResNets and RegNets, not for {name}; see its own backbone_args.")
+        raise ValueError(
+            f"stem={config.stem!r} is for ResNets (and 'small' for RegNets), not for {config.backbone}; "
+            "see its own backbone_args."
+        )
 
 
 def _use_same_padding(backbone: nn.Module) -> None:
@@ -168,7 +173,7 @@ def _use_same_padding(backbone: nn.Module) -> None:
                 )
                 setattr(parent, name, same)
             elif type(child) is nn.MaxPool2d:
-                setattr(parent, name, timm.layers.MaxPool2dSame(child.kernel_size, child.stride))
+                setattr(parent, name, timm.layers.pool2d_same.MaxPool2dSame(child.kernel_size, child.stride))
 
 
 def backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
@@ -200,16 +205,13 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(tracked)
 
 
-def _checkpoint_block(block: nn.Module) -> None:
+def _checkpointed_forward(block: nn.Module, *args, **kwargs):
+    """Stands in for `block.forward`; as a bound method, so that a copy of the model runs its own blocks."""
     plain = type(block).forward.__get__(block)
-
-    def forward(*args, **kwargs):
-        if not torch.is_grad_enabled():
-            return plain(*args, **kwargs)
-        contexts = lambda: (nullcontext(), _frozen_statistics(block))  # noqa: E731
-        return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
-    block.forward = forward
+    if not torch.is_grad_enabled():
+        return plain(*args, **kwargs)
+    contexts = lambda: (nullcontext(), _frozen_statistics(block))  # noqa: E731
+    return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 # ---------------------------------------------------------------------------------------------- models
@@ -266,6 +268,7 @@ class SSLPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means over the batch, which Trainer must divide over accumulated ones
     _supports_sdpa = True  # timm chooses its own attention
 
     def get_input_embeddings(self):
@@ -311,6 +314,12 @@ class SSLPreTrainedModel(PreTrainedModel):
             "AutoModelForImageClassification": f"modeling_{kind}.{prefix}ForImageClassification",
         }
         super().save_pretrained(save_directory, **kwargs)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """For code outside itself transformers passes over modules without tensors of their own; ours must not be:
+        residual blocks start at zero, and the encoder fills what belongs to no layer. `init` spares loaded tensors.
+        """
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -371,7 +380,7 @@ class SSLModel(SSLPreTrainedModel):
             raise ValueError(f"{self.config.backbone} has no blocks to checkpoint; leave gradient_checkpointing off.")
         for block in blocks:
             if enable:
-                _checkpoint_block(block)
+                block.forward = MethodType(_checkpointed_forward, block)
             else:
                 block.__dict__.pop("forward", None)
         self._checkpointing = enable
@@ -419,12 +428,14 @@ class SSLModel(SSLPreTrainedModel):
 
     def _init_remaining(self) -> None:
         """Tokens, position embeddings, layer scales ...: timm's own initial values."""
-        known = nn.Conv2d | nn.Linear | _BatchNorm | nn.LayerNorm | nn.GroupNorm
+        layers = nn.Conv2d | nn.Linear | _BatchNorm | nn.LayerNorm | nn.GroupNorm
+        theirs = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
         remaining = {
             f"{prefix}.{name}".lstrip("."): parameter
             for prefix, module in self.backbone.named_modules()
-            if not isinstance(module, known)
             for name, parameter in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            if not (isinstance(module, layers) and name in theirs)
+            and not getattr(parameter, "_is_hf_initialized", False)
         }
         if remaining:
             with torch.device("cpu"):
@@ -438,6 +449,7 @@ class SSLForImageClassification(SSLPreTrainedModel):
     """Encoder and a linear classifier, initialised as in the papers' linear evaluations (normal of 0.01, bias 0)."""
 
     model_class: type[SSLModel]
+    accepts_loss_kwargs = True
 
     def __init__(self, config: SSLConfig):
         super().__init__(config)
@@ -454,10 +466,10 @@ class SSLForImageClassification(SSLPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
-        """(B, C, H, W), labels (B,) -> `logits` (B, num_labels) and their cross-entropy."""
+        """(B, C, H, W), labels (B,) -> `logits` (B, num_labels) and their loss, as `config.problem_type` says."""
         output = self.encoder(pixel_values, output_hidden_states=output_hidden_states)
         logits = self.classifier(output.pooler_output)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=output.hidden_states)
 
     @torch.no_grad()

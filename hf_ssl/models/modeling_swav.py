@@ -119,7 +119,7 @@ class SwavForPreTraining(SSLPreTrainedModel):
             hidden_bias=True,
             output_bias=True,
         )
-        self.prototypes = nn.Linear(config.projector_dims[-1], config.num_prototypes, bias=False)
+        self.prototypes = nn.Linear(config.projector_dims[-1], config.num_prototypes, bias=config.prototypes_bias)
         if config.queue_length:
             shape = (len(config.crops_for_assign), config.queue_length, config.projector_dims[-1])
             self.register_buffer("queue", torch.zeros(shape))
@@ -191,7 +191,9 @@ class SwavForPreTraining(SSLPreTrainedModel):
             self._queue_full = True
             share = length // world_size()
             mine = queue[rank() * share : (rank() + 1) * share]
-            rows = torch.cat([mine.to(rows.dtype) @ self.prototypes.weight.T.to(rows.dtype), rows])
+            with full_precision(rows):
+                queued = self.prototypes(mine.to(self.prototypes.weight.dtype))
+            rows = torch.cat([queued.to(rows.dtype), rows])
         newest = gather_batch(z).to(queue.dtype)
         queue.copy_(torch.cat([newest, queue[: length - total]]))
         return rows
@@ -204,7 +206,7 @@ class SwavForPreTraining(SSLPreTrainedModel):
 
     def before_optimizer_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         if step < self.config.freeze_prototypes_steps:
-            self.prototypes.weight.grad = None
+            self.prototypes.zero_grad(set_to_none=True)
 
     def metrics(self) -> dict[str, float]:
         """Of this process's last batch: entropy of the codes (nats), and the share of prototypes that win a sample."""

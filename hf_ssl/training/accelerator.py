@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.modeling_ssl import all_reduce_sum, world_size
+from ..models.modeling_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import TrainConfig
 
 
@@ -60,7 +61,7 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-class CpuSyncBatchNorm(nn.SyncBatchNorm):
+class CpuSyncBatchNorm(_BatchNorm):
     """BatchNorm over the batch of all processes, with autograd through two all-reduces. (B, C, ...) -> the same."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ class CpuSyncBatchNorm(nn.SyncBatchNorm):
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.numel() // x.shape[1] * world_size()
-        values = x.float()
+        values = at_least_float32(x)
         mean = all_reduce_sum(values.sum(dims)) / count  # (C,)
         centred = values - mean.view(shape)
         var = all_reduce_sum((centred * centred).sum(dims)) / count

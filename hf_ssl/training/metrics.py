@@ -51,6 +51,11 @@ class Journal:
         except OSError as error:  # a full disk must not end the run
             logger.warning(f"{self.path} could not be written ({error}); free some space.")
 
+    def close(self) -> None:
+        """Finish the trackers. The process group stays: a script may run another recipe in the same processes."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
     def at(self, step: int) -> dict[str, Any]:
         """All values recorded for a step, also before a restart."""
         lines = read_metrics(self.path) if self.path.exists() else []

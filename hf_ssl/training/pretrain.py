@@ -190,7 +190,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
             signum = stop.agreed()
             if signum is not None:
                 saved = save(done)
-                accelerator.end_training()
+                journal.close()
                 raise Interrupted(signum, done, saved)
 
     baseline, final = journal.at(0), journal.at(num_steps)
@@ -198,7 +198,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         facts = RunFacts(len(source), num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
         export(model, recipe, output_dir / "model", baseline=baseline, final=final, facts=facts)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    journal.close()
     return PretrainResult(
         output_dir / "model", baseline, final, not rebuildable_by_timm(config), accelerator.is_main_process
     )

@@ -29,13 +29,20 @@ METHODS = {
 }
 
 
+def common_overrides(output) -> list[str]:
+    return [
+        f"train.output_dir={output}",
+        *("model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=4"),
+        *("data.num_workers=0", "train.log_every=1"),
+    ]
+
+
 def main(output: str, *overrides: str) -> None:
     dataset = digit_dataset(0, 64)
     for method, own in METHODS.items():
         with open(f"{output}/{method}.yaml", "w") as file:
             file.write(f"method: {method}\n")
-        common = [f"train.output_dir={output}/{method}", "model.backbone=test_resnet", "views.all.size=32"]
-        common += ["train.batch_size=16", "train.steps=4", "data.num_workers=0", "train.log_every=1"]
+        common = common_overrides(f"{output}/{method}")
         recipe = load_recipe(f"{output}/{method}.yaml", [*common, *own, *overrides])
         pretrain(recipe, dataset=dataset, bank=dataset, queries=dataset)
         AcceleratorState._reset_state()

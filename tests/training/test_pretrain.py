@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,16 @@ def test_accumulation_splits_the_same_global_batch(tmp_path):
 def test_options_of_speed_and_memory_train(tmp_path, options):
     pretrain(small_recipe(tmp_path / "run", train={"steps": 2, **options}), dataset=digit_dataset(0, 64))
     assert all(t.isfinite().all() for t in final_weights(tmp_path / "run").values() if t.is_floating_point())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_and_eager_runs_end_alike_and_the_weights_keep_their_names(tmp_path):
+    for name, on in (("compiled", True), ("eager", False)):
+        pretrain(small_recipe(tmp_path / name, train={"compile": on, "steps": 2}), dataset=digit_dataset(0, 64))
+    a, b = final_weights(tmp_path / "compiled"), final_weights(tmp_path / "eager")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-4) for name in a)
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):

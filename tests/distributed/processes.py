@@ -1,0 +1,81 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Runs a function on several gloo processes, which must end before a deadline: a deadlock fails, it does not hang."""
+
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+COLLECTIVE_SECONDS = 20
+PRELOADED = ["accelerate", "timm", "torch.distributed", "transformers.modeling_utils"]  # imported once for all ranks
+
+
+def run_on_ranks(function: Callable[[], Any], world_size: int, folder: Path, deadline: float = 60) -> list[Any]:
+    """What `function()` returns on every rank, in their order.
+
+    Args:
+        function: importable by name; it returns tensors in dictionaries and lists.
+        folder: an empty one, for what the processes write.
+        deadline: seconds after which the ranks that still run are killed.
+
+    Raises:
+        AssertionError: a rank failed or was late; with the tracebacks of all that failed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ranks = [
+        context.Process(target=_run, args=(function, rank, world_size, str(folder)), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    end = time.monotonic() + deadline
+    for process in ranks:
+        process.join(max(0.0, end - time.monotonic()))
+    late = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    for process in ranks:
+        process.kill()
+        process.join()
+    errors = "\n".join(path.read_text() for path in sorted(folder.glob("*.error")))
+    assert not late, f"ranks {late} of {world_size} were not done after {deadline} s.\n{errors}"
+    codes = [process.exitcode for process in ranks]
+    assert codes == [0] * world_size, f"exit codes of the ranks: {codes}.\n{errors}"
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
+def _run(function: Callable[[], Any], rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=COLLECTIVE_SECONDS),
+        )
+        torch.save(function(), f"{folder}/{rank}.pt")
+        dist.destroy_process_group()
+    except BaseException:
+        Path(f"{folder}/{rank}.error").write_text(f"rank {rank} of {world_size}:\n{traceback.format_exc()}")
+        raise
+
+
+def share(batch: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """This rank's block of a batch of all processes; the whole batch without processes."""
+    return batch.chunk(dist.get_world_size(), dim)[dist.get_rank()] if dist.is_initialized() else batch
+
+
+def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """What DDP makes of a gradient."""
+    if dist.is_initialized():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
