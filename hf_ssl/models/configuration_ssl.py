@@ -16,7 +16,7 @@ class SSLConfig(PreTrainedConfig):
         backbone_args (`dict`, *optional*): passed to `timm.create_model` (`drop_path_rate`, `img_size`, RegNet's `w0`
             ...).
         stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride
-            1 without pooling, for images of about 32 pixels; `"small_linear"` also takes the ReLU out of a ResNet's, as
+            1 without pooling, for images of about 32 pixels; `"small_linear"` also takes out a ResNet's ReLU there, as
             lightly's CIFAR-10 benchmark does.
         padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
             TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.

@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
@@ -539,6 +540,8 @@ def test_the_training_loop_averages_the_updated_weights(tmp_path):
     overrides += [f"model.{name}={value}" for name, value in TINY["byol"].items()]
     overrides += ["model.tau_base=0", "model.tau_schedule=constant"]
     pretrain(load_recipe(recipe_file, overrides), dataset=digit_dataset(0, 32))
+    AcceleratorState._reset_state()  # else later tests in this process cannot choose a precision
+    GradientState._reset_state()
     weights = load_file(tmp_path / "run/checkpoints/step_00000002/model.safetensors")
     target = build("byol")
     target.load_state_dict(weights)
