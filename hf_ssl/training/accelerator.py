@@ -9,16 +9,24 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.modeling_ssl import all_reduce_sum, at_least_float32, world_size
-from ..recipe import TrainConfig
+from ..recipe import RecipeError, TrainConfig
 
 
 def build_accelerator(train: TrainConfig) -> Accelerator:
-    """An Accelerator for a recipe's `train` section."""
+    """An Accelerator for a recipe's `train` section.
+
+    Raises:
+        RecipeError: launched with FSDP.
+    """
+    # Processes stay, but precision and accumulation are this recipe's: a script may run several, one after the other.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
     accelerator = Accelerator(
         mixed_precision=train.precision,
         log_with=list(train.track) or None,
@@ -27,7 +35,7 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         step_scheduler_with_optimizer=False,
     )
     if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("FSDP is not supported by this version; launch with recipes/accelerate/ddp.yaml instead.")
+        raise RecipeError("FSDP is not supported by this version; launch with recipes/accelerate/ddp.yaml instead.")
     return accelerator
 
 

@@ -7,7 +7,6 @@ Usage: train_all_methods.py OUTPUT [key=value ...]
 import sys
 
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from hf_ssl.models.modeling_ssl import SSLModel
@@ -62,8 +61,6 @@ def main(output: str, *overrides: str) -> None:
         common = common_overrides(f"{output}/{method}")
         recipe = load_recipe(f"{output}/{method}.yaml", [*common, *own, *overrides])
         loop.pretrain(recipe, dataset=dataset, bank=dataset, queries=dataset)
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -33,6 +33,7 @@ results = {}
 with torch.no_grad():
     encoder = AutoModel.from_pretrained(folder, **trust)
     results["auto"] = encoder(pixel_values=inputs["image"]).pooler_output
+    results["weights"] = {name.split(".", 1)[1]: tensor for name, tensor in encoder.state_dict().items()}
     if plain:
         import timm
         results["timm"] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(inputs["image"])
@@ -102,11 +103,15 @@ def test_a_fresh_process_without_hf_ssl_gets_the_trained_features_and_the_loss(m
     with torch.no_grad():
         features = model.encoder(pixel_values=inputs["image"]).pooler_output
         output = model(**inputs["views"])
-    assert torch.equal(loaded["auto"], features)
+    # The weights are the same bits; where a process maps them to in memory decides the last digit of a product.
+    trained_weights = model.encoder.backbone.state_dict()
+    assert loaded["weights"].keys() == trained_weights.keys()
+    assert all(loaded["weights"][name].equal(tensor) for name, tensor in trained_weights.items())
+    torch.testing.assert_close(loaded["auto"], features, rtol=1e-5, atol=1e-6)
     if plain:
-        assert torch.equal(loaded["timm"], features)
-    assert torch.equal(loaded["embeddings"], output.embeddings)
-    assert torch.allclose(loaded["loss"], output.loss, rtol=1e-5)
+        torch.testing.assert_close(loaded["timm"], features, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loaded["embeddings"], output.embeddings, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loaded["loss"], output.loss, rtol=1e-5, atol=1e-6)
     assert loaded["logits"].shape == (4, 7)
     assert loaded["pipeline"].shape[-1] == features.shape[-1]
     assert result.needs_code is not plain

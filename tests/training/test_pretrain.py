@@ -176,7 +176,6 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
 
 
 def test_trackers_receive_the_metrics(tmp_path):
-    pytest.importorskip("tensorboard")
     pretrain(small_recipe(tmp_path / "run", train={"track": ["tensorboard"]}), dataset=digit_dataset(0, 64))
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
