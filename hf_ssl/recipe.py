@@ -275,7 +275,7 @@ def find_recipe(source: str | Path) -> Path:
     if name in shipped:
         return shipped[name]
     raise RecipeError(
-        f"There is no recipe {str(source)!r}{nearest(name, shipped)}; `hf-ssl recipes` lists them, or give a file."
+        f"There is no recipe {str(source)!r}{nearest(name, shipped)} `hf-ssl recipes` lists them, or give a file."
     )
 
 
@@ -299,7 +299,7 @@ def model_config(recipe: Recipe, image_size: int):
     names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
     for key in recipe.model:
         if key not in names:
-            raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names)}.")
+            raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names, 'model.')}")
     try:
         config = config_class(**{"image_size": image_size, **recipe.model})
         check_backbone(config)
@@ -308,9 +308,12 @@ def model_config(recipe: Recipe, image_size: int):
     return config
 
 
-def nearest(name: str, valid) -> str:
+def nearest(name: str, valid, prefix: str = "") -> str:
+    """The end of a sentence about a name that does not exist: the valid ones next to it, or all."""
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f" (there are: {', '.join(sorted(valid))})"
+    if close:
+        return f"; did you mean {' or '.join(prefix + c for c in close)}?"
+    return f" (there are: {', '.join(sorted(map(str, valid)))})."
 
 
 def _apply_override(content: dict, override: str) -> None:
@@ -337,8 +340,7 @@ def _build(cls, content: Any, prefix: str):
     values = {}
     for key, value in content.items():
         if key not in hints:
-            where = f" in {prefix.rstrip('.')}" if prefix else ""
-            raise RecipeError(f"There is no key {prefix}{key}{nearest(key, hints)}".rstrip("?") + f"{where}.")
+            raise RecipeError(f"There is no key {prefix}{key}{nearest(key, hints, prefix)}")
         values[key] = _coerce(value, hints[key], f"{prefix}{key}")
     return cls(**values)
 
@@ -356,7 +358,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if value is False and "no" in args:  # YAML reads a bare `no` as false
             value = "no"
         if value not in args:
-            raise RecipeError(f"{key}={value!r} is not possible{nearest(value, args)}.")
+            raise RecipeError(f"{key}={value!r} is not possible{nearest(value, args)}")
         return value
     if origin is tuple:
         return _coerce_tuple(value, args, key)

@@ -59,10 +59,7 @@ class TrainLoader:
         channels: int = 3,
         max_failed_share: float = 0.1,
     ):
-        if len(source) < batch_size:
-            raise RecipeError(
-                f"train.batch_size={batch_size} is more than the {len(source)} images of the dataset; lower it."
-            )
+        steps_in_epoch(len(source), batch_size)
         if channels not in (1, 3):
             raise RecipeError(f"model.num_channels={channels} is not possible for images; set 3 (RGB) or 1 (grey).")
         self.max_failed_share = max_failed_share
@@ -90,6 +87,19 @@ class TrainLoader:
                     "data or raise data.max_failed_share."
                 )
             yield batch
+
+
+def steps_in_epoch(num_examples: int, batch_size: int) -> int:
+    """Whole batches of an epoch; what is left over waits for another epoch's order.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if num_examples < batch_size:
+        raise RecipeError(
+            f"train.batch_size={batch_size} is more than the {num_examples} images of the dataset; lower it."
+        )
+    return num_examples // batch_size
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
@@ -137,7 +147,7 @@ class _Order(Sampler):
         return (self.num_steps - self.start_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_epoch = self.n // self.batch_size
+        per_epoch = steps_in_epoch(self.n, self.batch_size)
         micro = self.batch_size // self.accumulation
         own = micro // self.world_size
         epoch_of_order, order = -1, None

@@ -16,7 +16,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
-from ..data.loader import TrainLoader
+from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.photometric import Photometric
 from ..data.sources import ImageSource, check_source, labelled_sources, load_source
 from ..data.views import resolve_views
@@ -77,7 +77,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
         source = ImageSource(dataset, recipe.data.image_column) if dataset is not None else load_source(recipe.data)
         bank, queries = _knn_sources(recipe, dataset, bank, queries)
-    steps_per_epoch = len(source) // train.batch_size
+    steps_per_epoch = steps_in_epoch(len(source), train.batch_size)
     num_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
 
     # Build: the same weights on every process, then random states of their own.

@@ -70,7 +70,10 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("method", METHOD_OVERRIDES)
+# The method that remembers most is always run, the others where there is time.
+@pytest.mark.parametrize(
+    "method", [m if m == "swav" else pytest.param(m, marks=pytest.mark.slow) for m in METHOD_OVERRIDES]
+)
 def test_killed_several_times_ends_bit_for_bit_like_uninterrupted(method, digits, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(method, digits, whole), check=True, capture_output=True, timeout=300)
