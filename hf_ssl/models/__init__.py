@@ -6,6 +6,7 @@ Every file here ships inside model repositories: flat, importing only from its s
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
+from .backbones_ssl import backbone_kwargs, check_backbone, rebuildable_by_timm
 from .configuration_barlow_twins import BarlowTwinsConfig
 from .configuration_byol import ByolConfig
 from .configuration_simsiam import SimSiamConfig
@@ -19,7 +20,6 @@ from .modeling_barlow_twins import (
 )
 from .modeling_byol import ByolForImageClassification, ByolForPreTraining, ByolModel, byol_loss
 from .modeling_simsiam import SimSiamForImageClassification, SimSiamForPreTraining, SimSiamModel, simsiam_loss
-from .modeling_ssl import backbone_kwargs, check_backbone, rebuildable_by_timm
 from .modeling_swav import SwavForImageClassification, SwavForPreTraining, SwavModel, sinkhorn, swav_loss
 
 

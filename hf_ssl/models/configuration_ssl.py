@@ -26,7 +26,8 @@ class SSLConfig(PreTrainedConfig):
         crop_pct (`float`, *optional*, defaults to 0.875): at inference the short side is resized to
             `image_size / crop_pct` before the centre crop.
         interpolation (`str`, *optional*, defaults to `"bicubic"`): of that resizing.
-        zero_init_residual (`bool`, *optional*, defaults to `False`): start residual branches at zero.
+        zero_init_residual (`bool`, *optional*, defaults to `False`): start residual branches at zero, where timm's
+            blocks can (ResNet, RegNet).
     """
 
     backbone: str = "resnet50"

@@ -17,12 +17,9 @@ from .modeling_ssl import (
     SSLForPreTrainingOutput,
     SSLModel,
     SSLPreTrainedModel,
-    all_reduce_sum,
-    at_least_float32,
-    full_precision,
     two_views,
-    world_size,
 )
+from .processes_ssl import all_reduce_sum, at_least_float32, full_precision, world_size
 
 
 def barlow_twins_loss(

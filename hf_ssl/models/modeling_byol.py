@@ -19,11 +19,9 @@ from .modeling_ssl import (
     SSLForPreTrainingOutput,
     SSLModel,
     SSLPreTrainedModel,
-    all_reduce_mean,
-    at_least_float32,
-    full_precision,
     two_views,
 )
+from .processes_ssl import all_reduce_mean, at_least_float32, full_precision
 
 
 def byol_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:

@@ -1,220 +1,24 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What the models of all methods share: encoder, MLP, classifier, and sums over processes.
+"""What the models of all methods share: encoder, MLP, classifier, hooks.
 
 This file ships inside model repositories, so it imports from its siblings only.
 """
 
-import difflib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
 
-import timm
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutputWithNoAttention
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .backbones_ssl import backbone_blocks, checkpointed_forward, create_backbone
 from .configuration_ssl import SSLConfig
-
-
-# ---------------------------------------------------------------------------------------------- processes
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-class _AllReduceSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
-        total = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum over processes, with its gradient.
-
-    Every process computes the same global loss from it, and the backward pass sums the gradients of these equal
-    losses; averaging over processes, as DDP and FSDP do, then gives exactly the gradient of one process with the whole
-    batch.
-    """
-    return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
-
-
-def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
-    """Mean over processes, with its gradient."""
-    return all_reduce_sum(tensor) / world_size()
-
-
-@torch.no_grad()
-def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
-    """Elementwise maximum over processes, without gradient."""
-    if world_size() > 1:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
-
-
-@torch.no_grad()
-def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) of every process -> (W*B, ...) in the order of the processes, without gradient."""
-    if world_size() == 1:
-        return tensor
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision becomes float32; float32 and float64 stay."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def full_precision(tensor: torch.Tensor) -> torch.autocast:
-    """Context in which autocast leaves the arithmetic on `tensor`'s device alone."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
-# ---------------------------------------------------------------------------------------------- backbone
-
-
-def check_backbone(config: SSLConfig) -> None:
-    """Raises ValueError, with the nearest names, when timm has no such backbone."""
-    name = timm.models.split_model_name_tag(config.backbone)[0]
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names."
-        raise ValueError(f"timm has no backbone {config.backbone!r}{hint}")
-
-
-def rebuildable_by_timm(config: SSLConfig) -> bool:
-    """Whether `timm.create_model` builds the encoder from its name and arguments alone."""
-    return config.stem == "imagenet" and config.padding == "torch"
-
-
-def backbone_kwargs(config: SSLConfig) -> dict[str, Any]:
-    """Arguments of `timm.create_model` beside the name and `num_classes=0`."""
-    kwargs = dict(config.backbone_args or {})
-    if config.num_channels != 3:
-        kwargs["in_chans"] = config.num_channels
-    return kwargs
-
-
-def create_backbone(config: SSLConfig) -> nn.Module:
-    """The bare timm model, without a classifier, with the configured stem and padding.
-
-    Raises:
-        ValueError: unknown backbone, arguments that it does not take, or a stem that it does not have.
-    """
-    check_backbone(config)
-    try:
-        backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **backbone_kwargs(config))
-    except TypeError as error:
-        raise ValueError(f"backbone_args do not fit {config.backbone}: {error}.") from error
-    if config.stem != "imagenet":
-        _make_stem_small(backbone, config)
-    if config.padding == "same":
-        _use_same_padding(backbone)
-    return backbone
-
-
-def _make_stem_small(backbone: nn.Module, config: SSLConfig) -> None:
-    modules = dict(backbone.named_children())
-    if "conv1" in modules and "maxpool" in modules:  # ResNet
-        first = backbone.conv1
-        if isinstance(first, nn.Conv2d):
-            backbone.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=False)
-        else:  # a deep stem of three convolutions
-            first[0].stride = (1, 1)
-        backbone.maxpool = nn.Identity()
-        if config.stem == "small_linear":
-            backbone.act1 = nn.Identity()
-    elif "stem" in modules and "s1" in modules and config.stem == "small":  # RegNet
-        backbone.stem.conv.stride = (1, 1)
-    else:
-        raise ValueError(
-            f"stem={config.stem!r} is for ResNets (and 'small' for RegNets), not for {config.backbone}; "
-            "see its own backbone_args."
-        )
-
-
-def _use_same_padding(backbone: nn.Module) -> None:
-    for parent in list(backbone.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Conv2d and child.stride[0] > 1 and child.kernel_size[0] > 1:
-                same = timm.layers.Conv2dSame(
-                    child.in_channels,
-                    child.out_channels,
-                    child.kernel_size,
-                    child.stride,
-                    groups=child.groups,
-                    bias=child.bias is not None,
-                )
-                setattr(parent, name, same)
-            elif type(child) is nn.MaxPool2d:
-                setattr(parent, name, timm.layers.pool2d_same.MaxPool2dSame(child.kernel_size, child.stride))
-
-
-def backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The backbone's residual blocks, outermost ones only: the units of activation checkpointing."""
-    blocks: list[nn.Module] = []
-    inside: set[int] = set()
-    for module in backbone.modules():
-        kind = type(module).__name__
-        if id(module) not in inside and (
-            kind == "Block" or kind.endswith(("Block", "Bottleneck", "InvertedResidual"))
-        ):
-            blocks.append(module)
-            inside.update(id(child) for child in module.modules())
-    return blocks
-
-
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch but remembers nothing: for the recomputation of a checkpointed block."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
-    saved = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, tracked in saved:
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(tracked)
-
-
-def _checkpointed_forward(block: nn.Module, *args, **kwargs):
-    """Stands in for `block.forward`; as a bound method, so that a copy of the model runs its own blocks."""
-    plain = type(block).forward.__get__(block)
-    if not torch.is_grad_enabled():
-        return plain(*args, **kwargs)
-    contexts = lambda: (nullcontext(), _frozen_statistics(block))  # noqa: E731
-    return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
-
-# ---------------------------------------------------------------------------------------------- models
 
 
 @dataclass
@@ -380,7 +184,7 @@ class SSLModel(SSLPreTrainedModel):
             raise ValueError(f"{self.config.backbone} has no blocks to checkpoint; leave gradient_checkpointing off.")
         for block in blocks:
             if enable:
-                block.forward = MethodType(_checkpointed_forward, block)
+                block.forward = MethodType(checkpointed_forward, block)
             else:
                 block.__dict__.pop("forward", None)
         self._checkpointing = enable

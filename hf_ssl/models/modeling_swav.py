@@ -20,15 +20,17 @@ from .modeling_ssl import (
     SSLForPreTrainingOutput,
     SSLModel,
     SSLPreTrainedModel,
+    init_linear_as_torch,
+    split_views,
+)
+from .processes_ssl import (
     all_reduce_max,
     all_reduce_mean,
     all_reduce_sum,
     at_least_float32,
     full_precision,
     gather_batch,
-    init_linear_as_torch,
     rank,
-    split_views,
     world_size,
 )
 

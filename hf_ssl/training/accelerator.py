@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.modeling_ssl import all_reduce_sum, at_least_float32, world_size
+from ..models.processes_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import RecipeError, TrainConfig
 
 

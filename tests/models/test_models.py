@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 
 from hf_ssl import models
 from hf_ssl.models import METHODS, swav_loss
-from hf_ssl.models.modeling_ssl import backbone_blocks
+from hf_ssl.models.backbones_ssl import backbone_blocks
 from hf_ssl.recipe import load_recipe
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
