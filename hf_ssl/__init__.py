@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ImageSource": ".data.sources",
+    "ImageStream": ".data.streams",
     "Recipe": ".recipe",
     "RecipeError": ".recipe",
     "TrainLoader": ".data.loader",

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .data.loader import epoch_order
 from .data.photometric import ORDERS, Photometric
 from .data.sources import ImageSource, load_source
+from .data.streams import open_stream
 from .data.views import Drawn, View, draw_views, make_views, resolve_views, to_channels
 from .recipe import Recipe, RecipeError, model_config
 
@@ -49,7 +50,10 @@ def preview(
         raise RecipeError("The number of images must be greater than 0.")
     views = resolve_views(recipe.views, recipe.method)
     channels = model_config(recipe, image_size=views[0].size).num_channels
-    source = ImageSource(dataset, recipe.data.image_column) if dataset is not None else load_source(recipe.data)
+    if recipe.data.streaming:
+        source = open_stream(recipe.data).head(num_images + 100)
+    else:
+        source = ImageSource(dataset, recipe.data.image_column) if dataset is not None else load_source(recipe.data)
     seed = recipe.train.seed if seed is None else seed
     reference = recipe.views.photometric == "reference"
     rows, problem = [], ""

@@ -40,13 +40,18 @@ class RecipeError(ValueError):
 class DataConfig:
     """Where the images are. Labels are never needed to pretrain."""
 
-    path: str | None = None  # Hub id, folder of images, Parquet file, folder or glob; relative to the working folder
+    path: str | None = None  # Hub id, folder of images, Parquet or tar file, folder or glob; from the working folder
     name: str | None = None  # configuration of a Hub dataset
     revision: str | None = None  # revision of a Hub dataset
     split: str = "train"
     image_column: str | None = None  # found by its type when there is one
     label_column: str | None = None  # for the monitor; found by its type
     max_examples: int | None = None  # only the first n examples
+    streaming: bool = False  # read shard by shard instead of being indexed first: for what does not fit the disk
+    num_examples: int | None = None  # of an epoch of a stream; without it train.steps is one epoch
+    partitions: int | None = None  # parts of a stream that processes share out, a multiple of them; default: 16
+    shuffle_block: int = 256  # examples that a partition reads and permutes together
+    max_megapixels: float = 50.0  # larger images are skipped
     num_workers: int = 4  # loader processes per training process
     max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
 
@@ -421,6 +426,10 @@ def _check_values(recipe: Recipe) -> None:
         "train.checkpoint_every": train.checkpoint_every,
         "train.keep_checkpoints": train.keep_checkpoints,
         "data.max_examples": data.max_examples,
+        "data.num_examples": data.num_examples,
+        "data.partitions": data.partitions,
+        "data.shuffle_block": data.shuffle_block,
+        "data.max_megapixels": data.max_megapixels,
         "monitor.k": monitor.k,
         "monitor.temperature": monitor.temperature,
         "optim.lr_per": optim.lr_per,
@@ -428,6 +437,8 @@ def _check_values(recipe: Recipe) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise RecipeError(f"{key} must be greater than 0, not {value}.")
+    if data.streaming and data.max_examples is not None:
+        raise RecipeError("data.max_examples needs data.streaming=false; a stream is read whole.")
     not_negative = {
         "optim.lr": optim.lr,
         "optim.weight_decay": optim.weight_decay,

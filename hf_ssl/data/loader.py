@@ -3,7 +3,7 @@
 
 Step s of epoch e takes permutation(seed, e)[s B : (s + 1) B] for the global batch B; micro-batch a is the a-th part of
 it, and process r takes the r-th part of that. So the batch is the same whatever the number of processes, and
-continuing at a step is arithmetic.
+continuing at a step is arithmetic. Streams have an order of their own: see `streams`.
 """
 
 from collections import deque
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
 from .photometric import PARAMS, Photometric
-from .sources import ImageSource
+from .sources import ImageSource, open_image
+from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder
 from .views import View, make_views
 
 
@@ -29,13 +30,16 @@ class TrainLoader:
 
     Yields dicts: `pixel_values` uint8 (V, B, S, S, C) and `params` (V, B, P) of the global views, `local_pixel_values`
     and `local_params` of the small crops, `index` (B,) of the examples whose turn it was, and `skipped`, a list of
-    (name, reason) of those that could not be read; another one, drawn for it, is in the place of each.
+    (name, reason) of those that could not be read; another one, drawn for it, is in the place of each. In a stream
+    `index` is shard * 2^32 + place in the shard, and `skipped` also names the shards that were given up.
 
     Args:
         batch_size: images of one optimiser step over all processes and micro-batches, which must divide it.
         reference: do the colours in the workers, per image, as published (see `make_views`).
         channels: 3 (RGB) or 1 (grey).
         max_failed_share: of the last 1,000 images of this process; counted once 100 were tried.
+        shuffle_block: examples of a stream that are permuted together.
+        state: where a stream continues, from `state()` of all processes.
 
     Raises:
         RecipeError: fewer images than a batch, or impossible channels; while iterating, too many images that cannot
@@ -44,7 +48,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        source: ImageSource,
+        source: ImageSource | ImageStream,
         views: list[View],
         *,
         batch_size: int,
@@ -58,14 +62,31 @@ class TrainLoader:
         reference: bool = False,
         channels: int = 3,
         max_failed_share: float = 0.1,
+        shuffle_block: int = 256,
+        state: dict[str, Any] | None = None,
     ):
-        steps_in_epoch(len(source), batch_size)
         if channels not in (1, 3):
             raise RecipeError(f"model.num_channels={channels} is not possible for images; set 3 (RGB) or 1 (grey).")
         self.max_failed_share = max_failed_share
-        order = _Order(len(source), batch_size, seed, start_step, num_steps, accumulation, rank, world_size)
+        self._cursors: dict[int, Cursor] = {}
+        self._stream = source if isinstance(source, ImageStream) else None
+        where = {
+            "batch_size": batch_size,
+            "seed": seed,
+            "start_step": start_step,
+            "num_steps": num_steps,
+            "accumulation": accumulation,
+            "rank": rank,
+            "world_size": world_size,
+        }
+        if isinstance(source, ImageStream):
+            order = StreamOrder(source, **where, block=shuffle_block, cursors=source.cursors_of(state))
+            batches = _StreamViews(source, views, seed, reference, channels)
+        else:
+            order = _Order(len(source), **where)
+            batches = _ViewBatches(source, views, seed, reference, channels)
         self._loader = DataLoader(
-            _ViewBatches(source, views, seed, reference, channels),
+            batches,
             batch_sampler=order,
             collate_fn=_as_tensors,
             num_workers=num_workers,
@@ -86,7 +107,12 @@ class TrainLoader:
                     f"{failed} of the last {tried} images could not be read, the last one {name} ({reason}); mend the "
                     "data or raise data.max_failed_share."
                 )
+            self._cursors.update(batch.pop("cursors", {}))
             yield batch
+
+    def state(self) -> dict[str, Any] | None:
+        """Where this process's part of a stream stands behind the last batch; None for what is not streamed."""
+        return None if self._stream is None else self._stream.state_of(self._cursors)
 
 
 def steps_in_epoch(num_examples: int, batch_size: int) -> int:
@@ -138,7 +164,8 @@ class ViewCollator:
 class _Order(Sampler):
     """(epoch, example) pairs of this process's micro-batches."""
 
-    def __init__(self, n, batch_size, seed, start_step, num_steps, accumulation, rank, world_size):
+    def __init__(self, n, *, batch_size, seed, start_step, num_steps, accumulation, rank, world_size):
+        steps_in_epoch(n, batch_size)
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.start_step, self.num_steps = start_step, num_steps
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
@@ -177,16 +204,53 @@ class _ViewBatches(Dataset):
         key, chosen = (self.seed, epoch, index), index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                image = self.source.image(chosen)
-                return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
+                return self._views(self.source.image(chosen), key)
             except Exception as error:  # whatever a decoder raises: the image is skipped
-                first_line = (str(error).splitlines() or [type(error).__name__])[0]
-                batch["skipped"].append((self.source.name(chosen), first_line))
+                batch["skipped"].append((self.source.name(chosen), _reason(error)))
             key = (self.seed, epoch, index, attempt)
             chosen = int(np.random.default_rng(key).integers(len(self.source)))
         batch["exhausted"] = True
+        return self._blank()
+
+    def _views(self, image, key: tuple[int, ...]):
+        return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
+
+    def _blank(self):
         blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
         return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
+
+
+class _StreamViews(_ViewBatches):
+    """A `StreamBatch` -> arrays of its views; a good image of the same batch stands in for one that cannot be read."""
+
+    def __getitems__(self, batch: StreamBatch) -> dict[str, Any]:
+        skipped = list(batch.failures)
+        keys = [(self.seed, item.epoch, item.shard, item.offset) for item in batch.items]
+        made = [self._try(item, key, skipped) for item, key in zip(batch.items, keys, strict=True)]
+        good = [item for item, views in zip(batch.items, made, strict=True) if views is not None]
+        for i, key in enumerate(keys):
+            if made[i] is None and good:
+                chosen = good[int(np.random.default_rng((*key, 1)).integers(len(good)))]
+                made[i] = self._try(chosen, (*key, 1), skipped)
+        return {
+            "skipped": skipped,
+            "exhausted": any(views is None for views in made),
+            "cursors": batch.cursors,
+            "index": np.array([item.shard << 32 | item.offset for item in batch.items]),
+            **_stack([views or self._blank() for views in made], self.views),
+        }
+
+    def _try(self, item: StreamItem, key: tuple[int, ...], skipped: list[tuple[str, str]]):
+        """Views of an item, or None when it cannot be read."""
+        try:
+            return self._views(open_image(item.cell, self.source.max_megapixels), key)
+        except Exception as error:  # whatever a decoder raises
+            skipped.append((self.source.item_name(item), _reason(error)))
+            return None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _stack(made: list[tuple[list[np.ndarray], np.ndarray]], views: list[View]) -> dict[str, np.ndarray]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Any dataset of images -> examples: a Hub id, a folder, Parquet files, or a `datasets.Dataset`.
+"""Any dataset of images -> examples: a Hub id, a folder, Parquet or tar shards, or a `datasets.Dataset`.
 
 Images stay encoded until a loader's worker opens them, so that a bad file is one skipped example and not a failed
 load. Plain folders of images are listed here, in one walk: the folder builder of `datasets` walks a folder some sixty
@@ -21,6 +21,7 @@ from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 
 
 _EXTENSIONS = (".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp").split()
+_SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev"), "validation"
 )
@@ -33,18 +34,26 @@ class ImageSource:
         image_column: found by its type when there is one only.
         label_column: found by its type (ClassLabel), or by its name (label, labels) when it holds whole numbers; may
             be missing.
+        max_megapixels: larger images are not read.
 
     Raises:
         RecipeError: a column that is not there, or several that it could be, or no map-style dataset.
     """
 
-    def __init__(self, dataset: Dataset, image_column: str | None = None, label_column: str | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        max_megapixels: float = 50.0,
+    ):
         if not isinstance(dataset, Dataset):
             raise RecipeError(f"A datasets.Dataset (one split, not streamed) is needed, not {type(dataset).__name__}.")
         dataset = dataset.with_format(None)
         self.image_column = find_image_column(dataset.features, image_column)
         self.label_column = find_label_column(dataset.features, label_column)
         self.split = str(dataset.split or "the dataset")
+        self.max_megapixels = max_megapixels
         images = dataset.select_columns([self.image_column])
         self._images = images.cast_column(self.image_column, datasets.Image(decode=False))
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
@@ -53,23 +62,8 @@ class ImageSource:
         return len(self._images)
 
     def image(self, index: int) -> Image.Image:
-        """The image, opened but not yet decoded.
-
-        Raises:
-            OSError, ValueError: it cannot be read, or has more than 179 million pixels, which Pillow takes for an
-                attack (twice `PIL.Image.MAX_IMAGE_PIXELS`; raise that for larger images).
-        """
-        cell = self._images[index][self.image_column]
-        if cell is None:
-            raise ValueError("the row has no image")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            try:
-                return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-            except Image.UnidentifiedImageError:
-                raise OSError("not an image, or of a kind that Pillow cannot read") from None
-            except Image.DecompressionBombError as error:
-                raise ValueError(str(error)) from None
+        """The image, opened but not yet decoded; see `open_image`."""
+        return open_image(self._images[index][self.image_column], self.max_megapixels)
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else self._labels[index][self.label_column]
@@ -91,6 +85,29 @@ class ImageSource:
         return part
 
 
+def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
+    """An encoded image ({"bytes", "path"}), opened but not yet decoded.
+
+    Raises:
+        OSError, ValueError: it is missing, cannot be read, or has more than `max_megapixels`. Pillow refuses more than
+            179 million pixels, which it takes for an attack (twice `PIL.Image.MAX_IMAGE_PIXELS`), whatever is allowed.
+    """
+    if cell is None:
+        raise ValueError("the row has no image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+        except Image.UnidentifiedImageError:
+            raise OSError("not an image, or of a kind that Pillow cannot read") from None
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from None
+    pixels = image.size[0] * image.size[1] / 1e6
+    if pixels > max_megapixels:
+        raise ValueError(f"{pixels:.1f} megapixels, more than data.max_megapixels={max_megapixels:g}")
+    return image
+
+
 def load_source(data: DataConfig, split: str | None = None) -> ImageSource:
     """The images of a recipe's `data` section.
 
@@ -99,12 +116,12 @@ def load_source(data: DataConfig, split: str | None = None) -> ImageSource:
     """
     check_source(data, split)
     split = split or data.split
-    dataset = _open(data, streaming=False)[split]
+    dataset = open_place(data, streaming=False)[split]
     if data.max_examples is not None:
         dataset = dataset.select(range(min(data.max_examples, len(dataset))))
     if len(dataset) == 0:
         raise RecipeError(f"The split {split!r} of {data.path} is empty.")
-    return ImageSource(dataset, data.image_column, data.label_column)
+    return ImageSource(dataset, data.image_column, data.label_column, data.max_megapixels)
 
 
 def check_source(data: DataConfig, split: str | None = None) -> Features:
@@ -136,7 +153,7 @@ def available_splits(data: DataConfig) -> dict[str, Features]:
         raise RecipeError(
             "The recipe has no data; set data.path to a folder of images, Parquet files or a Hub dataset."
         )
-    return {name: part.features or part._resolve_features().features for name, part in _open(data, True).items()}
+    return {name: part.features or part._resolve_features().features for name, part in open_place(data, True).items()}
 
 
 def labelled_sources(data: DataConfig, monitor: MonitorConfig) -> tuple[ImageSource, ImageSource] | tuple[None, None]:
@@ -224,20 +241,21 @@ def find_label_column(features: Features, name: str | None, where: str | None = 
     return next(iter([*named, *classes]), None)
 
 
-def _open(data: DataConfig, streaming: bool) -> dict:
+def open_place(data: DataConfig, streaming: bool) -> dict:
     """Split -> dataset, for every kind of place."""
     path = Path(data.path).expanduser()
     try:
         if path.is_dir():
             return _open_folder(path, data.name, streaming)
-        if path.suffix == ".parquet":  # a file or a glob
+        if path.suffix in _SHARDS:  # a file or a glob
             if not path.is_file() and not glob(str(path), recursive=True):
                 raise RecipeError(f"No file matches data.path={data.path}.")
-            return load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
+            options = {"data_files": {"train": str(path)}, "streaming": streaming}
+            return _load_shards(_SHARDS[path.suffix], sorted(glob(str(path), recursive=True)), **options)
         if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data.path):
-            kind = "is not a folder or a Parquet file" if path.exists() else "does not exist"
+            kind = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
             raise RecipeError(
-                f"data.path={data.path} {kind}; give a folder of images, Parquet files or a Hub dataset."
+                f"data.path={data.path} {kind}; give a folder of images, Parquet or tar files or a Hub dataset."
             )
         return load_dataset(data.path, data.name, revision=data.revision, streaming=streaming)
     except RecipeError:
@@ -253,8 +271,28 @@ def _open_folder(path: Path, name: str | None, streaming: bool) -> dict:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, dict) else {_split_name(str(saved.split)): saved}
-    listed = {} if any(path.glob("metadata.*")) or any(path.rglob("*.parquet")) else _list_images(path)
-    return listed or load_dataset(str(path), name, streaming=streaming)
+    shards = sorted(str(p) for p in path.rglob("*") if p.suffix in _SHARDS)
+    listed = {} if shards or any(path.glob("metadata.*")) else _list_images(path)
+    return listed or _load_shards(str(path), shards, name=name, streaming=streaming)
+
+
+def _load_shards(what: str, files: list[str], **options) -> dict:
+    """`load_dataset`, which learns the columns from the first file; when that is corrupt, from the first that is not,
+    so that a stream can pass over it.
+    """
+    try:
+        return load_dataset(what, **options)
+    except Exception:
+        if not options["streaming"]:
+            raise
+        for file in files[1:]:
+            try:
+                kind = _SHARDS[Path(file).suffix]
+                features = load_dataset(kind, data_files=file, split="train", streaming=True).features
+                return load_dataset(what, features=features, **options)
+            except Exception:  # corrupt, too
+                continue
+        raise
 
 
 def _split_name(text: str) -> str:

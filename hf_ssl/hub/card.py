@@ -40,9 +40,12 @@ ROWS = (
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a card says of the run beside its measurements; `seconds` of training, over all restarts."""
+    """What a card says of the run beside its measurements; `seconds` of training, over all restarts.
 
-    num_images: int
+    `num_images` is None for a stream of unknown length.
+    """
+
+    num_images: int | None
     steps: int
     seconds: float
     processes: int
@@ -69,7 +72,7 @@ def render_card(
         paper=paper,
         backbone=config.backbone,
         data=_data_name(recipe),
-        num_images=f"{facts.num_images:,}",
+        images=f"{facts.num_images:,} images" if facts.num_images else "a stream of images",
         steps=f"{facts.steps:,}",
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,

@@ -13,18 +13,20 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
+from datasets import IterableDataset
 from tqdm.auto import tqdm
 
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.photometric import Photometric
 from ..data.sources import ImageSource, check_source, labelled_sources, load_source
+from ..data.streams import ImageStream, merge_states, open_stream
 from ..data.views import resolve_views
 from ..evaluation.features import EvalTransform
 from ..hub.export import RunFacts, export
 from ..models import METHODS, rebuildable_by_timm
 from ..optim import build_optimizer, set_learning_rates
-from ..recipe import Recipe, RecipeError, model_config
+from ..recipe import Recipe, RecipeError, TrainConfig, model_config
 from .accelerator import build_accelerator, fit_model
 from .checkpoint import Checkpoints
 from .metrics import Journal, Meter, Totals
@@ -58,7 +60,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
 
     Args:
         recipe: see `hf_ssl.recipe`.
-        dataset: a map-style `datasets.Dataset` to train on instead of `recipe.data.path`.
+        dataset: a `datasets.Dataset` or `IterableDataset` to train on instead of `recipe.data.path`.
         bank, queries: labelled datasets for the kNN monitor instead of `recipe.monitor.path`.
 
     Raises:
@@ -75,10 +77,10 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     recipe.per_process_batch(accelerator.num_processes)
     output_dir = Path(train.output_dir)
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
-        source = ImageSource(dataset, recipe.data.image_column) if dataset is not None else load_source(recipe.data)
+        source = _training_source(recipe, dataset)
         bank, queries = _knn_sources(recipe, dataset, bank, queries)
-    steps_per_epoch = steps_in_epoch(len(source), train.batch_size)
-    num_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
+    num_images = source.num_examples if isinstance(source, ImageStream) else len(source)
+    num_steps, steps_per_epoch = count_steps(train, num_images)
 
     # Build: the same weights on every process, then random states of their own.
     set_seed(train.seed)
@@ -112,6 +114,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         reference=recipe.views.photometric == "reference",
         channels=config.num_channels,
         max_failed_share=recipe.data.max_failed_share,
+        shuffle_block=recipe.data.shuffle_block,
+        state=state.get("stream") if state else None,
     )
     batches = iter(loader)
     photometric = Photometric(config.image_mean, config.image_std)
@@ -122,7 +126,10 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     def save(step: int) -> bool:
         totals.synchronize()
         _stop_if_not_finite(bad_step, checkpoints)
-        return checkpoints.save(step, model, optimizer, {"recipe": recipe.to_dict(), "totals": totals.to_dict()})
+        kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict()}
+        if isinstance(source, ImageStream):
+            kept["stream"] = merge_states(gather_object([loader.state()]))
+        return checkpoints.save(step, model, optimizer, kept)
 
     if start:
         logger.info(f"Continuing {output_dir} at step {start} of {num_steps}.")
@@ -195,7 +202,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
 
     baseline, final = journal.at(0), journal.at(num_steps)
     if accelerator.is_main_process:
-        facts = RunFacts(len(source), num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
+        facts = RunFacts(num_images, num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
         export(model, recipe, output_dir / "model", baseline=baseline, final=final, facts=facts)
     accelerator.wait_for_everyone()
     journal.close()
@@ -204,14 +211,36 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     )
 
 
+def count_steps(train: TrainConfig, num_images: int | None) -> tuple[int, int]:
+    """Steps of a run, and of an epoch; a stream of unknown length is one epoch.
+
+    Raises:
+        RecipeError: fewer images than a batch, or epochs of an unknown length.
+    """
+    if num_images is not None:
+        steps_per_epoch = steps_in_epoch(num_images, train.batch_size)
+        return train.steps or max(1, round(train.epochs * steps_per_epoch)), steps_per_epoch
+    if train.steps is None:
+        raise RecipeError("The length of the stream is not known; set data.num_examples, or train.steps for epochs.")
+    return train.steps, train.steps
+
+
+def _training_source(recipe: Recipe, dataset) -> ImageSource | ImageStream:
+    if recipe.data.streaming or isinstance(dataset, IterableDataset):
+        return open_stream(recipe.data, dataset)
+    if dataset is not None:
+        return ImageSource(dataset, recipe.data.image_column, max_megapixels=recipe.data.max_megapixels)
+    return load_source(recipe.data)
+
+
 def _knn_sources(recipe: Recipe, dataset, bank, queries) -> tuple[ImageSource | None, ImageSource | None]:
     """Labelled bank and queries of the monitor, or None where nothing is labelled."""
     monitor = recipe.monitor
     if bank is not None and queries is not None:
         wrap = [ImageSource(d, monitor.image_column, monitor.label_column) for d in (bank, queries)]
         return wrap[0], wrap[1]
-    if dataset is not None and monitor.path is None:
-        return None, None
+    if monitor.path is None and (dataset is not None or recipe.data.streaming):
+        return None, None  # a stream is not indexed for the sake of its labels
     return labelled_sources(recipe.data, monitor)
 
 

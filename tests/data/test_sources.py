@@ -193,7 +193,7 @@ def test_what_is_missing_is_named_with_what_is_near(digits, monkeypatch, tmp_pat
         ("/no/such/place/at/all", "does not exist"),
         ("missing.parquet", "No file matches"),
         ("*.parquet", "No file matches"),
-        ("photo.png", "is not a folder or a Parquet file"),
+        ("photo.png", "is not a folder, Parquet or tar file"),
         ("empty", "data.path=empty could not be loaded"),
     ],
 )

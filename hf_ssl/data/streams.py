@@ -1,0 +1,362 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Streams of images: any number of shards, read once an epoch in a shuffled order, and continued to the example.
+
+The shards are dealt to a fixed number of partitions, and the partitions to processes. A partition reads its shards in
+an order of its own for every epoch, in blocks which it permutes. Where it stands is four numbers (`Cursor`), and every
+batch carries the cursors behind it, so that a checkpoint knows what was trained on, not what was read ahead. Only
+encoded images pass through here; a loader's workers decode them.
+
+A process draws from its partitions in turn. So when the processes divide the partitions, and the partitions the
+micro-batch, the global batch does not depend on the number of processes, and never on that of workers.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset, IterableDataset
+from torch.utils.data import Sampler
+
+from ..recipe import DataConfig, RecipeError
+from .sources import ImageSource, check_source, find_image_column, open_place
+
+
+_PARTITIONS = 16  # where the recipe names none: enough for a machine's processes
+_FOLDER_SHARDS = 256  # a plain folder of images has no shards, so it is cut into these
+_RETRIES, _BACK_OFF = 3, 0.5  # tries after the first, and seconds before the first of them; doubled each time
+_READERS = 8  # blocks that a process reads at once
+
+
+class Cursor(NamedTuple):
+    """Where a partition stands: its block begins at example `offset` of its `shard`-th shard of `epoch`, and the next
+    example is number `position` of the permuted block.
+    """
+
+    epoch: int = 0
+    shard: int = 0
+    offset: int = 0
+    position: int = 0
+
+
+class StreamItem(NamedTuple):
+    """An example whose turn it is: `cell` is {"bytes", "path"} of a still encoded image, or None."""
+
+    epoch: int
+    shard: int
+    offset: int
+    cell: dict[str, Any] | None
+
+
+@dataclass
+class StreamBatch:
+    """What a worker gets: examples, and for the main process the cursors behind them and the shards given up."""
+
+    items: list[StreamItem]
+    cursors: dict[int, Cursor]
+    failures: list[tuple[str, str]]
+
+
+class UnreadableShard(Exception):
+    """A shard could not be read to its end, after several tries."""
+
+
+class ImageStream:
+    """Images of a streamed `datasets.IterableDataset`, shard by shard.
+
+    Args:
+        partitions: parts of the shard list, at least as many as processes; 16 by default, or as many as shards.
+        num_examples: of an epoch, where it is known.
+        max_megapixels: larger images are not read.
+
+    Raises:
+        RecipeError: no column of images, or fewer shards than partitions.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        image_column: str | None = None,
+        *,
+        partitions: int | None = None,
+        num_examples: int | None = None,
+        max_megapixels: float = 50.0,
+        name: str = "the stream",
+    ):
+        dataset = dataset if dataset.features is not None else dataset._resolve_features()
+        column = find_image_column(dataset.features, image_column, name)
+        images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        if partitions is not None and images.num_shards < partitions:
+            images = images.reshard()  # Parquet: a shard for every row group
+        self._images, self._column = images, column
+        self.name, self.max_megapixels = name, max_megapixels
+        self.num_shards = images.num_shards
+        self.partitions = partitions or min(_PARTITIONS, self.num_shards)
+        if self.num_shards < self.partitions:
+            raise RecipeError(
+                f"{name} has {self.num_shards} shard(s), fewer than data.partitions={partitions}; lower it or write "
+                "more, smaller files."
+            )
+        self.num_examples = num_examples or self._count()
+
+    def examples(self, shard: int, offset: int = 0) -> Iterator[dict[str, Any] | None]:
+        """Cells of a shard from an offset on; a failure is tried again, after a while, from where it happened.
+
+        Raises:
+            UnreadableShard: it fails again and again.
+        """
+        tries = 0
+        while True:
+            try:
+                part = self._images.shard(num_shards=self.num_shards, index=shard)
+                for example in part.skip(offset) if offset else part:
+                    yield example[self._column]
+                    offset, tries = offset + 1, 0
+                return
+            except Exception as error:  # whatever a file system, an archive or a network raises
+                if tries == _RETRIES:
+                    first_line = (str(error).splitlines() or [""])[0]
+                    reason = f"{type(error).__name__}: {first_line}"
+                    raise UnreadableShard(f"given up after {offset} examples, {reason}") from error
+                time.sleep(_BACK_OFF * 2**tries)
+                tries += 1
+
+    def shard_name(self, shard: int) -> str:
+        """The file of a shard where `datasets` tells it, else its number."""
+        return self._file(shard) or f"shard {shard} of {self.name}"
+
+    def item_name(self, item: StreamItem) -> str:
+        """What a message calls an example: its file, or its place in a shard."""
+        path = item.cell and item.cell["path"]
+        if path and item.cell["bytes"] is None:
+            return path
+        place = f"example {item.offset} of {self.shard_name(item.shard)}"
+        return f"{path} ({place})" if path else place
+
+    def state_of(self, cursors: dict[int, Cursor]) -> dict[str, Any]:
+        """Plain data of cursors, for a checkpoint."""
+        plain = {str(number): list(cursor) for number, cursor in sorted(cursors.items())}
+        return {"shards": self.num_shards, "partitions": self.partitions, "cursors": plain}
+
+    def cursors_of(self, state: dict[str, Any] | None) -> dict[int, Cursor]:
+        """The inverse of `state_of`; nothing when there is no state.
+
+        Raises:
+            RecipeError: the state is of another number of shards or partitions.
+        """
+        if state is None:
+            return {}
+        for key, now in (("shards", self.num_shards), ("partitions", self.partitions)):
+            if state[key] != now:
+                raise RecipeError(
+                    f"{self.name} has {now} {key} where the checkpoint knows {state[key]}; a stream continues only on "
+                    "the same shards. Restore them, or set another train.output_dir."
+                )
+        return {int(number): Cursor(*cursor) for number, cursor in state["cursors"].items()}
+
+    def head(self, count: int) -> ImageSource:
+        """The first readable examples, as a map-style source."""
+        cells: list[dict[str, Any] | None] = []
+        for shard in range(self.num_shards):
+            try:
+                for cell in self.examples(shard):
+                    cells.append(cell)
+                    if len(cells) == count:
+                        break
+            except UnreadableShard:
+                continue
+            if len(cells) == count:
+                break
+        features = datasets.Features({"image": datasets.Image()})
+        return ImageSource(Dataset.from_dict({"image": cells}, features=features), max_megapixels=self.max_megapixels)
+
+    def _file(self, shard: int) -> str | None:
+        part = self._images.shard(num_shards=self.num_shards, index=shard)._ex_iterable
+        while hasattr(part, "ex_iterable"):
+            part = part.ex_iterable
+        for value in getattr(part, "kwargs", {}).values():
+            if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+                return value[0]
+        return None
+
+    def _count(self) -> int | None:
+        """From what the Hub says, or from the metadata of local Parquet files."""
+        info = self._images.info
+        split = (info.splits or {}).get(str(self._images.split))
+        if split is not None and split.num_examples:
+            return split.num_examples
+        first = self._file(0)
+        if not first or not first.endswith(".parquet") or not Path(first).is_file():
+            return None
+        try:
+            return sum(pq.read_metadata(file).num_rows for file in {self._file(i) for i in range(self.num_shards)})
+        except Exception:  # a corrupt one
+            return None
+
+
+def open_stream(data: DataConfig, dataset: IterableDataset | None = None) -> ImageStream:
+    """The stream of a recipe's `data` section, or of `dataset`.
+
+    Raises:
+        RecipeError: see `check_source` and `ImageStream`.
+    """
+    name = data.path or "the dataset"
+    if dataset is None:
+        check_source(data)
+        dataset = open_place(data, streaming=True)[data.split]
+    number = data.num_examples
+    if isinstance(dataset, Dataset):  # a plain folder of images, or what `datasets` has saved
+        number = number or len(dataset)
+        shards = min(len(dataset), max(_FOLDER_SHARDS, data.partitions or 0))
+        dataset = dataset.to_iterable_dataset(num_shards=shards)
+    return ImageStream(
+        dataset,
+        data.image_column,
+        partitions=data.partitions,
+        num_examples=number,
+        max_megapixels=data.max_megapixels,
+        name=name,
+    )
+
+
+def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The states of all processes' parts of a stream as the state of the whole."""
+    merged = {number: cursor for state in states for number, cursor in state["cursors"].items()}
+    return {**states[0], "cursors": merged}
+
+
+@dataclass
+class _Block:
+    """Examples read together, in the order in which they are emitted, and where the next block begins."""
+
+    start: Cursor
+    items: list[StreamItem]
+    failures: list[tuple[str, str]]
+    following: Cursor
+
+
+class _Partition:
+    """One part of the shard list: endless, in an order of its own for every epoch; the next block is read ahead."""
+
+    def __init__(self, stream: ImageStream, number: int, seed: int, block: int, cursor: Cursor, pool):
+        self.stream, self.number, self.seed, self.block = stream, number, seed, block
+        self._reader: tuple[int, int, int, Iterator] | None = None  # epoch, shard, offset, and its open iterator
+        self._pool: ThreadPoolExecutor = pool
+        self._position = cursor.position
+        self._current: _Block | None = None
+        self._next: Future[_Block] = pool.submit(self._read, cursor._replace(position=0))
+
+    def draw(self, failures: list[tuple[str, str]]) -> StreamItem:
+        """The next example; shards that had to be given up on the way are appended to `failures`."""
+        while self._current is None or self._position >= len(self._current.items):
+            # A block in whose middle a run continues has been begun, and its failures reported, before.
+            begun = self._current is None and self._position > 0
+            self._position = self._position if begun else 0
+            self._current = self._next.result()
+            self._next = self._pool.submit(self._read, self._current.following)
+            failures += [] if begun else self._current.failures
+        self._position += 1
+        return self._current.items[self._position - 1]
+
+    @property
+    def cursor(self) -> Cursor:
+        return self._current.start._replace(position=self._position)
+
+    def _order(self, epoch: int) -> list[int]:
+        own = np.arange(self.number, self.stream.num_shards, self.stream.partitions)
+        return np.random.default_rng((self.seed, epoch, self.number)).permutation(own).tolist()
+
+    def _read(self, start: Cursor) -> _Block:
+        """The block that begins at `start`; it ends with the epoch, and is never empty."""
+        epoch, shard, offset, _ = start
+        items: list[StreamItem] = []
+        failures: list[tuple[str, str]] = []
+        while not items:
+            order = self._order(epoch)
+            while shard < len(order) and len(items) < self.block:
+                try:
+                    for cell in self._open(epoch, order[shard], offset):
+                        items.append(StreamItem(epoch, order[shard], offset, cell))
+                        offset += 1
+                        if len(items) == self.block:
+                            self._reader = (epoch, order[shard], offset, self._reader[3])
+                            break
+                    else:
+                        shard, offset = shard + 1, 0
+                except UnreadableShard as error:
+                    failures.append((self.stream.shard_name(order[shard]), str(error)))
+                    shard, offset = shard + 1, 0
+            if shard == len(order):
+                if not items and epoch > start.epoch:
+                    said = ": {} ({})".format(*failures[-1]) if failures else ", which are empty"
+                    raise RecipeError(f"Nothing could be read from the shards of partition {self.number}{said}.")
+                epoch, shard, offset = epoch + 1, 0, 0
+        shuffle = np.random.default_rng((self.seed, *start[:3], self.number)).permutation(len(items))
+        return _Block(start, [items[i] for i in shuffle], failures, Cursor(epoch, shard, offset))
+
+    def _open(self, epoch: int, shard: int, offset: int) -> Iterator:
+        if self._reader is None or self._reader[:3] != (epoch, shard, offset):
+            self._reader = (epoch, shard, offset, self.stream.examples(shard, offset))
+        return self._reader[3]
+
+
+class StreamOrder(Sampler):
+    """`StreamBatch`es of this process, micro-batch by micro-batch, from `start_step` on.
+
+    Args:
+        cursors: of all partitions, from a checkpoint; those that are missing start at the beginning.
+        block: examples that a partition reads and permutes together.
+
+    Raises:
+        RecipeError: fewer partitions than processes; while iterating, nothing readable in a partition.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        num_steps: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        block: int,
+        cursors: dict[int, Cursor] | None = None,
+    ):
+        if stream.partitions < world_size:
+            raise RecipeError(
+                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {world_size} processes; set "
+                "data.partitions to a multiple of the processes."
+            )
+        self.stream, self.seed, self.block = stream, seed, block
+        self.first, self.last = start_step * accumulation, num_steps * accumulation
+        self.own_batch = batch_size // accumulation // world_size
+        self.own = np.array_split(np.arange(stream.partitions), world_size)[rank].tolist()
+        self.cursors = cursors or {}
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[StreamBatch]:
+        pool = ThreadPoolExecutor(min(_READERS, len(self.own)), "stream")
+        try:
+            parts = [
+                _Partition(self.stream, number, self.seed, self.block, self.cursors.get(number, Cursor()), pool)
+                for number in self.own
+            ]
+            for micro in range(self.first, self.last):
+                turns = range(micro * self.own_batch, (micro + 1) * self.own_batch)
+                # Partition by partition, as the parts of one batch of all processes follow each other.
+                drawn = sorted(turn % len(parts) for turn in turns)
+                failures: list[tuple[str, str]] = []
+                items = [parts[i].draw(failures) for i in drawn]
+                yield StreamBatch(items, {self.own[i]: parts[i].cursor for i in set(drawn)}, failures)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,122 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""A streamed run that is killed again and again, and continued with other workers, sees what it would have seen."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hf_ssl.recipe import recipes_folder
+from tests.data.test_streams import write_parquet
+from tests.training.test_resume import assert_same_weights, progress
+
+
+ROOT = Path(__file__).parents[2]
+LENGTHS = (40, 52, 36, 64, 40, 56, 32, 64)  # 384: partition by partition 92, 100, 76 and 116
+STEPS, BATCH, PARTITIONS = 72, 16, 4
+
+
+def launch(data: Path, output: Path, processes: int, workers: int) -> subprocess.Popen:
+    recipe = output.parent / "stream.yaml"
+    recipe.write_text("method: swav\n")
+    logs = output.with_suffix(".logs")
+    logs.mkdir(exist_ok=True)
+    start = [sys.executable]
+    if processes > 1:
+        config = recipes_folder() / "accelerate" / "ddp.yaml"
+        start += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--mixed_precision", "no"]
+        start += ["--num_processes", str(processes)]
+    command = [
+        *(*start, str(ROOT / "tests" / "training" / "stream_run.py"), str(logs), "pretrain", str(recipe)),
+        *(f"data.path={data}", f"train.output_dir={output}", "data.streaming=true", f"data.num_workers={workers}"),
+        *(f"data.partitions={PARTITIONS}", "data.shuffle_block=10", f"train.batch_size={BATCH}"),
+        *(f"train.steps={STEPS}", "train.checkpoint_every=0.25", "train.log_every=1", "optim.name=larc"),
+        *("model.backbone=test_resnet", "model.projector_dims=[32,16]", "model.num_prototypes=20"),
+        *("model.freeze_prototypes_steps=5", "views.all.size=16", "views.local.count=1"),
+    ]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    error = output.with_suffix(".stderr").open("a")
+    return subprocess.Popen(command, env=env, stdout=error, stderr=error)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to all processes; those of a launcher are in sessions of their own."""
+    started = psutil.Process(process.pid)
+    for one in [started, *started.children(recursive=True)]:
+        one.kill()
+    process.wait(timeout=60)
+
+
+def killed_at(data: Path, output: Path, processes: int, workers: int, step: int, delay: float) -> None:
+    """Run, and kill all processes at once, `delay` seconds after `step` was logged."""
+    process = launch(data, output, processes, workers)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and progress(output) < step:
+        assert time.monotonic() < deadline, output.with_suffix(".stderr").read_text()[-2000:]
+        time.sleep(0.005)
+    assert process.poll() is None, output.with_suffix(".stderr").read_text()[-2000:]
+    time.sleep(delay)
+    kill(process)
+
+
+def finished(data: Path, output: Path, processes: int, workers: int) -> None:
+    process = launch(data, output, processes, workers)
+    try:
+        code = process.wait(timeout=150)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        code = "none: it hung"
+    assert code == 0, output.with_suffix(".stderr").read_text()[-2000:]
+
+
+def trained_on(output: Path, processes: int) -> list[list[int]]:
+    """The examples of every step, over all processes; of a step that was taken twice, those of the second time."""
+    logs = [log_of(output, rank) for rank in range(processes)]
+    return [[index for log in logs for index in log[step]] for step in range(STEPS)]
+
+
+def log_of(output: Path, rank: int) -> dict[int, list[int]]:
+    lines = (output.with_suffix(".logs") / f"{rank}.log").read_text().splitlines()
+    return {int(line.split()[0]): [int(index) for index in line.split()[1:]] for line in lines}
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_and_continued_with_other_workers_it_equals_the_uninterrupted_run(processes, tmp_path):
+    data = write_parquet(tmp_path / "data", LENGTHS)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finished(data, whole, processes, workers=0)
+    chance = random.Random(f"{processes}{time.time()}")  # other moments at every run of the test
+    for workers, step in ((0, 9), (1, 22), (2, 37), (4, 52)):
+        killed_at(data, broken, processes, workers, step + chance.randrange(8), chance.random() * 0.3)
+    finished(data, broken, processes, workers=2)
+
+    assert trained_on(whole, processes) == trained_on(broken, processes)
+    assert_same_weights(whole / "model/pretraining/model.safetensors", broken / "model/pretraining/model.safetensors")
+
+    # 72 steps of 16 take 288 from each of the four partitions: every example as often as its neighbours.
+    counts = Counter(index for step in trained_on(broken, processes) for index in step)
+    assert len(counts) == sum(LENGTHS)
+    for partition in range(PARTITIONS):
+        own = [n for index, n in counts.items() if (index >> 32) % PARTITIONS == partition]
+        assert sum(own) == STEPS * BATCH // PARTITIONS and max(own) - min(own) <= 1
+
+
+@pytest.mark.slow
+def test_continued_on_other_processes_it_trains_on_the_same_batches(tmp_path):
+    data = write_parquet(tmp_path / "data", LENGTHS)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    finished(data, whole, 1, workers=0)
+    killed_at(data, moved, 1, 1, 25, 0.1)
+    killed_at(data, moved, 2, 0, 45, 0.1)
+    finished(data, moved, 1, workers=2)
+    alone = [log_of(moved, 0), log_of(moved, 1)]
+    for step, indices in enumerate(trained_on(whole, 1)):
+        first, second = (log.get(step, []) for log in alone)
+        assert indices in (first, first + second), step
+    assert len(alone[1]) > 20
