@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BitImageProcessor, PreTrainedModel
 
-from ..models import SSLConfig, backbone_kwargs, rebuildable_by_timm
+from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError
 from .card import RunFacts, render_card
 
@@ -43,6 +43,8 @@ def export(
     Raises:
         RecipeError: the disk refused it.
     """
+    with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
+        model = METHODS[model.config.model_type][1](model.config)
     folder = Path(folder)
     partial = folder.with_name(f".partial_{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)

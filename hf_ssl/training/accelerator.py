@@ -11,7 +11,7 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,7 +28,8 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         RecipeError: launched with an FSDP that does not suit these models.
     """
     # Processes stay, but precision and accumulation are this recipe's: a script may run several, one after the other.
-    AcceleratorState._reset_state()
+    sharded_before = PartialState._shared_state.get("distributed_type") == DistributedType.FSDP
+    AcceleratorState._reset_state(reset_partial_state=sharded_before)  # it would not be asked for FSDP again
     GradientState._reset_state()
     accelerator = Accelerator(
         mixed_precision=train.precision,

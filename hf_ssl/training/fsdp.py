@@ -12,6 +12,7 @@ Weights are made as without FSDP, on the main process, whose host memory holds t
 without memory, and every tensor is then sent and cut on its own. So a seed gives the same weights in every setting.
 """
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -66,6 +67,8 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
             reshard_after_forward=not keep,
         )
     model.register_forward_hook(_reshard_without_backward)
+    # Encoders return views (`flatten`), which no method changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
     model.to_empty(device="cpu" if offload else accelerator.device)
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))

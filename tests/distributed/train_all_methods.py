@@ -4,7 +4,9 @@
 Usage: train_all_methods.py OUTPUT [key=value ...]
 """
 
+import os
 import sys
+from pathlib import Path
 
 import torch.distributed as dist
 from torch import nn
@@ -56,10 +58,10 @@ def main(output: str, *overrides: str) -> None:
     dataset = digit_dataset(0, 64)
     loop.fit_model = fit_in_float64
     for method, own in METHODS.items():
-        with open(f"{output}/{method}.yaml", "w") as file:
-            file.write(f"method: {method}\n")
+        source = Path(output, f"{method}.{os.getpid()}.yaml")  # every process reads its own
+        source.write_text(f"method: {method}\n")
         common = common_overrides(f"{output}/{method}")
-        recipe = load_recipe(f"{output}/{method}.yaml", [*common, *own, *overrides])
+        recipe = load_recipe(source, [*common, *own, *overrides])
         loop.pretrain(recipe, dataset=dataset, bank=dataset, queries=dataset)
     if dist.is_initialized():
         dist.destroy_process_group()
