@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Features of a labelled dataset under a frozen encoder: what every evaluation starts from."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ def extract_features(
 ) -> Features:
     """Embed every `world_size`-th labelled image from `rank` on, up to `max_examples` in all.
 
+    Every process calls `embed` equally often, as a sharded network needs it: on a black image where it has no batch.
+
     Args:
         embed: normalised images (B, C, H, W) -> vectors (B, D).
     """
@@ -102,10 +105,14 @@ def extract_features(
         generator=torch.Generator(),  # the global random state stays untouched
     )
     vectors, labels, failed = [], [], []
-    for images, batch_labels, batch_failed in loader:
+    batches = iter(loader)
+    black = torch.zeros(1, len(transform.mean), transform.size, transform.size, dtype=torch.uint8)
+    for _ in range(math.ceil(math.ceil(total / world_size) / batch_size)):
+        images, batch_labels, batch_failed = next(batches, (None, None, []))
         failed += batch_failed
+        embedded = embed(transform.normalize((black if images is None else images).to(device, non_blocking=True)))
         if images is not None:
-            vectors.append(embed(transform.normalize(images.to(device, non_blocking=True))).float())
+            vectors.append(embedded.float())
             labels.append(batch_labels)
     if not vectors:
         return Features(torch.zeros(0, 0, device=device), torch.zeros(0, dtype=torch.long, device=device), failed)

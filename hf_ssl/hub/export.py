@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import save_file
 from transformers import BitImageProcessor, PreTrainedModel
 
-from ..models import SSLConfig, backbone_kwargs, rebuildable_by_timm
+from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError
 from .card import RunFacts, render_card
+
+
+MAX_FILE_SIZE = "5GB"
 
 
 def export(
@@ -25,6 +29,7 @@ def export(
     recipe: Recipe,
     folder: Path | str,
     *,
+    tensors: dict[str, torch.Tensor],
     baseline: dict[str, Any],
     final: dict[str, Any],
     facts: RunFacts,
@@ -32,18 +37,21 @@ def export(
     """Write the repo folder of a trained `XForPreTraining`; an older one is replaced only by a complete one.
 
     Args:
+        tensors: the whole state of `model`, whose own may be shards.
         baseline, final: measurements before and after training, for the card.
 
     Raises:
         RecipeError: the disk refused it.
     """
+    with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
+        model = METHODS[model.config.model_type][1](model.config)
     folder = Path(folder)
     partial = folder.with_name(f".partial_{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_pretraining(model, partial)
-        save_encoder(model, partial)
+        save_pretraining(model, tensors, partial)
+        save_encoder(model, tensors, partial)
         (partial / "recipe.yaml").write_text(recipe.shareable().to_yaml())
         (partial / "README.md").write_text(
             render_card(model.config, recipe, baseline=baseline, final=final, facts=facts)
@@ -60,24 +68,27 @@ def export(
     return folder
 
 
-def save_pretraining(model: PreTrainedModel, folder: Path) -> None:
+def save_pretraining(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     """`folder/pretraining`: every weight of the method; its code goes to `folder`, where transformers looks for it."""
     subfolder = folder / "pretraining"
-    model.save_pretrained(subfolder, state_dict=model.export_state_dict())
+    state = {name: tensors[name] for name in model.export_state_dict()}
+    model.save_pretrained(subfolder, state_dict=state, max_shard_size=MAX_FILE_SIZE)
     for file in subfolder.glob("*.py"):
         os.replace(file, folder / file.name)
 
 
-def save_encoder(model: PreTrainedModel, folder: Path) -> None:
-    """The encoder at the root of `folder`, in timm's format where timm can rebuild it."""
+def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """The encoder at the root of `folder`, in timm's format where timm can rebuild it; timm reads one file only."""
     config = model.config
     if rebuildable_by_timm(config):
         backbone = model.encoder.backbone
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+        state = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in _below(tensors, "encoder.backbone.").items()
+        }
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
         return
-    model.encoder.save_pretrained(folder)
+    model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)
     BitImageProcessor(
         size={"shortest_edge": round(config.image_size / config.crop_pct)},
         crop_size={"height": config.image_size, "width": config.image_size},
@@ -86,6 +97,10 @@ def save_encoder(model: PreTrainedModel, folder: Path) -> None:
         resample=3 if config.interpolation == "bicubic" else 2,
         do_convert_rgb=config.num_channels == 3,
     ).save_pretrained(folder)
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def timm_config(backbone, config: SSLConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ or |g| is 0 the gradient stays as it is, without decay. LARS divides by |g + wd 
 """
 
 import torch
+from torch.distributed.tensor import DTensor, Partial
 from torch.optim import Optimizer
 
 
@@ -61,13 +62,22 @@ class Larc(Optimizer):
     def _scaled_gradients(self, group: dict, params: list[torch.Tensor]) -> list[torch.Tensor]:
         """Nothing here waits for the device."""
         decay, grads = group["weight_decay"], [p.grad for p in params]
-        p_norms, g_norms = torch._foreach_norm(params), torch._foreach_norm(grads)
+        p_norms, g_norms = _norms(params), _norms(grads)
         scaled = []
         for p, g, p_norm, g_norm in zip(params, grads, p_norms, g_norms, strict=True):
             trust = group["trust_coefficient"] * p_norm / (g_norm + decay * p_norm + group["eps"])
             usable = (p_norm > 0) & (g_norm > 0)
             scaled.append(g.add(p, alpha=decay).mul_(trust).where(usable, g))
         return scaled
+
+
+def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Euclidean norm of every tensor, of the whole one where it is sharded: one sum over processes for all."""
+    if not isinstance(tensors[0], DTensor):
+        return list(torch._foreach_norm(tensors))
+    placements = [Partial() if placement.is_shard() else placement for placement in tensors[0].placements]
+    squares = torch.stack(torch._foreach_norm([tensor.to_local() for tensor in tensors])).square()
+    return list(DTensor.from_local(squares, tensors[0].device_mesh, placements).full_tensor().sqrt().unbind())
 
 
 class Lars(Larc):
@@ -77,7 +87,7 @@ class Lars(Larc):
         if group.get("excluded", False):
             return [p.grad for p in params]
         decayed = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
-        p_norms, d_norms = torch._foreach_norm(params), torch._foreach_norm(decayed)
+        p_norms, d_norms = _norms(params), _norms(decayed)
         for p_norm, d, d_norm in zip(p_norms, decayed, d_norms, strict=True):
             trust = group["trust_coefficient"] * p_norm / d_norm
             d.mul_(torch.where((p_norm > 0) & (d_norm > 0), trust, 1.0))

@@ -5,27 +5,31 @@ Precision, devices and the number of processes come from `accelerate launch`; wh
 learning needs on top: buffers that are not broadcast, and BatchNorm statistics over all processes, on CPUs too.
 """
 
+from collections.abc import Callable
+
 import timm.layers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.processes_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import RecipeError, TrainConfig
+from .fsdp import shard
 
 
 def build_accelerator(train: TrainConfig) -> Accelerator:
     """An Accelerator for a recipe's `train` section.
 
     Raises:
-        RecipeError: launched with FSDP.
+        RecipeError: launched with an FSDP that does not suit these models.
     """
     # Processes stay, but precision and accumulation are this recipe's: a script may run several, one after the other.
-    AcceleratorState._reset_state()
+    sharded_before = PartialState._shared_state.get("distributed_type") == DistributedType.FSDP
+    AcceleratorState._reset_state(reset_partial_state=sharded_before)  # it would not be asked for FSDP again
     GradientState._reset_state()
     accelerator = Accelerator(
         mixed_precision=train.precision,
@@ -35,13 +39,28 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         step_scheduler_with_optimizer=False,
     )
     if accelerator.distributed_type == DistributedType.FSDP:
-        raise RecipeError("FSDP is not supported by this version; launch with recipes/accelerate/ddp.yaml instead.")
+        _check_fsdp(accelerator, train)
     return accelerator
 
 
+def _check_fsdp(accelerator: Accelerator, train: TrainConfig) -> None:
+    if not accelerator.is_fsdp2:
+        raise RecipeError("FSDP 1 is not supported; launch with recipes/accelerate/fsdp2.yaml (fsdp_version: 2).")
+    if accelerator.state.fsdp_plugin.activation_checkpointing:
+        raise RecipeError(
+            "fsdp_activation_checkpointing would move BatchNorm statistics twice a step; set it to false in the file "
+            "of `accelerate launch`, and train.gradient_checkpointing=true."
+        )
+    if train.compile:
+        raise RecipeError("train.compile does not go with FSDP yet; set train.compile=false.")
+
+
 def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:
-    """Memory format, synchronised BatchNorm, checkpointing and compilation, in this order, before `prepare`."""
-    if train.channels_last:
+    """Memory format, synchronised BatchNorm, checkpointing and compilation, in this order, before `prepare`.
+
+    FSDP shards contiguous weights only; images are channels_last all the same, and convolutions follow them.
+    """
+    if train.channels_last and not accelerator.is_fsdp2:
         model = model.to(memory_format=torch.channels_last)
     if train.sync_batchnorm and accelerator.num_processes > 1:
         model = synchronize_batchnorm(model, accelerator.device)
@@ -51,6 +70,16 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
         for child in model.children():  # encoders and heads; the losses stay eager
             child.compile()
     return model
+
+
+def prepare(
+    model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model as it is called in training (DDP's wrapper, or sharded in place), and its optimiser."""
+    if accelerator.is_fsdp2:
+        shard(model, accelerator)
+        return model, accelerator.prepare_optimizer(make_optimizer(model), device_placement=False)
+    return accelerator.prepare(model, make_optimizer(model))
 
 
 def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:

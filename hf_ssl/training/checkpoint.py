@@ -4,22 +4,30 @@
 One folder a checkpoint, `checkpoints/step_00001234/`: `model.safetensors` (weights and every buffer the method
 remembers), `optimizer.pt`, `rank_N.pt` (random states, and that process's BatchNorm buffers), `state.json` (step,
 recipe, counters). Nothing in it needs pickle to be trusted: tensors are read with `weights_only=True`.
+
+Under FSDP, `shards/` stands for the first two: each process writes its part (torch.distributed.checkpoint), by names
+that do not depend on the number of processes, so that any number continues, also without FSDP. Its `.metadata` is a
+pickle, which torch reads without `weights_only`: continue from such folders only where you trust who wrote them.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..recipe import RecipeError, changed_keys
+from .fsdp import is_sharded
 
 
 logger = get_logger(__name__)
@@ -45,10 +53,11 @@ class Checkpoints:
         if final.exists():
             return True
         partial = self.folder / f".partial_{final.name}"
-        error = self._try_write(partial, model, optimizer, {"step": step, **state})
-        if any(gather_object([error is not None])):
-            self._report_failure(error, partial)
-            return False
+        for write in (self._make_folder, self._write_own, self._write_shards):  # all processes go on, or none
+            error = _failure_of(write, partial, model, optimizer, {"step": step, **state})
+            if any(gather_object([error is not None])):
+                self._report_failure(error, partial)
+                return False
         if self.accelerator.is_main_process:
             os.replace(partial, final)
             _flush(self.folder)
@@ -84,34 +93,19 @@ class Checkpoints:
                     "restore these values or set another train.output_dir."
                 )
             self._load_tensors(path, model, optimizer)
-        except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, RuntimeError, json.JSONDecodeError, CheckpointException) as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RecipeError(
                 f"The checkpoint {path} cannot be read ({first_line}); delete it to continue from an older one."
             ) from error
         return state
 
-    def _try_write(self, partial: Path, model, optimizer, state) -> OSError | None:
-        error = None
-        try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-        except OSError as failure:
-            error = failure
-        self.accelerator.wait_for_everyone()
-        try:
-            if error is None:
-                self._write(partial, model, optimizer, state)
-        except OSError as failure:
-            error = failure
-        except Exception as failure:  # safetensors and torch wrap a full disk into their own classes
-            if not _is_disk_failure(failure):
-                raise
-            error = OSError(str(failure))
-        return error
+    def _make_folder(self, partial: Path, *_) -> None:
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
 
-    def _write(self, partial: Path, model, optimizer, state) -> None:
+    def _write_own(self, partial: Path, model, optimizer, state) -> None:
         rank = self.accelerator.process_index
         own: dict[str, Any] = {"cpu_rng": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
@@ -120,22 +114,35 @@ class Checkpoints:
             own["buffers"] = {name: buffer.cpu() for name, buffer in model.named_buffers()}
         torch.save(own, partial / f"rank_{rank}.pt")
         if self.accelerator.is_main_process:
-            tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-            save_file(tensors, partial / "model.safetensors")
             scaler = self.accelerator.scaler
-            torch.save(
-                {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None},
-                partial / "optimizer.pt",
-            )
+            saved = {"scaler": scaler.state_dict() if scaler else None}
+            if not is_sharded(model):
+                tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+                save_file(tensors, partial / "model.safetensors")
+                saved["optimizer"] = optimizer.state_dict()
+            torch.save(saved, partial / "optimizer.pt")
             (partial / "state.json").write_text(json.dumps(state, indent=1))
         for file in sorted(partial.iterdir()):
             _flush(file)
         _flush(partial)
 
+    def _write_shards(self, partial: Path, model, optimizer, _) -> None:
+        if is_sharded(model):
+            # Buffers, which are whole on every process, are the main one's, as without FSDP.
+            planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+            dcp.save(_named_tensors(model, optimizer), checkpoint_id=partial / "shards", planner=planner)
+            _flush(partial / "shards")
+
     def _load_tensors(self, path: Path, model, optimizer) -> None:
-        model.load_state_dict(load_file(path / "model.safetensors"))
         saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
+        if (path / "shards").exists():
+            _allocate_state(optimizer, model, path / "shards")
+            dcp.load(_named_tensors(model, optimizer), checkpoint_id=path / "shards")  # in place
+        elif is_sharded(model):
+            raise RecipeError(f"{path} was made without FSDP; continue it with recipes/accelerate/ddp.yaml.")
+        else:
+            model.load_state_dict(load_file(path / "model.safetensors"))
+            optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         own_file = path / f"rank_{self.accelerator.process_index}.pt"
@@ -156,6 +163,38 @@ class Checkpoints:
         )
 
 
+def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The tensors of a run themselves, whole or sharded: `model.NAME`, `optimizer.NAME.KEY`."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    return tensors
+
+
+def _allocate_state(optimizer: torch.optim.Optimizer, model: nn.Module, shards: Path) -> None:
+    """Room for the state that a checkpoint has of each parameter; one that never had a gradient has none."""
+    saved = dcp.FileSystemReader(shards).read_metadata().state_dict_metadata
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        for key, tensor in ((k.removeprefix(prefix), v) for k, v in saved.items() if k.startswith(prefix)):
+            like = parameter.detach() if tensor.size == parameter.shape else torch.zeros(tensor.size)
+            optimizer.state[parameter][key] = torch.zeros_like(like, dtype=tensor.properties.dtype)
+
+
+def _failure_of(write: Callable[..., None], *args) -> Exception | None:
+    """The disk's refusal, if any, as safetensors and torch wrap it into classes of their own."""
+    try:
+        write(*args)
+    except OSError as error:
+        return error
+    except (Exception, CheckpointException) as error:
+        if not _is_disk_failure(error):
+            raise
+        return OSError(str(error))
+    return None
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -164,7 +203,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_disk_failure(error: Exception) -> bool:
+def _is_disk_failure(error: BaseException) -> bool:
     text = str(error).lower()
     signs = ("no space left", "os error 28", "file write failed", "i/o error", "writing file")
     return any(sign in text for sign in signs)

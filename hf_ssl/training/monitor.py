@@ -16,7 +16,7 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from ..data.sources import ImageSource
-from ..evaluation.features import EvalTransform, Features, encoder_embedding, extract_features, raw_pixel_embedding
+from ..evaluation.features import EvalTransform, Features, extract_features, raw_pixel_embedding
 from ..evaluation.knn import knn_accuracy
 from ..recipe import MonitorConfig
 
@@ -62,7 +62,8 @@ class Monitor:
         """All measurements of the present weights; every process must call it."""
         results = self.diagnostics()
         if self.bank is not None:
-            results["knn"] = self.knn(encoder_embedding(model.encoder), model)
+            # Through the whole model: under FSDP a part of it cannot be called by itself.
+            results["knn"] = self.knn(lambda images: model(pixel_values=images).features[:, 0], model)
         ratio = results.get("embedding_std")
         if ratio is not None and ratio < COLLAPSED_STD:
             logger.warning(COLLAPSE_ADVICE.format(ratio=ratio), main_process_only=True)

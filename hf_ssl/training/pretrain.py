@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ from ..hub.export import RunFacts, export
 from ..models import METHODS, rebuildable_by_timm
 from ..optim import build_optimizer, set_learning_rates
 from ..recipe import Recipe, RecipeError, TrainConfig, model_config
-from .accelerator import build_accelerator, fit_model
+from .accelerator import build_accelerator, fit_model, prepare
 from .checkpoint import Checkpoints
+from .fsdp import build_once, full_state_dict
 from .metrics import Journal, Meter, Totals
 from .monitor import Monitor
 from .signals import Interrupted, StopSignals
@@ -84,10 +86,11 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
 
     # Build: the same weights on every process, then random states of their own.
     set_seed(train.seed)
-    model = METHODS[recipe.method][1](config).train()
+    with build_once(accelerator):
+        model = METHODS[recipe.method][1](config).train()
     model = fit_model(model, train, accelerator)
-    optimizer = build_optimizer(model, recipe.optim, train.batch_size)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    make_optimizer = partial(build_optimizer, optim=recipe.optim, batch_size=train.batch_size)
+    wrapped, optimizer = prepare(model, make_optimizer, accelerator)
     model = accelerator.unwrap_model(wrapped)
     torch.manual_seed(train.seed + 1 + accelerator.process_index)
 
@@ -157,8 +160,9 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                     batch = next(batches)
                 totals.add_skipped(batch["skipped"])
                 inputs = photometric(batch, accelerator.device)
-                last = micro == train.accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(wrapped):
+                # Sharded gradients add up where they are; unsharded ones would need the memory that FSDP saves.
+                synchronize = micro == train.accumulation - 1 or accelerator.is_fsdp2
+                with nullcontext() if synchronize else accelerator.no_sync(wrapped):
                     output = wrapped(**inputs)
                     accelerator.backward(output.loss / train.accumulation)
                 loss = output.loss.detach()
@@ -201,9 +205,10 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 raise Interrupted(signum, done, saved)
 
     baseline, final = journal.at(0), journal.at(num_steps)
+    tensors = full_state_dict(model)
     if accelerator.is_main_process:
         facts = RunFacts(num_images, num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
-        export(model, recipe, output_dir / "model", baseline=baseline, final=final, facts=facts)
+        export(model, recipe, output_dir / "model", tensors=tensors, baseline=baseline, final=final, facts=facts)
     accelerator.wait_for_everyone()
     journal.close()
     return PretrainResult(

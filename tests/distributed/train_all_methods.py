@@ -1,10 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Trains every method for a few steps; started on one process or by `accelerate launch` on several.
+"""Trains every method, or those named, for a few steps; on one process or by `accelerate launch` on several.
 
-Usage: train_all_methods.py OUTPUT [key=value ...]
+Usage: train_all_methods.py OUTPUT [METHOD ...] [key=value ...]
 """
 
+import os
 import sys
+from pathlib import Path
 
 import torch.distributed as dist
 from torch import nn
@@ -52,14 +54,17 @@ def fit_in_float64(model: nn.Module, *args) -> nn.Module:
     return fit_model(model, *args)
 
 
-def main(output: str, *overrides: str) -> None:
+def main(output: str, *arguments: str) -> None:
+    chosen = [argument for argument in arguments if argument in METHODS] or list(METHODS)
+    overrides = [argument for argument in arguments if argument not in METHODS]
     dataset = digit_dataset(0, 64)
-    loop.fit_model = fit_in_float64
-    for method, own in METHODS.items():
-        with open(f"{output}/{method}.yaml", "w") as file:
-            file.write(f"method: {method}\n")
+    if "train.precision=bf16" not in overrides:
+        loop.fit_model = fit_in_float64
+    for method in chosen:
+        source = Path(output, f"{method}.{os.getpid()}.yaml")  # every process reads its own
+        source.write_text(f"method: {method}\n")
         common = common_overrides(f"{output}/{method}")
-        recipe = load_recipe(f"{output}/{method}.yaml", [*common, *own, *overrides])
+        recipe = load_recipe(source, [*common, *METHODS[method], *overrides])
         loop.pretrain(recipe, dataset=dataset, bank=dataset, queries=dataset)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,0 +1,23 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Makes a GPU configuration of `accelerate launch` take effect on gloo processes: Accelerate drops FSDP on CPUs.
+
+Usage: accelerate launch --config_file fsdp2.yaml cpu_fsdp.py SCRIPT [ARGUMENT ...]
+"""
+
+import os
+import runpy
+import sys
+
+from accelerate import DistributedType, PartialState
+
+
+def main() -> None:
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda self, cpu, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    sys.argv = sys.argv[1:]
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
