@@ -107,6 +107,7 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     schedule_by: Literal["step", "epoch"] = "step"
     warmup_epochs: float = 0.0
+    warmup_steps: int | None = None  # instead of warmup_epochs
     warmup_lr_fraction: float = 0.0  # where the warm-up starts, as a fraction of the peak
     warmup_reaches_peak: bool = False  # the last warm-up step is already at the peak (SwAV)
     final_lr_fraction: float = 0.0  # where the cosine ends, as a fraction of the peak
@@ -437,6 +438,8 @@ def _check_values(recipe: Recipe) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise RecipeError(f"{key} must be greater than 0, not {value}.")
+    if optim.warmup_steps is not None and (optim.warmup_epochs or optim.warmup_steps < 0):
+        raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, only one of them, and not negative.")
     if data.streaming and data.max_examples is not None:
         raise RecipeError("data.max_examples needs data.streaming=false; a stream is read whole.")
     not_negative = {

@@ -10,6 +10,7 @@ import yaml
 
 from hf_ssl.data.views import resolve_views
 from hf_ssl.models import METHODS as MODELS
+from hf_ssl.models import SwavConfig
 from hf_ssl.optim import lr_fraction
 from hf_ssl.recipe import (
     RecipeError,
@@ -175,9 +176,12 @@ def test_a_shipped_recipe_loads_by_its_name_and_gives_a_model_and_views(name):
     views = resolve_views(recipe.views, recipe.method)
     config = model_config(recipe, views[0].size)
     assert config.image_size == (64 if name == "quickstart" else views[0].size)
-    assert config.model_type == recipe.method == name.split("/")[0] or "/" not in name
+    folder = name.split("/")[0].replace("seer", "swav")
+    assert config.model_type == recipe.method == folder or "/" not in name
     assert recipe_from_dict(yaml.safe_load(recipe.to_yaml())).to_dict() == recipe.to_dict(), "read back the same"
-    if name != "my_images":
+    if name.startswith("seer/"):
+        assert recipe.data.streaming and recipe.data.path is None, "their images are nobody's to name"
+    elif name != "my_images":
         assert recipe.data.path
 
 
@@ -199,7 +203,7 @@ def test_a_published_number_is_claimed_with_published_views_and_is_of_the_recipe
     recipe = load_recipe(name)
     assert recipe.views.photometric == "reference" and recipe.train.precision != "bf16"
     first_row = recipe_header(SHIPPED[name])["Published"].split(";")[0]
-    assert first_row.endswith(f"({recipe.train.epochs:g} ep)")
+    assert first_row.endswith(f"({recipe.train.epochs or 1:g} ep)")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -209,6 +213,32 @@ def test_the_overrides_of_every_further_published_row_can_be_given(name):
         recipe = load_recipe(name, overrides.split())
         model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
         assert recipe.train.epochs == int(epochs), row
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("seer/regnety_")])
+def test_seer_sees_a_billion_images_once_at_the_published_rate(name):
+    recipe = load_recipe(name)
+    config = model_config(recipe, 224)
+    seer = SwavConfig.seer("regnety_10b" if name.endswith("10b") else config.backbone, image_size=224)
+    assert config.to_diff_dict() == seer.to_diff_dict()
+    assert recipe.train.steps * recipe.train.batch_size == pytest.approx(1e9, rel=1e-3)
+    peak = recipe.optim.lr * recipe.train.batch_size / recipe.optim.lr_per
+    steps = recipe.train.steps
+    rates = [peak * lr_fraction(recipe.optim, s, steps, steps) for s in (0, recipe.optim.warmup_steps, steps - 1)]
+    start, end = {"2560": (0.15, 0.0096), "10b": (0.3, 0.0093), "1280": (0.3, 4.8)}.get(name[13:], (0.3, 0.0048))
+    assert rates == pytest.approx([start, 0.3 * recipe.train.batch_size / 256, end], rel=1e-3)
+    assert recipe.data.partitions % {"2560": 512, "10b": 496}.get(name[13:], 128) == 0
+
+
+def test_a_warmup_is_in_epochs_or_in_steps():
+    in_epochs, in_steps = (
+        recipe_from_dict({"method": "swav", "train": {"epochs": 4}, "optim": optim}).optim
+        for optim in ({"warmup_epochs": 2}, {"warmup_steps": 10})
+    )
+    for step in range(20):
+        assert lr_fraction(in_epochs, step, 20, 5) == lr_fraction(in_steps, step, 20, 5)
+    with pytest.raises(RecipeError, match=r"optim.warmup_epochs or optim.warmup_steps"):
+        recipe_from_dict({"method": "swav", "train": {"epochs": 4}, "optim": {"warmup_epochs": 2, "warmup_steps": 9}})
 
 
 def test_overrides_in_notes_can_be_given():

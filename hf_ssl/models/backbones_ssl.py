@@ -5,8 +5,10 @@ This file ships inside model repositories, so it imports from its siblings only.
 """
 
 import difflib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -40,6 +42,28 @@ def backbone_kwargs(config: SSLConfig) -> dict[str, Any]:
     return kwargs
 
 
+def timm_fields(name: str, model: nn.Module) -> dict[str, Any]:
+    """Fields of `SSLConfig` that say what timm's pretrained `name` is and which images it expects."""
+    place, inside = timm.models.parse_model_name(name)
+    arguments = {}
+    if place == "hf-hub":
+        arguments = timm.models.load_model_config_from_hf(inside)[2] or {}
+    elif place == "local-dir":
+        arguments = json.loads(Path(inside, "config.json").read_text()).get("model_args", {})
+    arguments = {k: v for k, v in arguments.items() if k not in ("num_classes", "in_chans")}
+    facts = model.pretrained_cfg
+    return {
+        "backbone": facts["architecture"],
+        "backbone_args": arguments or None,
+        "image_size": facts["input_size"][-1],
+        "num_channels": facts["input_size"][0],
+        "image_mean": tuple(facts["mean"]),
+        "image_std": tuple(facts["std"]),
+        "crop_pct": facts["crop_pct"],
+        "interpolation": facts["interpolation"] if facts["interpolation"] in ("bilinear", "bicubic") else "bicubic",
+    }
+
+
 def create_backbone(config: SSLConfig) -> nn.Module:
     """The bare timm model, without a classifier, with the configured stem and padding.
 
@@ -49,8 +73,9 @@ def create_backbone(config: SSLConfig) -> nn.Module:
     check_backbone(config)
     try:
         backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **backbone_kwargs(config))
-    except TypeError as error:
-        raise ValueError(f"backbone_args do not fit {config.backbone}: {error}.") from error
+    except (TypeError, AssertionError) as error:  # timm asserts that a RegNet has four stages
+        said = str(error) or "timm cannot build a network from them"
+        raise ValueError(f"backbone_args do not fit {config.backbone}: {said}.") from error
     if config.stem != "imagenet":
         _make_stem_small(backbone, config)
     if config.padding == "same":

@@ -6,6 +6,10 @@ from huggingface_hub.dataclasses import strict
 from .configuration_ssl import SSLConfig
 
 
+# RegNetY of 9.3 billion parameters: depths 2, 7, 17, 1 and widths 2020, 4040, 11110, 28280.
+RG_10B = {"depth": 27, "w0": 1744, "wa": 620.83, "wm": 2.52, "group_size": 1010}
+
+
 @strict
 class SwavConfig(SSLConfig):
     """Defaults: the published ImageNet configuration with batches of 4096.
@@ -38,6 +42,26 @@ class SwavConfig(SSLConfig):
     queue_length: int = 0
     queue_start_epoch: float | int = 15
     freeze_prototypes_steps: int = 313
+
+    @classmethod
+    def seer(cls, backbone: str = "regnety_2560", **changes) -> "SwavConfig":
+        """SEER (https://huggingface.co/papers/2103.01988): SwAV on a RegNet, with a larger head without BatchNorm.
+
+        Args:
+            backbone: a RegNet of timm, or "regnety_10b" (https://huggingface.co/papers/2202.08360), which
+                timm has no name for.
+            changes: fields that differ.
+        """
+        own = {
+            "backbone": backbone,
+            "projector_dims": (8192, 8192, 256),
+            "projector_batch_norm": False,
+            "num_prototypes": 16000,
+            "sinkhorn_iterations": 10,
+        }
+        if backbone == "regnety_10b":
+            own |= {"backbone": "regnety_2560", "epsilon": 0.03, "backbone_args": dict(RG_10B)}
+        return cls(**own | changes)
 
     def validate_assignment(self):
         if self.temperature <= 0 or self.epsilon <= 0 or self.sinkhorn_iterations < 1:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from types import MethodType
 
+import timm
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_ssl import backbone_blocks, checkpointed_forward, create_backbone
+from .backbones_ssl import backbone_blocks, checkpointed_forward, create_backbone, timm_fields
 from .configuration_ssl import SSLConfig
 
 
@@ -107,6 +108,38 @@ class SSLPreTrainedModel(PreTrainedModel):
         model.copy_missing_targets(set(info["missing_keys"]))
         model.freeze_targets()
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_timm(cls, name: str, config: SSLConfig | None = None, **changes):
+        """A model whose encoder has pretrained weights of timm; heads, if any, are new.
+
+        Args:
+            name: "regnety_320.seer", "hf-hub:user/name", or "local-dir:folder" in timm's format.
+            config: of a network of that shape, such as `SwavConfig.seer("regnety_320")`; by default the method's,
+                with the backbone, image size and normalisation of the weights.
+            changes: fields of that default that differ.
+
+        Raises:
+            ValueError: tensors that are missing, left over or of another shape, with their names.
+        """
+        source = timm.create_model(name, pretrained=True, num_classes=0)
+        if config is None:
+            config = cls.config_class(**timm_fields(name, source) | changes)
+        model = cls(config)
+        encoder = model if isinstance(model, SSLModel) else model.encoder
+        ours, theirs = encoder.backbone.state_dict(), source.state_dict()
+        wrong = sorted(k for k in ours.keys() | theirs.keys() if k not in ours or k not in theirs)
+        wrong += [k for k in ours.keys() & theirs.keys() if ours[k].shape != theirs[k].shape]
+        if wrong:
+            shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            raise ValueError(
+                f"The weights of {name} do not fit {config.backbone} as configured (stem, padding and backbone_args "
+                f"count, too): {shown}."
+            )
+        encoder.backbone.load_state_dict(theirs)
+        model.copy_missing_targets({name for name, _ in model.named_parameters()})
+        model.freeze_targets()
+        return model
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with the code of every class of the method beside the weights."""

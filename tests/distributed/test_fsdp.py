@@ -25,7 +25,7 @@ SHIM = Path(__file__).with_name("cpu_fsdp.py")
 SEER = [
     "swav",
     "model.backbone=regnety_002",
-    "model.backbone_args={depth: 5, w0: 8, wa: 8.0, wm: 2.0, group_size: 8}",
+    "model.backbone_args={depth: 6, w0: 16, wa: 16.0, wm: 2.0, group_size: 8}",
     "model.projector_batch_norm=false",
     "optim.name=larc",
     "optim.lr=2.0",
