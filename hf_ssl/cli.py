@@ -20,6 +20,7 @@ examples:
   hf-ssl pretrain quickstart                                   real photographs, minutes on a laptop's CPU
   hf-ssl recipes                                               what ships with the package
   hf-ssl preview  barlow_twins/cifar10_resnet18 --images 6     what will the network see?
+  hf-ssl plan     seer/regnety_10b --processes 496 --memory 80GiB
   hf-ssl pretrain my_images data.path=photos train.epochs=100  your own folder
   hf-ssl evaluate knn runs/quickstart --data recipes/quickstart
   accelerate launch --config_file recipes/accelerate/ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
@@ -83,6 +84,20 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("word", nargs="?", default="", help="only recipes whose line contains it")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     command.set_defaults(command=_recipes)
+
+    command = commands.add_parser(
+        "plan",
+        help="what would one process of a large run need?",
+        description="Memory, traffic and time of one process under FSDP2, by simulation: needs neither the machines "
+        "nor the data.",
+    )
+    _add_recipe(command)
+    command.add_argument("--processes", type=int, required=True, metavar="N", help="GPUs of the run")
+    command.add_argument("--memory", metavar="SIZE", help="of one GPU, such as 80GiB: the largest batch that fits")
+    command.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together: hours of the run")
+    command.add_argument("--precision", choices=("bf16", "fp16", "no"), default="bf16", help="(default bf16)")
+    command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    command.set_defaults(command=_plan)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained encoder")
     protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
@@ -151,6 +166,21 @@ def _preview(args: argparse.Namespace) -> None:
     if picture:
         print(picture)
     print(path)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from .plan import parse_memory, plan, table
+
+    memory = None if args.memory is None else parse_memory(args.memory)
+    result = plan(
+        recipe,
+        args.processes,
+        precision=args.precision,
+        memory=memory,
+        images_per_second=args.images_per_second,
+    )
+    print(json.dumps(result) if args.json else table(result))
 
 
 def _recipes(args: argparse.Namespace) -> None:

@@ -49,23 +49,13 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
     plugin = accelerator.state.fsdp_plugin
     weights = model.state_dict() if accelerator.is_main_process else {}
     model.to("meta")
-    half = MixedPrecisionPolicy(param_dtype=HALF.get(accelerator.mixed_precision), reduce_dtype=torch.float32)
-    single = MixedPrecisionPolicy(param_dtype=torch.float32, cast_forward_inputs=False)
-    if accelerator.mixed_precision == "no":
-        half = single = MixedPrecisionPolicy()
-    mesh = _mesh(accelerator)
-    for module in _units(model):
-        in_single = isinstance(module, _BatchNorm) or module is getattr(model, "prototypes", None)
-        learns = any(parameter.requires_grad for parameter in module.parameters())
-        # Small norms stay gathered until their backward pass; a target has none.
-        keep = learns and (isinstance(module, _BatchNorm) or not plugin.reshard_after_forward)
-        fully_shard(
-            module,
-            mesh=mesh,
-            mp_policy=single if in_single else half,
-            offload_policy=plugin.cpu_offload,
-            reshard_after_forward=not keep,
-        )
+    fully_shard_units(
+        model,
+        _mesh(accelerator),
+        accelerator.mixed_precision,
+        reshard_after_forward=plugin.reshard_after_forward,
+        offload_policy=plugin.cpu_offload,
+    )
     model.register_forward_hook(_reshard_without_backward)
     # Encoders return views (`flatten`), which no method changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -76,6 +66,26 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(accelerator.device))
+
+
+def fully_shard_units(
+    model: nn.Module, mesh: DeviceMesh, precision: str, reshard_after_forward=True, **options
+) -> None:
+    """`fully_shard` for every unit, with the precision that each is gathered in ("no", "bf16" or "fp16" elsewhere)."""
+    half = MixedPrecisionPolicy(param_dtype=HALF.get(precision), reduce_dtype=torch.float32)
+    single = MixedPrecisionPolicy(param_dtype=torch.float32, cast_forward_inputs=False)
+    if precision == "no":
+        half = single = MixedPrecisionPolicy()
+    for module in units(model):
+        learns = any(parameter.requires_grad for parameter in module.parameters())
+        # Small norms stay gathered until their backward pass; a target has none.
+        keep = learns and (isinstance(module, _BatchNorm) or not reshard_after_forward)
+        policy = single if in_float32(model, module) else half
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep, **options)
+
+
+def in_float32(model: nn.Module, unit: nn.Module) -> bool:
+    return isinstance(unit, _BatchNorm) or unit is getattr(model, "prototypes", None)
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -95,7 +105,7 @@ def _mesh(accelerator: Accelerator) -> DeviceMesh:
     return mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
 
 
-def _units(model: nn.Module) -> list[nn.Module]:
+def units(model: nn.Module) -> list[nn.Module]:
     """Modules with parameters of their own to gather, children before their parents, the model last."""
     chosen = {id(model), *map(id, model.children())}
     for encoder in model.modules():

@@ -86,7 +86,8 @@ def log_of(output: Path, rank: int) -> dict[int, list[int]]:
     return {int(line.split()[0]): [int(index) for index in line.split()[1:]] for line in lines}
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_continued_with_other_workers_it_equals_the_uninterrupted_run(processes, tmp_path):
     data = write_parquet(tmp_path / "data", LENGTHS)
     whole, broken = tmp_path / "whole", tmp_path / "broken"

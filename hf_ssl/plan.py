@@ -1,0 +1,278 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What one process of a run would need, without the machines: a step on tensors that have shapes but no memory.
+
+torch's memory tracker follows one forward and backward pass of the recipe's model, sharded by FSDP2 as in training,
+under FakeTensorMode and a fake process group. What depends on the number of processes, the shards, is counted from the
+shapes, so the simulation itself runs on two fake processes however many are planned.
+
+Not in the figures: what CUDA, NCCL and cuDNN take for themselves, fragmentation, and the loader's host memory. The
+simulated device is a CPU, whose BatchNorm keeps what SyncBatchNorm keeps on a GPU.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from .data.views import View, resolve_views
+from .models import METHODS
+from .recipe import Recipe, RecipeError, model_config
+from .training.fsdp import HALF, fully_shard_units, in_float32, units
+
+
+GIB = 2**30
+_SIMULATED = 2  # processes of the simulation
+_STATES = {"adam": 2, "adamw": 2}  # tensors that an optimiser keeps for each parameter; the others keep one
+_SMALL_NORM_BATCH = 32
+
+
+def plan(
+    recipe: Recipe,
+    processes: int,
+    *,
+    precision: str = "bf16",
+    memory: float | None = None,
+    images_per_second: float | None = None,
+) -> dict[str, Any]:
+    """Memory, traffic and time of one of `processes` under FSDP2 (plain for one process), as plain data.
+
+    Args:
+        precision: "bf16", "fp16" or "no"; the recipe's own comes first.
+        memory: bytes of a device; adds the largest batch that fits.
+        images_per_second: of all processes together; adds the hours of the recipe.
+
+    Raises:
+        RecipeError: impossible values, here or in the recipe.
+    """
+    if processes < 1:
+        raise RecipeError(f"--processes must be at least 1, not {processes}.")
+    precision = recipe.train.precision or precision
+    views = resolve_views(recipe.views, recipe.method)
+    config = model_config(recipe, image_size=views[0].size)
+    with torch.device("meta"):
+        model = METHODS[recipe.method][1](config)
+    notes = _warnings(recipe, model, processes)
+    batch = max(1, recipe.train.batch_size // (processes * recipe.train.accumulation))
+
+    shards = _shard_bytes(model, recipe, processes)
+    peak = _peak(recipe, config, views, batch, shards, processes, precision)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    result = {
+        "processes": processes,
+        "batch_per_process": batch,
+        "precision": precision,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
+        "state_gib_of_all_processes": (sum(p.numel() for p in model.parameters()) * 4 + trained * 4) / GIB
+        + trained * 4 * _STATES.get(recipe.optim.name, 1) / GIB,
+        "gib": {name: value / GIB for name, value in peak.items()},
+        "traffic_gib_per_step": _traffic(model, processes, precision, recipe.train.accumulation) / GIB,
+        "warnings": notes,
+    }
+    if memory is not None:
+        more = _peak(recipe, config, views, 2 * batch, shards, processes, precision)
+        slope = (more["peak"] - peak["peak"]) / batch
+        result["memory_gib"] = memory / GIB
+        result["largest_batch_per_process"] = max(0, math.floor(batch + (memory - peak["peak"]) / slope))
+        if peak["peak"] > memory:
+            notes.append(f"A batch of {batch} per process does not fit {memory / GIB:.0f} GiB.")
+    if images_per_second is not None:
+        images = _images(recipe)
+        if images is None:
+            notes.append("The hours are not known: set train.steps, or data.num_examples for epochs.")
+        else:
+            result["images_per_second"] = images_per_second
+            result["hours"] = images / images_per_second / 3600
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """A plan as a person reads it."""
+    gib = result["gib"]
+    lines = [
+        f"One of {result['processes']} process(es), {result['batch_per_process']} images each, {result['precision']}",
+        "",
+        f"parameters            {result['parameters'] / 1e6:12,.2f} M",
+        f"  of the encoder      {result['encoder_parameters'] / 1e6:12,.2f} M",
+        f"training state in all {result['state_gib_of_all_processes']:12.2f} GiB  float32 weights, gradients, optimiser",
+        "",
+        "of one process, at the peak of a step",
+    ]
+    lines += [f"  {name:19} {gib[name]:12.2f} GiB" for name in gib]
+    lines += ["", f"sent per step         {result['traffic_gib_per_step']:12.2f} GiB  and as much received"]
+    if "largest_batch_per_process" in result:
+        fits = f"in {result['memory_gib']:.0f} GiB"
+        lines.append(f"largest batch         {result['largest_batch_per_process']:12,} per process, {fits}")
+    if "hours" in result:
+        rate = f"at {result['images_per_second']:,.0f} images/s in all"
+        lines.append(f"time                  {result['hours']:12,.1f} hours {rate}")
+    lines += [f"warning: {note}" for note in result["warnings"]]
+    return "\n".join(lines)
+
+
+def parse_memory(text: str) -> float:
+    """ "80GiB", "80GB" or "80" (GiB) -> bytes.
+
+    Raises:
+        RecipeError: something else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|)", text, flags=re.IGNORECASE)
+    if not match:
+        raise RecipeError(f"--memory {text!r} is no size; write for example 80GiB.")
+    return float(match[1]) * (1e9 if match[2].lower() == "gb" else GIB)
+
+
+def _peak(recipe, config, views: list[View], batch: int, shards, processes: int, precision: str) -> dict[str, float]:
+    """Bytes by kind at the peak of a step on one of `processes`, when the optimiser has its state."""
+    seen = _simulate(recipe, config, views, batch, min(processes, _SIMULATED), precision)
+    kinds = {
+        "parameters": shards["parameters"],
+        "gradients": shards["gradients"] * seen["gradient_share"],  # those that are there at the peak
+        "optimiser": shards["optimiser"],
+        "gathered": seen["gathered"],
+        "activations": seen["activations"],
+        "buffers and images": seen["rest"],
+    }
+    step = shards["parameters"] + 2 * shards["gradients"] + shards["optimiser"] + seen["rest"]
+    return {**kinds, "peak": max(sum(kinds.values()), step)}
+
+
+def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
+    with torch.device("meta"):
+        model = METHODS[recipe.method][1](config).train()
+    with _fake_processes(world) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+        if recipe.train.gradient_checkpointing:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                model.gradient_checkpointing_enable()
+        if world > 1:
+            fully_shard_units(model, mesh, precision)
+        else:
+            track_frozen(model)
+        model.to_empty(device="cpu")
+        inputs = [_images_of([v for v in views if v.local == local], batch, config) for local in (False, True)]
+        inputs = [images for images in inputs if images is not None]
+        tracker = FSDPMemTracker(model) if world > 1 else MemTracker()
+        if world > 1:
+            tracker.track_inputs(tuple(inputs))
+        else:
+            tracker.track_external(model, *inputs)
+        half = torch.autocast("cpu", HALF[precision]) if precision in HALF else nullcontext()
+        with warnings.catch_warnings(), tracker:
+            warnings.simplefilter("ignore")
+            with half:
+                output = model(*inputs)
+            output.loss.backward()
+        [(_, kinds)] = tracker.get_tracker_snapshot("peak").items()
+        # The tracker has no share of the gradients' sizes, so it is taken from the parameters that learn.
+        trained = sum(_local(p).numel() * 4 for p in model.parameters() if p.requires_grad)
+    found = {getattr(kind, "value", kind): size for kind, size in kinds.items()}
+    gradients = found.get("Sharded Grad", 0) + found.get("Gradient", 0)
+    known = ("Sharded Param", "Parameter", "Sharded Grad", "Gradient", "Total")
+    gathered = sum(found.get(k, 0) for k in ("Unsharded Param", "Unsharded Grad", "All Gather", "Reduce Scatter"))
+    activations = found.get("Activation", 0) + found.get("Temp", 0)
+    rest = sum(size for kind, size in found.items() if kind not in known) - gathered - activations
+    return {"gathered": gathered, "activations": activations, "rest": rest, "gradient_share": gradients / trained}
+
+
+def track_frozen(model: nn.Module) -> None:
+    """torch's plain tracker hooks every parameter's gradient, which a frozen one refuses; a target gets none anyway."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _images_of(views: list[View], batch: int, config) -> torch.Tensor | None:
+    if not views:
+        return None
+    return torch.empty(batch, len(views), config.num_channels, views[0].size, views[0].size)
+
+
+@contextmanager
+def _fake_processes(world: int) -> Iterator[DeviceMesh | None]:
+    """The mesh of a process group whose collectives do nothing; none for one process."""
+    if world == 1:
+        yield None
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    try:
+        yield init_device_mesh("cpu", (world,))
+    finally:
+        dist.destroy_process_group()
+
+
+def _shard_bytes(model: nn.Module, recipe: Recipe, processes: int) -> dict[str, float]:
+    """Float32 bytes of the largest share: FSDP2 cuts the first dimension, rounded up."""
+
+    def largest(p: nn.Parameter) -> int:
+        return math.ceil(p.shape[0] / processes) * p[0].numel() * 4 if p.ndim else 4
+
+    every = sum(largest(p) for p in model.parameters())
+    learns = sum(largest(p) for p in model.parameters() if p.requires_grad)
+    return {"parameters": every, "gradients": learns, "optimiser": learns * _STATES.get(recipe.optim.name, 1)}
+
+
+def _traffic(model: nn.Module, processes: int, precision: str, accumulation: int) -> float:
+    """Bytes that a process sends in a step: weights gathered in both passes, gradients reduced in float32.
+
+    Around a ring each costs (N - 1) / N of the whole. BatchNorms are gathered once. The sums of SyncBatchNorm and
+    Sinkhorn, and DDP's all-reduce of a plain run, are small beside it or not part of it.
+    """
+    total, owned = 0.0, set()
+    for unit in units(model):
+        own = [p for p in unit.parameters() if id(p) not in owned]
+        owned.update(map(id, own))
+        size = sum(p.numel() for p in own)
+        single = precision == "no" or in_float32(model, unit)
+        passes = 1 if isinstance(unit, nn.modules.batchnorm._BatchNorm) else 2
+        total += size * (4 if single else 2) * passes + 4 * sum(p.numel() for p in own if p.requires_grad)
+    return total * accumulation * (processes - 1) / processes
+
+
+def _images(recipe: Recipe) -> float | None:
+    train = recipe.train
+    if train.steps is not None:
+        return train.steps * train.batch_size
+    return None if recipe.data.num_examples is None else train.epochs * recipe.data.num_examples
+
+
+def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:
+    train, data, notes = recipe.train, recipe.data, []
+    try:
+        recipe.per_process_batch(processes)
+    except RecipeError as error:
+        notes.append(str(error))
+    if data.streaming and data.partitions and data.partitions % processes:
+        cannot = (
+            "fewer" if data.partitions < processes else "not a multiple: some processes read faster through theirs"
+        )
+        notes.append(f"data.partitions={data.partitions} for {processes} processes is {cannot}.")
+    if data.streaming and not data.partitions and processes > 16:
+        notes.append(f"data.partitions is 16 where it is not set; set it to a multiple of {processes}.")
+    group = train.batch_size if train.sync_batchnorm else train.batch_size // processes
+    if group // train.accumulation < _SMALL_NORM_BATCH:
+        notes.append(f"BatchNorm's statistics are of {group // train.accumulation} images only.")
+    prototypes = getattr(model.config, "num_prototypes", 0)
+    if prototypes > 4 * (train.batch_size // train.accumulation) and not model.config.queue_length:
+        notes.append(f"{prototypes:,} prototypes for {train.batch_size:,} images without a queue: most stay unused.")
+    short = [p for p in model.parameters() if p.ndim and p.shape[0] < processes]
+    if processes > 1 and short:
+        notes.append(
+            f"{len(short)} tensors ({sum(p.numel() for p in short) / 1e6:,.1f} M parameters) have fewer rows than "
+            "there are processes, and are not shared out evenly."
+        )
+    return notes
