@@ -105,7 +105,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"parameters            {result['parameters'] / 1e6:12,.2f} M",
         f"  of the encoder      {result['encoder_parameters'] / 1e6:12,.2f} M",
-        f"training state in all {result['state_gib_of_all_processes']:12.2f} GiB  float32 weights, gradients, optimiser",
+        f"training state in all {result['state_gib_of_all_processes']:12.2f} GiB  in float32",
         "",
         "of one process, at the peak of a step",
     ]
@@ -187,7 +187,7 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
 
 
 def track_frozen(model: nn.Module) -> None:
-    """torch's plain tracker hooks every parameter's gradient, which a frozen one refuses; a target gets none anyway."""
+    """torch's plain tracker hooks every gradient, which a frozen parameter refuses; a target gets none anyway."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 

@@ -132,5 +132,5 @@ def test_ten_billion_parameters_on_496_processes(capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["batch_per_process"] == 16
     assert result["state_gib_of_all_processes"] == pytest.approx(107.6, abs=0.05)
-    assert result["gib"]["parameters"] == pytest.approx(107.6 / 3 / 496, rel=0.01)
+    assert result["gib"]["parameters"] == pytest.approx(107.6 / 3 / 496, rel=0.05)  # rounded up to rows
     assert result["gib"]["peak"] < 40, "it was trained on cards of 40 GB"
