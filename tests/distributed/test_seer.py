@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hf_ssl.recipe import recipes_folder
 from tests.data.test_streams import write_parquet
 from tests.training.test_resume import progress
-from tests.training.test_stream_resume import kill, log_of
+from tests.training.test_stream_resume import ends_well, kill, log_of
 
 
 ROOT = Path(__file__).parents[2]
@@ -50,16 +50,6 @@ def start(data: Path, output: Path, processes: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=env, stdout=error, stderr=error)
 
 
-def finish(data: Path, output: Path, processes: int) -> None:
-    process = start(data, output, processes)
-    try:
-        code = process.wait(timeout=200)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        code = "none: it hung"
-    assert code == 0, output.with_suffix(".stderr").read_text()[-3000:]
-
-
 def copy_of(run: Path, to: Path) -> Path:
     shutil.copytree(run, to)
     shutil.copytree(run.with_suffix(".logs"), to.with_suffix(".logs"))
@@ -80,7 +70,7 @@ print(model(torch.randn(2, 3, 32, 32)).pooler_output.double().sum().item())
 def test_a_streamed_sharded_run_is_killed_and_continued_on_one_and_on_four_processes_and_shared(tmp_path):
     data = write_parquet(tmp_path / "data")  # 96 images: six steps an epoch
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(data, whole, 1)
+    ends_well(start(data, whole, 1), whole)
 
     process = start(data, broken, 2)
     deadline = time.monotonic() + 200
@@ -95,7 +85,7 @@ def test_a_streamed_sharded_run_is_killed_and_continued_on_one_and_on_four_proce
     expected = load_file(whole / "model/pretraining/model.safetensors")
     for processes in (1, 4):
         run = copy_of(broken, tmp_path / f"on{processes}")
-        finish(data, run, processes)
+        ends_well(start(data, run, processes), run)
         ours = load_file(run / "model/pretraining/model.safetensors")
         assert ours.keys() == expected.keys()
         for name, tensor in expected.items():

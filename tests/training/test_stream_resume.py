@@ -66,13 +66,17 @@ def killed_at(data: Path, output: Path, processes: int, workers: int, step: int,
 
 
 def finished(data: Path, output: Path, processes: int, workers: int) -> None:
-    process = launch(data, output, processes, workers)
+    ends_well(launch(data, output, processes, workers), output)
+
+
+def ends_well(process: subprocess.Popen, output: Path, seconds: float = 200) -> None:
+    """A run that hangs is killed with all its processes, and fails like one that ends badly."""
     try:
-        code = process.wait(timeout=150)
+        code = process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         kill(process)
         code = "none: it hung"
-    assert code == 0, output.with_suffix(".stderr").read_text()[-2000:]
+    assert code == 0, output.with_suffix(".stderr").read_text()[-3000:]
 
 
 def trained_on(output: Path, processes: int) -> list[list[int]]:

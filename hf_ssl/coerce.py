@@ -1,0 +1,103 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Plain data, as YAML gives it, into dataclasses: every key and type is checked, and a mistake is one sentence."""
+
+import difflib
+import re
+import types
+import typing
+from dataclasses import is_dataclass
+from typing import Any, Literal
+
+
+class RecipeError(ValueError):
+    """A mistake of the person who runs a command; its text is one sentence that names the thing and the remedy."""
+
+
+def nearest(name: str, valid, prefix: str = "") -> str:
+    """The end of a sentence about a name that does not exist: the valid ones next to it, or all."""
+    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(prefix + c for c in close)}?"
+    return f" (there are: {', '.join(sorted(map(str, valid)))})."
+
+
+def build(cls, content: Any, prefix: str = ""):
+    """An instance of the dataclass `cls` from nested dicts; `prefix` is what messages put before its keys.
+
+    Raises:
+        RecipeError: an unknown key or a wrong type.
+    """
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {content!r}.")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in content.items():
+        if key not in hints:
+            raise RecipeError(f"There is no key {prefix}{key}{nearest(key, hints, prefix)}")
+        values[key] = _coerce(value, hints[key], f"{prefix}{key}")
+    return cls(**values)
+
+
+def _coerce(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the type `hint`. YAML reads 1e-6 as text and 1 as an int: both are accepted as floats."""
+    if is_dataclass(hint):
+        return build(hint, value, f"{key}.")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), key)
+    if origin is Literal:
+        if value is False and "no" in args:  # YAML reads a bare `no` as false
+            value = "no"
+        if value not in args:
+            raise RecipeError(f"{key}={value!r} is not possible{nearest(value, args)}")
+        return value
+    if origin is tuple:
+        return _coerce_tuple(value, args, key)
+    if origin is dict:
+        if not isinstance(value, dict | None):
+            raise RecipeError(f"{key} must be a section of keys, not {value!r}.")
+        return _numbers(value or {})
+    if hint is float:
+        return _coerce_float(value, key)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecipeError(f"{key} must be {_type_name(hint)}, not {value!r}.")
+    return value
+
+
+def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:
+    if args[-1] is Ellipsis:
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, list | tuple):
+            return tuple(_coerce(v, args[0], key) for v in items)
+        raise RecipeError(f"{key} must be a list, not {value!r}.")
+    if not isinstance(value, list | tuple) or len(value) != len(args):
+        raise RecipeError(f"{key} must be a list of {len(args)} numbers, not {value!r}.")
+    return tuple(_coerce(v, a, key) for v, a in zip(value, args, strict=True))
+
+
+def _coerce_float(value: Any, key: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise RecipeError(f"{key} must be a number, not {value!r}.") from None
+
+
+def _numbers(value: Any) -> Any:
+    """Free-form sections: text that is a number in YAML 1.2 (1e-6) becomes one."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _type_name(hint: type) -> str:
+    return {int: "a whole number", str: "a text", bool: "true or false"}[hint]
