@@ -42,7 +42,7 @@ ROWS = (
 class RunFacts:
     """What a card says of the run beside its measurements; `seconds` of training, over all restarts.
 
-    `num_images` is None for a stream of unknown length.
+    `num_images` is None for a stream, which nobody has counted.
     """
 
     num_images: int | None

@@ -207,7 +207,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     baseline, final = journal.at(0), journal.at(num_steps)
     tensors = full_state_dict(model)
     if accelerator.is_main_process:
-        facts = RunFacts(num_images, num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
+        counted = None if isinstance(source, ImageStream) else num_images  # a recipe's own word is no count
+        facts = RunFacts(counted, num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
         export(model, recipe, output_dir / "model", tensors=tensors, baseline=baseline, final=final, facts=facts)
     accelerator.wait_for_everyone()
     journal.close()
