@@ -16,7 +16,6 @@ from transformers import AutoModel, AutoModelForPreTraining
 from hf_ssl.recipe import recipes_folder
 from hf_ssl.training.metrics import read_metrics
 from tests.distributed.test_training import ROOT, SCRIPT, train
-from tests.distributed.train_all_methods import METHODS
 
 
 SHIM = Path(__file__).with_name("cpu_fsdp.py")
@@ -117,7 +116,7 @@ def test_the_exported_folder_is_that_of_one_process(one_process, two_shards):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2])  # four: see test_seer
 def test_a_sharded_run_killed_half_way_continues_on_any_number_of_processes(processes, two_shards, tmp_path):
     run = tmp_path / "run" / "swav"
     shutil.copytree(two_shards, run)
@@ -169,11 +168,12 @@ def test_hsdp_on_four_processes_is_the_run_of_one(one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_method_accumulates_and_clips_sharded_gradients_like_one_process(tmp_path):
-    overrides = ["train.accumulation=2", "optim.clip_grad_norm=0.5", "optim.name=sgd", "optim.lr=0.05"]
+def test_the_other_methods_accumulate_and_clip_sharded_gradients_like_one_process(tmp_path):
+    methods = ("barlow_twins", "simsiam")
+    overrides = [*methods, "train.accumulation=2", "optim.clip_grad_norm=0.5", "optim.name=sgd", "optim.lr=0.05"]
     one = train(tmp_path / "one", 1, *overrides)
     two = train_sharded(tmp_path / "two", 2, *overrides)
-    for method in METHODS:
+    for method in methods:
         assert_same_run(two / method, one / method)
 
 
