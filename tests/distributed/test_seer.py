@@ -43,7 +43,13 @@ def start(data: Path, output: Path, processes: int) -> subprocess.Popen:
         *("train.checkpoint_every=1", "train.log_every=1", "monitor.every=0", "data.shuffle_block=5"),
         *("model.backbone_args={depth: 6, w0: 16, wa: 16.0, wm: 2.0, group_size: 8}", "model.num_prototypes=20"),
         *("model.projector_dims=[64,64,32]", "model.image_size=32", "views.first.size=32", "views.second.size=32"),
-        *("views.local.size=16", "views.local.count=2", "optim.warmup_steps=2", "model.freeze_prototypes_steps=3"),
+        *(
+            "views.local.size=16",
+            "views.local.count=2",
+            "optim.warmup_steps=2",
+            "optim.lr=0.04",
+            "model.freeze_prototypes_steps=3",
+        ),
         "train.gradient_checkpointing=true",
     ]
     error = output.with_suffix(".stderr").open("a")
