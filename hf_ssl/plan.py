@@ -12,6 +12,7 @@ simulated device is a CPU, whose BatchNorm keeps what SyncBatchNorm keeps on a G
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -66,7 +67,7 @@ def plan(
     batch = max(1, recipe.train.batch_size // (processes * recipe.train.accumulation))
 
     shards = _shard_bytes(model, recipe, processes)
-    peak = _peak(recipe, config, views, batch, shards, processes, precision)
+    peak, calls = _peak(recipe, config, views, batch, shards, processes, precision)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     result = {
         "processes": processes,
@@ -77,11 +78,11 @@ def plan(
         "state_gib_of_all_processes": (sum(p.numel() for p in model.parameters()) * 4 + trained * 4) / GIB
         + trained * 4 * _STATES.get(recipe.optim.name, 1) / GIB,
         "gib": {name: value / GIB for name, value in peak.items()},
-        "traffic_gib_per_step": _traffic(model, processes, precision, recipe.train.accumulation) / GIB,
+        "traffic_gib_per_step": _traffic(model, calls, processes, precision, recipe.train.accumulation) / GIB,
         "warnings": notes,
     }
     if memory is not None:
-        more = _peak(recipe, config, views, 2 * batch, shards, processes, precision)
+        more, _ = _peak(recipe, config, views, 2 * batch, shards, processes, precision)
         slope = (more["peak"] - peak["peak"]) / batch
         result["memory_gib"] = memory / GIB
         result["largest_batch_per_process"] = max(0, math.floor(batch + (memory - peak["peak"]) / slope))
@@ -133,8 +134,10 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * (1e9 if match[2].lower() == "gb" else GIB)
 
 
-def _peak(recipe, config, views: list[View], batch: int, shards, processes: int, precision: str) -> dict[str, float]:
-    """Bytes by kind at the peak of a step on one of `processes`, when the optimiser has its state."""
+def _peak(recipe, config, views: list[View], batch: int, shards, processes: int, precision: str) -> tuple:
+    """Bytes by kind at the peak of a step on one of `processes`, when the optimiser has its state; and how often each
+    part of the method is called in it.
+    """
     seen = _simulate(recipe, config, views, batch, min(processes, _SIMULATED), precision)
     kinds = {
         "parameters": shards["parameters"],
@@ -145,7 +148,7 @@ def _peak(recipe, config, views: list[View], batch: int, shards, processes: int,
         "buffers and images": seen["rest"],
     }
     step = shards["parameters"] + 2 * shards["gradients"] + shards["optimiser"] + seen["rest"]
-    return {**kinds, "peak": max(sum(kinds.values()), step)}
+    return {**kinds, "peak": max(sum(kinds.values()), step)}, seen["calls"]
 
 
 def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
@@ -169,6 +172,9 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
         else:
             tracker.track_external(model, *inputs)
         half = torch.autocast("cpu", HALF[precision]) if precision in HALF else nullcontext()
+        calls: Counter[str] = Counter()
+        for name, child in model.named_children():
+            child.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
         with warnings.catch_warnings(), tracker:
             warnings.simplefilter("ignore")
             with half:
@@ -183,7 +189,13 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
     gathered = sum(found.get(k, 0) for k in ("Unsharded Param", "Unsharded Grad", "All Gather", "Reduce Scatter"))
     activations = found.get("Activation", 0) + found.get("Temp", 0)
     rest = sum(size for kind, size in found.items() if kind not in known) - gathered - activations
-    return {"gathered": gathered, "activations": activations, "rest": rest, "gradient_share": gradients / trained}
+    return {
+        "gathered": gathered,
+        "activations": activations,
+        "rest": rest,
+        "gradient_share": gradients / trained,
+        "calls": calls,
+    }
 
 
 def track_frozen(model: nn.Module) -> None:
@@ -226,20 +238,23 @@ def _shard_bytes(model: nn.Module, recipe: Recipe, processes: int) -> dict[str, 
     return {"parameters": every, "gradients": learns, "optimiser": learns * _STATES.get(recipe.optim.name, 1)}
 
 
-def _traffic(model: nn.Module, processes: int, precision: str, accumulation: int) -> float:
-    """Bytes that a process sends in a step: weights gathered in both passes, gradients reduced in float32.
+def _traffic(model: nn.Module, calls: Counter, processes: int, precision: str, accumulation: int) -> float:
+    """Bytes that a process sends in a step: weights gathered in every pass, gradients reduced once, in float32.
 
-    Around a ring each costs (N - 1) / N of the whole. BatchNorms are gathered once. The sums of SyncBatchNorm and
-    Sinkhorn, and DDP's all-reduce of a plain run, are small beside it or not part of it.
+    Around a ring each costs (N - 1) / N of the whole. An encoder that is called once for the global and once for the
+    small crops is gathered for both, forwards and backwards; BatchNorms stay gathered in between. The sums of
+    SyncBatchNorm and Sinkhorn are small beside it and not counted.
     """
     total, owned = 0.0, set()
+    part_of = {id(p): name for name, child in model.named_children() for p in child.parameters()}
     for unit in units(model):
         own = [p for p in unit.parameters() if id(p) not in owned]
         owned.update(map(id, own))
-        size = sum(p.numel() for p in own)
-        single = precision == "no" or in_float32(model, unit)
-        passes = 1 if isinstance(unit, nn.modules.batchnorm._BatchNorm) else 2
-        total += size * (4 if single else 2) * passes + 4 * sum(p.numel() for p in own if p.requires_grad)
+        norm = isinstance(unit, nn.modules.batchnorm._BatchNorm)
+        width = 4 if precision == "no" or in_float32(model, unit) else 2
+        for p in own:
+            passes = 1 if norm else calls[part_of.get(id(p))] * (2 if p.requires_grad else 1)
+            total += p.numel() * (width * passes + (4 if p.requires_grad else 0))
     return total * accumulation * (processes - 1) / processes
 
 
