@@ -124,23 +124,13 @@ def test_a_sharded_run_killed_half_way_continues_on_any_number_of_processes(proc
     shutil.rmtree(run / "model")
     arguments = [*SEER, "train.gradient_checkpointing=true"]
     if processes == 1:  # without FSDP
-        shutil.move(run.parent, tmp_path / "moved")
-        (tmp_path / "run").parent.mkdir(exist_ok=True)
-        run = _continue_on_one(tmp_path / "moved", arguments)
+        train(run.parent, 1, *arguments)
     else:
         train_sharded(run.parent, processes, *arguments)
     assert_same_run(run, two_shards)
     if processes == 2:
         a, b = weights(run), weights(two_shards)
         assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def _continue_on_one(output: Path, arguments: list[str]) -> Path:
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(SCRIPT), str(output), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return output / "swav"
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ SCRIPT = Path(__file__).with_name("train_all_methods.py")
 
 
 def train(output: Path, processes: int, *overrides: str) -> Path:
-    """Run the script under the ddp.yaml that ships, on gloo processes when there is no GPU."""
-    output.mkdir()
+    """Run the script under the ddp.yaml that ships, on gloo processes when there is no GPU; a run is continued."""
+    output.mkdir(exist_ok=True)
     start = [sys.executable, str(SCRIPT)]
     if processes > 1:
         config = recipes_folder() / "accelerate" / "ddp.yaml"
