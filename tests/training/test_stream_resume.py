@@ -110,18 +110,3 @@ def test_killed_and_continued_with_other_workers_it_equals_the_uninterrupted_run
     for partition in range(PARTITIONS):
         own = [n for index, n in counts.items() if (index >> 32) % PARTITIONS == partition]
         assert sum(own) == STEPS * BATCH // PARTITIONS and max(own) - min(own) <= 1
-
-
-@pytest.mark.slow
-def test_continued_on_other_processes_it_trains_on_the_same_batches(tmp_path):
-    data = write_parquet(tmp_path / "data", LENGTHS)
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    finished(data, whole, 1, workers=0)
-    killed_at(data, moved, 1, 1, 25, 0.1)
-    killed_at(data, moved, 2, 0, 45, 0.1)
-    finished(data, moved, 1, workers=2)
-    alone = [log_of(moved, 0), log_of(moved, 1)]
-    for step, indices in enumerate(trained_on(whole, 1)):
-        first, second = (log.get(step, []) for log in alone)
-        assert indices in (first, first + second), step
-    assert len(alone[1]) > 20
