@@ -48,11 +48,6 @@ class DataConfig:
     shuffle_block: int = 256  # examples that a partition reads and permutes together
     max_megapixels: float = 50.0  # larger images are skipped
     num_workers: int = 4  # loader processes per training process
-    streaming: bool = False
-    partitions: int | None = None
-    shuffle_block: int = 128
-    num_examples: int | None = None
-    max_megapixels: float | None = None
     max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
 
 
