@@ -67,26 +67,27 @@ def plan(
     batch = max(1, recipe.train.batch_size // (processes * recipe.train.accumulation))
 
     shards = _shard_bytes(model, recipe, processes)
-    peak, calls = _peak(recipe, config, views, batch, shards, processes, precision)
+    need, calls = _need(recipe, config, views, batch, shards, processes, precision)
+    count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     result = {
         "processes": processes,
         "batch_per_process": batch,
         "precision": precision,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count,
         "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
-        "state_gib_of_all_processes": (sum(p.numel() for p in model.parameters()) * 4 + trained * 4) / GIB
-        + trained * 4 * _STATES.get(recipe.optim.name, 1) / GIB,
-        "gib": {name: value / GIB for name, value in peak.items()},
+        "state_gib_of_all_processes": 4 * (count + trained * (1 + _STATES.get(recipe.optim.name, 1))) / GIB,
+        "gib": {name: value / GIB for name, value in need.items()},
         "traffic_gib_per_step": _traffic(model, calls, processes, precision, recipe.train.accumulation) / GIB,
         "warnings": notes,
     }
     if memory is not None:
-        more, _ = _peak(recipe, config, views, 2 * batch, shards, processes, precision)
-        slope = (more["peak"] - peak["peak"]) / batch
+        more, _ = _need(recipe, config, views, 2 * batch, shards, processes, precision)
+        per_image = (more["forward and backward"] - need["forward and backward"]) / batch
+        fits = math.floor(batch + (memory - need["forward and backward"]) / per_image)
         result["memory_gib"] = memory / GIB
-        result["largest_batch_per_process"] = max(0, math.floor(batch + (memory - peak["peak"]) / slope))
-        if peak["peak"] > memory:
+        result["largest_batch_per_process"] = max(0, fits) if need["optimiser's step"] <= memory else 0
+        if need["peak"] > memory:
             notes.append(f"A batch of {batch} per process does not fit {memory / GIB:.0f} GiB.")
     if images_per_second is not None:
         images = _images(recipe)
@@ -108,9 +109,9 @@ def table(result: dict[str, Any]) -> str:
         f"  of the encoder      {result['encoder_parameters'] / 1e6:12,.2f} M",
         f"training state in all {result['state_gib_of_all_processes']:12.2f} GiB  in float32",
         "",
-        "of one process, at the peak of a step",
+        "of one process, at the peak of the forward and backward pass",
     ]
-    lines += [f"  {name:19} {gib[name]:12.2f} GiB" for name in gib]
+    lines += [f"  {name:20}{gib[name]:12.2f} GiB" for name in gib]
     lines += ["", f"sent per step         {result['traffic_gib_per_step']:12.2f} GiB  and as much received"]
     if "largest_batch_per_process" in result:
         fits = f"in {result['memory_gib']:.0f} GiB"
@@ -134,9 +135,11 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * (1e9 if match[2].lower() == "gb" else GIB)
 
 
-def _peak(recipe, config, views: list[View], batch: int, shards, processes: int, precision: str) -> tuple:
-    """Bytes by kind at the peak of a step on one of `processes`, when the optimiser has its state; and how often each
-    part of the method is called in it.
+def _need(recipe, config, views: list[View], batch: int, shards, processes: int, precision: str) -> tuple:
+    """Bytes by kind on one of `processes` when the optimiser has its state, and how often each part is called.
+
+    The kinds are those of the forward and backward pass at its peak; the optimiser's step, which scales the gradients
+    into a copy, can need more.
     """
     seen = _simulate(recipe, config, views, batch, min(processes, _SIMULATED), precision)
     kinds = {
@@ -147,8 +150,10 @@ def _peak(recipe, config, views: list[View], batch: int, shards, processes: int,
         "activations": seen["activations"],
         "buffers and images": seen["rest"],
     }
+    both = sum(kinds.values())
     step = shards["parameters"] + 2 * shards["gradients"] + shards["optimiser"] + seen["rest"]
-    return {**kinds, "peak": max(sum(kinds.values()), step)}, seen["calls"]
+    totals = {"forward and backward": both, "optimiser's step": step, "peak": max(both, step)}
+    return {**kinds, **totals}, seen["calls"]
 
 
 def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
@@ -171,7 +176,9 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
             tracker.track_inputs(tuple(inputs))
         else:
             tracker.track_external(model, *inputs)
-        half = torch.autocast("cpu", HALF[precision]) if precision in HALF else nullcontext()
+        # Sharded weights are gathered in the run's precision, so that training uses autocast only where they are not.
+        autocast = world == 1 and precision in HALF
+        half = torch.autocast("cpu", HALF[precision]) if autocast else nullcontext()
         calls: Counter[str] = Counter()
         for name, child in model.named_children():
             child.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
@@ -181,7 +188,6 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
                 output = model(*inputs)
             output.loss.backward()
         [(_, kinds)] = tracker.get_tracker_snapshot("peak").items()
-        # The tracker has no share of the gradients' sizes, so it is taken from the parameters that learn.
         trained = sum(_local(p).numel() * 4 for p in model.parameters() if p.requires_grad)
     found = {getattr(kind, "value", kind): size for kind, size in kinds.items()}
     gradients = found.get("Sharded Grad", 0) + found.get("Gradient", 0)
@@ -253,7 +259,7 @@ def _traffic(model: nn.Module, calls: Counter, processes: int, precision: str, a
         norm = isinstance(unit, nn.modules.batchnorm._BatchNorm)
         width = 4 if precision == "no" or in_float32(model, unit) else 2
         for p in own:
-            passes = 1 if norm else calls[part_of.get(id(p))] * (2 if p.requires_grad else 1)
+            passes = 1 if norm and p.requires_grad else calls[part_of.get(id(p))] * (2 if p.requires_grad else 1)
             total += p.numel() * (width * passes + (4 if p.requires_grad else 0))
     return total * accumulation * (processes - 1) / processes
 
@@ -272,10 +278,8 @@ def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:
     except RecipeError as error:
         notes.append(str(error))
     if data.streaming and data.partitions and data.partitions % processes:
-        cannot = (
-            "fewer" if data.partitions < processes else "not a multiple: some processes read faster through theirs"
-        )
-        notes.append(f"data.partitions={data.partitions} for {processes} processes is {cannot}.")
+        wrong = "too few" if data.partitions < processes else "no multiple: some processes read theirs faster"
+        notes.append(f"data.partitions={data.partitions} for {processes} processes is {wrong}.")
     if data.streaming and not data.partitions and processes > 16:
         notes.append(f"data.partitions is 16 where it is not set; set it to a multiple of {processes}.")
     group = train.batch_size if train.sync_batchnorm else train.batch_size // processes

@@ -81,6 +81,7 @@ class TrainLoader:
         }
         if isinstance(source, ImageStream):
             order = StreamOrder(source, **where, block=shuffle_block, cursors=source.cursors_of(state))
+            self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
             batches = _StreamViews(source, views, seed, reference, channels)
         else:
             order = _Order(len(source), **where)

@@ -13,7 +13,9 @@ micro-batch, the global batch does not depend on the number of processes, and ne
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +143,8 @@ class ImageStream:
     def state_of(self, cursors: dict[int, Cursor]) -> dict[str, Any]:
         """Plain data of cursors, for a checkpoint."""
         plain = {str(number): list(cursor) for number, cursor in sorted(cursors.items())}
-        return {"shards": self.num_shards, "partitions": self.partitions, "cursors": plain}
+        kept = {"shards": self.num_shards, "partitions": self.partitions, "num_examples": self.num_examples}
+        return {**kept, "cursors": plain}
 
     def cursors_of(self, state: dict[str, Any] | None) -> dict[int, Cursor]:
         """The inverse of `state_of`; nothing when there is no state.
@@ -161,19 +164,13 @@ class ImageStream:
 
     def head(self, count: int) -> ImageSource:
         """The first readable examples, as a map-style source."""
-        cells: list[dict[str, Any] | None] = []
-        for shard in range(self.num_shards):
-            try:
-                for cell in self.examples(shard):
-                    cells.append(cell)
-                    if len(cells) == count:
-                        break
-            except UnreadableShard:
-                continue
-            if len(cells) == count:
-                break
+        cells = list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
         features = datasets.Features({"image": datasets.Image()})
         return ImageSource(Dataset.from_dict({"image": cells}, features=features), max_megapixels=self.max_megapixels)
+
+    def _readable(self, shard: int) -> Iterator[dict[str, Any] | None]:
+        with suppress(UnreadableShard):
+            yield from self.examples(shard)
 
     def _file(self, shard: int) -> str | None:
         part = self._images.shard(num_shards=self.num_shards, index=shard)._ex_iterable
@@ -193,10 +190,11 @@ class ImageStream:
         first = self._file(0)
         if not first or not first.endswith(".parquet") or not Path(first).is_file():
             return None
-        try:
-            return sum(pq.read_metadata(file).num_rows for file in {self._file(i) for i in range(self.num_shards)})
-        except Exception:  # a corrupt one
-            return None
+        rows = 0
+        for file in {self._file(shard) for shard in range(self.num_shards)}:
+            with suppress(Exception):  # a corrupt one has no rows
+                rows += pq.read_metadata(file).num_rows
+        return rows or None
 
 
 def open_stream(data: DataConfig, dataset: IterableDataset | None = None) -> ImageStream:

@@ -100,6 +100,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         raise RecipeError(f"{output_dir} already holds a run; set another train.output_dir or train.resume=auto.")
     state = checkpoints.load_latest(model, optimizer, recipe.to_dict())
     start = state["step"] if state else 0
+    if state and "stream" in state:  # the epoch stays as long as it was when a shard has become unreadable since
+        num_steps, steps_per_epoch = count_steps(train, state["stream"]["num_examples"])
     totals = Totals(accelerator, **state["totals"]) if state else Totals(accelerator)
 
     workers = min(recipe.data.num_workers, os.cpu_count() or 1)

@@ -173,6 +173,26 @@ def test_continued_on_other_processes_nothing_is_lost_or_shown_twice(parquet, be
         assert max(counts.values()) <= 2
 
 
+def test_continued_twice_a_partition_that_had_no_turn_in_between_stays_where_it_was(parquet):
+    whole = list(loader_of(parquet, num_steps=24, batch_size=4))
+    seen_so_far, state = [], None
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 24)):  # four images from eight partitions: half have no turn
+        loader = loader_of(parquet, num_steps=stop, start_step=start, batch_size=4, state=state)
+        seen_so_far += list(loader)
+        state = loader.state()
+        assert len(state["cursors"]) == 8
+    assert_same(whole, seen_so_far)
+    assert set(seen(seen_so_far).values()) == {1}
+
+
+def test_a_shard_that_becomes_corrupt_does_not_change_the_length_of_the_epoch_that_a_checkpoint_knows(tmp_path):
+    path = write_parquet(tmp_path / "data")
+    loader = loader_of(path)
+    (path / "train-03.parquet").write_bytes(b"nothing")
+    assert loader.state()["num_examples"] == 96
+    assert stream_of(path).num_examples == 84
+
+
 def test_a_checkpoint_of_other_shards_is_refused(parquet, tmp_path):
     loader = loader_of(parquet, num_steps=1)
     list(loader)
