@@ -15,7 +15,7 @@ import yaml
 from .coerce import RecipeError, build, nearest
 
 
-METHODS = ("barlow_twins", "byol", "simsiam", "swav")
+METHODS = ("avid", "barlow_twins", "byol", "simsiam", "swav")
 
 # Keys that may differ between a run and its continuation: they change what is written or how fast, never the weights.
 FREE_ON_RESUME = (
@@ -33,13 +33,17 @@ FREE_ON_RESUME = (
 
 @dataclass
 class DataConfig:
-    """Where the images are. Labels are never needed to pretrain."""
+    """Where the images, or videos with sound, are. Labels are never needed to pretrain."""
 
     path: str | None = None  # Hub id, folder of images, Parquet or tar file, folder or glob; from the working folder
     name: str | None = None  # configuration of a Hub dataset
     revision: str | None = None  # revision of a Hub dataset
     split: str = "train"
     image_column: str | None = None  # found by its type when there is one
+    video_column: str | None = (
+        None  # files with sound, or frames alone when there is an audio_column; found by its type
+    )
+    audio_column: str | None = None  # where the sound is not in the video's file; found by its type
     label_column: str | None = None  # for the monitor; found by its type
     max_examples: int | None = None  # only the first n examples
     streaming: bool = False  # read shard by shard instead of being indexed first: for what does not fit the disk
@@ -76,12 +80,20 @@ class ViewOverride:
 class ViewsConfig:
     """What the network sees of an image: a preset, and changes to all of its views or to one."""
 
-    preset: Literal["barlow_twins", "byol", "simsiam", "swav", "seer"] | None = None  # default: the method's
+    preset: Literal["avid", "barlow_twins", "byol", "simsiam", "swav", "seer"] | None = None  # default: the method's
     photometric: Literal["fast", "reference"] = "fast"  # batched on the device, or per image as published
     all: ViewOverride = field(default_factory=ViewOverride)
     first: ViewOverride = field(default_factory=ViewOverride)
     second: ViewOverride = field(default_factory=ViewOverride)
     local: ViewOverride = field(default_factory=ViewOverride)
+
+
+@dataclass
+class ClipsConfig:
+    """How a clip is cut out of a video with sound (AVID); its lengths and rates are the model's."""
+
+    offset: float = 0.5  # seconds by which the frames may lie outside of the sound's window
+    volume: float = 0.1  # the sound is multiplied by a factor of 1 - volume to 1 + volume
 
 
 @dataclass
@@ -113,6 +125,7 @@ class TrainConfig:
     """The run: how long, how large, how precise, and what is kept."""
 
     output_dir: str | None = None  # default: runs/<recipe name>
+    init_from: str | None = None  # weights of the same method to start from: a run's folder, or an exported model
     epochs: float | None = None
     steps: int | None = None  # instead of epochs
     batch_size: int = 256  # images of one optimiser step over all processes
@@ -153,9 +166,10 @@ class MonitorConfig:
 class Recipe:
     """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`)."""
 
-    method: Literal["barlow_twins", "byol", "simsiam", "swav"]
+    method: Literal["avid", "barlow_twins", "byol", "simsiam", "swav"]
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
     model: dict[str, Any] = field(default_factory=dict)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -1,0 +1,150 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of AVID and AVID + CMA (https://huggingface.co/papers/2004.12943): towers, objective and inputs."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class AvidConfig(PreTrainedConfig):
+    """Defaults: the published Kinetics configuration of Cross-AVID.
+
+    Args:
+        video_backbone (`str`, *optional*, defaults to `"r2plus1d_18"`): the published network of depth 10, 18 or 34, or
+            any timm model, which sees single frames.
+        audio_backbone (`str`, *optional*, defaults to `"conv2d_10"`): the published network, or any timm model, which
+            sees the spectrogram as an image of one channel.
+        video_backbone_args, audio_backbone_args (`dict`, *optional*): passed to `timm.create_model`.
+        frame_pooling (`str`, *optional*, defaults to `"mean"`): of a timm model's features over the frames, or `"max"`.
+        projector_dims (`tuple`, *optional*, defaults to `(512, 512, 128)`): widths of each head's layers.
+        head_batch_norm (`bool`, *optional*, defaults to `False`): BatchNorm in the heads' hidden layers. The published
+            heads have none; on corpora of a few thousand clips they then stay collapsed.
+        num_instances (`int`, *optional*, defaults to 0): clips of the training set, of which the memories have a row
+            each.
+        temperature (`float`, *optional*, defaults to 0.07): of the scores.
+        num_negatives (`int`, *optional*, defaults to 1024): drawn for every anchor.
+        memory_momentum (`float`, *optional*, defaults to 0.5): share of its old value in an updated row.
+        memory_dtype (`str`, *optional*, defaults to `"float32"`): or `"bfloat16"`, for half the memory.
+        cross_coeff, within_coeff (`float`, *optional*, defaults to 1 and 0): weights of instance discrimination against
+            the other modality's memory and against the own; Cross-AVID, Self-AVID (0, 1), Joint-AVID (1, 1).
+        cma (`bool`, *optional*, defaults to `False`): Cross-Modal Agreement, which starts from an AVID run.
+        cross_positive_coeff, within_positive_coeff (`float`, *optional*, defaults to 0 and 1): weights of CMA's positive
+            sets, scored against the other modality's memory and against the own.
+        num_positives (`int`, *optional*, defaults to 32): instances in a positive set.
+        num_negatives_within (`int`, *optional*, defaults to 64): the first of the negatives, for `within_positive_coeff`.
+        agreement (`str`, *optional*, defaults to `"consensus"`): similarity by which positives are found: the smaller
+            of both modalities' ones, the larger (`"union"`), or only one (`"video"`, `"audio"`).
+        positives_every_epochs (`int`, *optional*, defaults to 50): when the positive sets are found anew.
+        partition (`str`, *optional*, defaults to `"shared"`): one constant Z for all scores, as published, or
+            `"per_term"`: one each for cross-modal, video-video and audio-audio scores, whose sizes differ by orders.
+        exclude_anchor (`bool`, *optional*, defaults to `False`): never draw an instance as its own negative, which the
+            published CMA may.
+        image_size, num_channels, image_mean, image_std, crop_pct, interpolation: of the frames, as for images.
+        num_frames (`int`, *optional*, defaults to 8), frame_rate (`float`, *optional*, defaults to 16): of a clip.
+        sampling_rate (`int`, *optional*, defaults to 24000), audio_seconds (`float`, *optional*, defaults to 2): of the
+            sound.
+        n_fft (`int`, *optional*, defaults to 1024), hop_length (`int`, *optional*, defaults to 240): samples of a
+            window and between two.
+        num_bands (`int`, *optional*, defaults to 257): bands of the spectrogram; linear ones average neighbouring bins.
+        spectrogram (`str`, *optional*, defaults to `"linear"`): or `"mel"`.
+        audio_mean, audio_std (`float` or `list`, *optional*): normalisation of the spectrogram in dB, one number or one
+            for each band; the average over the published 257.
+    """
+
+    model_type = "avid"
+
+    video_backbone: str = "r2plus1d_18"
+    audio_backbone: str = "conv2d_10"
+    video_backbone_args: dict[str, Any] | None = None
+    audio_backbone_args: dict[str, Any] | None = None
+    frame_pooling: str = "mean"
+    projector_dims: list[int] | tuple[int, ...] = (512, 512, 128)
+    head_batch_norm: bool = False
+    num_instances: int = 0
+    temperature: float | int = 0.07
+    num_negatives: int = 1024
+    memory_momentum: float | int = 0.5
+    memory_dtype: str = "float32"
+    cross_coeff: float | int = 1.0
+    within_coeff: float | int = 0.0
+    cma: bool = False
+    cross_positive_coeff: float | int = 0.0
+    within_positive_coeff: float | int = 1.0
+    num_positives: int = 32
+    num_negatives_within: int = 64
+    agreement: str = "consensus"
+    positives_every_epochs: float | int = 50
+    partition: str = "shared"
+    exclude_anchor: bool = False
+    image_size: int = 224
+    num_channels: int = 3
+    image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float | int = 0.875
+    interpolation: str = "bilinear"
+    num_frames: int = 8
+    frame_rate: float | int = 16
+    sampling_rate: int = 24000
+    audio_seconds: float | int = 2
+    n_fft: int = 1024
+    hop_length: int = 240
+    num_bands: int = 257
+    spectrogram: str = "linear"
+    audio_mean: float | int | list[float | int] | tuple[float | int, ...] = -28.5
+    audio_std: float | int | list[float | int] | tuple[float | int, ...] = 19.7
+
+    @property
+    def video_seconds(self) -> float:
+        """Length of the frames' window."""
+        return self.num_frames / self.frame_rate
+
+    @property
+    def num_audio_frames(self) -> int:
+        """Rows of the spectrogram."""
+        return int(self.audio_seconds * self.sampling_rate) // self.hop_length
+
+    def validate_choices(self):
+        choices = {
+            "frame_pooling": ("mean", "max"),
+            "memory_dtype": ("float32", "bfloat16"),
+            "agreement": ("consensus", "union", "video", "audio"),
+            "partition": ("shared", "per_term"),
+            "interpolation": ("bilinear", "bicubic"),
+            "spectrogram": ("linear", "mel"),
+        }
+        for field, valid in choices.items():
+            if getattr(self, field) not in valid:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not possible; choose {' or '.join(valid)}.")
+
+    def validate_inputs(self):
+        if not len(self.image_mean) == len(self.image_std) == self.num_channels:
+            raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")
+        for field in ("audio_mean", "audio_std"):
+            values = getattr(self, field)
+            if not isinstance(values, float | int) and len(values) != self.num_bands:
+                raise ValueError(f"{field} must be one number, or num_bands={self.num_bands} of them.")
+        sizes = (self.image_size, self.num_frames, self.frame_rate, self.sampling_rate, self.audio_seconds)
+        if min(sizes) <= 0 or not 0 < self.crop_pct <= 1 or self.hop_length <= 0 or self.num_bands < 2:
+            raise ValueError("Sizes, rates and lengths of the inputs must be greater than 0, and crop_pct in (0, 1].")
+        if self.spectrogram == "linear" and (self.n_fft // 2) % (self.num_bands - 1):
+            raise ValueError(
+                f"num_bands={self.num_bands} does not fit n_fft={self.n_fft}: linear bands are one for bin 0 and a "
+                f"divisor of {self.n_fft // 2} for the others."
+            )
+
+    def validate_objective(self):
+        coefficients = [self.cross_coeff, self.within_coeff]
+        if self.cma:
+            coefficients += [self.cross_positive_coeff, self.within_positive_coeff]
+        if min(coefficients) < 0 or sum(coefficients) == 0:
+            raise ValueError("The coefficients must not be negative, nor all 0.")
+        if self.temperature <= 0 or not 0 <= self.memory_momentum < 1 or not self.projector_dims:
+            raise ValueError(
+                "temperature must be greater than 0, memory_momentum in [0, 1), projector_dims not empty."
+            )
+        if min(self.num_negatives, self.num_positives, self.num_negatives_within) < 1:
+            raise ValueError("num_negatives, num_positives and num_negatives_within must be at least 1.")
+        if self.positives_every_epochs <= 0:
+            raise ValueError("positives_every_epochs must be greater than 0.")
