@@ -40,9 +40,7 @@ class DataConfig:
     revision: str | None = None  # revision of a Hub dataset
     split: str = "train"
     image_column: str | None = None  # found by its type when there is one
-    video_column: str | None = (
-        None  # files with sound, or frames alone when there is an audio_column; found by its type
-    )
+    video_column: str | None = None  # files with sound, or frames alone beside an audio_column; found by its type
     audio_column: str | None = None  # where the sound is not in the video's file; found by its type
     label_column: str | None = None  # for the monitor; found by its type
     max_examples: int | None = None  # only the first n examples
@@ -317,7 +315,8 @@ def model_config(recipe: Recipe, image_size: int):
             raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names, 'model.')}")
     try:
         config = config_class(**{"image_size": image_size, **recipe.model})
-        check_backbone(config)
+        for backbone in config.timm_backbones:
+            check_backbone(backbone)
     except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
         raise RecipeError(f"model: {' '.join(str(error).split())}") from None
     return config
