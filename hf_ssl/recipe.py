@@ -293,8 +293,12 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted keys whose values differ between two recipes and that decide the weights (see FREE_ON_RESUME)."""
-    a, b = _flatten(old), _flatten(new)
+    """Dotted keys whose values differ between two recipes and that decide the weights (see FREE_ON_RESUME).
+
+    A key that an older version did not know has had its default.
+    """
+    defaults = _flatten(Recipe(new["method"]).to_dict())
+    a, b = defaults | _flatten(old), defaults | _flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]
 

@@ -118,11 +118,10 @@ class AvidConfig(PreTrainedConfig):
         return int(self.audio_seconds * self.sampling_rate) // self.hop_length
 
     def validate_choices(self):
+        ours = ", ".join(VIDEO_NETWORKS + AUDIO_NETWORKS)
         for backbone in self.timm_backbones:
             if backbone.startswith(("r2plus1d", "conv2d")):
-                raise ValueError(
-                    f"There is no network {backbone!r}; choose {', '.join(VIDEO_NETWORKS + AUDIO_NETWORKS)} or one of timm."
-                )
+                raise ValueError(f"There is no network {backbone!r}; choose one of timm, or {ours}.")
         choices = {
             "frame_pooling": ("mean", "max"),
             "memory_dtype": ("float32", "bfloat16"),
