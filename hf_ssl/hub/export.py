@@ -44,7 +44,7 @@ def export(
         RecipeError: the disk refused it.
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
-        model = METHODS[model.config.model_type][1](model.config)
+        model = METHODS[model.config.model_type][1](model.export_config())
     folder = Path(folder)
     partial = folder.with_name(f".partial_{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
