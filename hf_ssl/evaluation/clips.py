@@ -10,6 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.clips import ClipSource, ClipTransform, eval_clip
+from .features import Features, clip_average
+from .knn import knn_accuracy
+from .retrieval import retrieval
 
 
 Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -17,7 +20,7 @@ Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """`vectors`: name -> (N, clips, D) float32; `labels` (N,) int64, -1 where there is none; `failed`: unread files."""
+    """`vectors`: name -> (N, clips, D) float32; `labels` (N,) int64, -1 for none; `failed`: unread files."""
 
     vectors: dict[str, torch.Tensor]
     labels: torch.Tensor
@@ -81,7 +84,9 @@ def extract_clips(
         generator=torch.Generator(),  # the global random state stays untouched
     )
     transform = ClipTransform(config)
-    black = torch.zeros(1, config.num_frames, config.image_size, config.image_size, config.num_channels, dtype=torch.uint8)
+    black = torch.zeros(
+        1, config.num_frames, config.image_size, config.image_size, config.num_channels, dtype=torch.uint8
+    )
     silence = torch.zeros(1, int(config.audio_seconds * config.sampling_rate))
     found: list[dict[str, torch.Tensor]] = []
     labels, failed = [], []
@@ -100,6 +105,34 @@ def extract_clips(
         torch.cat(labels).to(device) if labels else torch.zeros(0, dtype=torch.long, device=device),
         failed,
     )
+
+
+def evaluate_clips(
+    banks: list[ClipFeatures], queries: ClipFeatures, *, k: int = 20, temperature: float = 0.1
+) -> dict[str, float]:
+    """Retrieval between the towers, and `knn_video`, `knn_audio` against a labelled bank.
+
+    Args:
+        banks: training videos, at most once.
+    """
+    labelled = bool((queries.labels >= 0).any())
+    results = {}
+    if {"video_embeds", "audio_embeds"} <= queries.vectors.keys() and len(queries.labels):
+        video, audio = (clip_average(queries.vectors[name]) for name in ("video_embeds", "audio_embeds"))
+        results |= retrieval(video, audio, queries.labels if labelled else None)
+    for bank in banks:
+        for tower in ("video", "audio"):
+            if tower in bank.vectors and labelled and (bank.labels >= 0).any():
+                sides = [tower_features(side, tower) for side in (bank, queries)]
+                sides = [Features(clip_average(side.vectors), side.labels, side.failed) for side in sides]
+                results[f"knn_{tower}"] = knn_accuracy(*sides, k=k, temperature=temperature)
+    return results
+
+
+def tower_features(clips: ClipFeatures, tower: str) -> Features:
+    """The labelled videos' vectors (N, clips, D) of one tower."""
+    known = clips.labels >= 0
+    return Features(clips.vectors[tower][known], clips.labels[known], clips.failed)
 
 
 def clip_embedding(model) -> Embed:

@@ -235,6 +235,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_missing = _REMEMBERED
+    refilled = frozenset({"video_memory", "audio_memory"})
 
     def __init__(self, config: AvidConfig):
         super().__init__(config)
@@ -382,6 +383,12 @@ class AvidForPreTraining(AvidPreTrainedModel):
             z = at_least_float32(gather_batch(z)[last])
             rows = momentum * memory[different].to(z.dtype) + (1 - momentum) * z
             memory[different] = F.normalize(rows, dim=1).to(memory.dtype)
+
+    @torch.no_grad()
+    def refill(self, pixel_values_videos: torch.Tensor, input_values: torch.Tensor, indices: torch.Tensor) -> None:
+        """The memories become the present embeddings."""
+        embeddings = self(pixel_values_videos, input_values).embeddings
+        self.remember(*embeddings.unbind(1), indices, momentum=0.0)
 
     def metrics(self) -> dict[str, float]:
         """The terms of the last batch's loss, and the normalisers that are known."""

@@ -92,6 +92,11 @@ class SSLPreTrainedModel(PreTrainedModel):
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         """Called after the optimiser's step."""
 
+    refilled: frozenset[str] = frozenset()  # buffers that `refill` fills, when a warm start has none
+
+    def refill(self, **inputs) -> None:
+        """Called for every batch of an epoch before training, in evaluation mode."""
+
     def metrics(self) -> dict[str, float]:
         """Scalars of the last step worth watching."""
         return {}

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Start from the weights of an earlier run of the same method (`train.init_from`), with what it remembers if it fits."""
+"""Start from the weights of an earlier run of the same method (`train.init_from`), and from what it remembers."""
 
 import json
 from pathlib import Path
