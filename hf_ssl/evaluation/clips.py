@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.clips import ClipSource, ClipTransform, eval_clip
+from ..data.clips import ClipTransform, eval_clip
+from ..data.sources import ClipSource
 from .features import Features, clip_average
 from .knn import knn_accuracy
 from .retrieval import retrieval

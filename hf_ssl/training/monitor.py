@@ -44,6 +44,8 @@ class Monitor:
         bank, queries: labelled sources for kNN, or None.
     """
 
+    examples = "images"
+
     def __init__(
         self,
         config: MonitorConfig,
@@ -158,6 +160,8 @@ class ClipMonitor(Monitor):
         bank, queries: training and unseen clips, or None; kNN needs labels.
         source: what is trained on, of whose labels the positives' precision is.
     """
+
+    examples = "clips"
 
     def __init__(self, config, inputs, accelerator, bank=None, queries=None, num_workers=0, source=None):
         super().__init__(config, None, accelerator, bank, queries, num_workers)

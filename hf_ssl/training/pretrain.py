@@ -8,7 +8,7 @@ step, and a checkpoint holds everything else. The loop knows no method by name (
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from accelerate.utils import gather_object, set_seed
 from datasets import IterableDataset
 from tqdm.auto import tqdm
 
-from ..data.clips import ClipSource, ClipTransform, ClipViews, load_clips, monitor_clips
+from ..data.clips import ClipTransform, ClipViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.photometric import Photometric
-from ..data.sources import ImageSource, check_source, labelled_sources, load_source
+from ..data.sources import Source, available_splits, check_source, labelled_sources, load_source, source_of
 from ..data.streams import ImageStream, merge_states, open_stream
 from ..data.views import resolve_views
 from ..evaluation.features import EvalTransform
@@ -75,7 +75,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     train = recipe.train
     views = resolve_views(recipe.views, recipe.method)
     config = model_config(recipe, image_size=views[0].size)
-    kind = "images" if isinstance(config, SSLConfig) else "clips"
+    kind = "image" if isinstance(config, SSLConfig) else "video"
     if dataset is None:
         check_source(recipe.data, kind=kind)
     accelerator = build_accelerator(train)
@@ -112,7 +112,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     totals = Totals(accelerator, **state["totals"]) if state else Totals(accelerator)
 
     workers = min(recipe.data.num_workers, os.cpu_count() or 1)
-    if kind == "images":
+    if kind == "image":
         to_inputs = Photometric(config.image_mean, config.image_std)
         monitor = Monitor(recipe.monitor, EvalTransform.of(config), accelerator, bank, queries, workers)
     else:
@@ -197,12 +197,12 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
             if done % train.log_every == 0 or done == num_steps:
                 _stop_if_not_finite(bad_step, checkpoints)
                 totals.synchronize()
-                values = meter.read(done, train.batch_size, kind)
+                values = meter.read(done, train.batch_size, monitor.examples)
                 totals.seconds += values.pop("seconds")
                 values["lr"] = max(group["lr"] for group in optimizer.param_groups)
                 journal.record(done, {**values, "skipped": totals.skipped, **model.metrics()})
                 progress.set_postfix_str(
-                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values[f'{kind}_per_second']:.0f} {kind}/s",
+                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values[f'{monitor.examples}_per_second']:.0f} {monitor.examples}/s",
                     refresh=False,
                 )
             if done == num_steps or done % every_monitor == 0:
@@ -247,28 +247,27 @@ def count_steps(train: TrainConfig, num_examples: int | None) -> tuple[int, int]
     return train.steps, train.steps
 
 
-def _training_source(recipe: Recipe, dataset, kind: str) -> ImageSource | ClipSource | ImageStream:
+def _training_source(recipe: Recipe, dataset, kind: str) -> Source | ImageStream:
     data = recipe.data
     if data.streaming or isinstance(dataset, IterableDataset):
-        return open_stream(data, dataset, kind=kind)
-    if kind == "clips":
-        return load_clips(data) if dataset is None else ClipSource(dataset, data.video_column, data.audio_column)
-    if dataset is not None:
-        return ImageSource(dataset, data.image_column, max_megapixels=data.max_megapixels)
-    return load_source(data)
+        return open_stream(data, dataset, kind)
+    return load_source(data, kind=kind) if dataset is None else source_of(dataset, data, kind)
 
 
-def _monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple:
-    """Bank and queries of the monitor, or None where there are none that suit it."""
-    monitor = recipe.monitor
+def _monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple[Source | None, Source | None]:
+    """Labelled bank and queries of the monitor, or None where nothing is labelled; videos need no labels."""
+    data, monitor = recipe.data, recipe.monitor
     if bank is not None and queries is not None:
-        if kind == "clips":
-            columns = (recipe.data.video_column, recipe.data.audio_column, monitor.label_column)
-            return ClipSource(bank, *columns), ClipSource(queries, *columns)
-        return tuple(ImageSource(d, monitor.image_column, monitor.label_column) for d in (bank, queries))
-    if monitor.path is None and (dataset is not None or recipe.data.streaming):
+        columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
+        return source_of(bank, columns, kind), source_of(queries, columns, kind)
+    if monitor.path is None and (dataset is not None or data.streaming):
         return None, None  # a stream is not indexed for the sake of its labels
-    return labelled_sources(recipe.data, monitor) if kind == "images" else monitor_clips(recipe.data, monitor)
+    found = labelled_sources(data, monitor, kind)
+    if kind == "video" and found[1] is None:
+        where = replace(data, path=monitor.path or data.path, max_examples=None)
+        if monitor.query_split in available_splits(where, kind):
+            return None, load_source(where, monitor.query_split, kind)
+    return found
 
 
 def _stop_if_not_finite(bad_step: torch.Tensor, checkpoints: Checkpoints) -> None:
