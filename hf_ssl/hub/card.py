@@ -67,9 +67,19 @@ def templates_folder() -> Path:
 
 
 def render_card(
-    config: SSLConfig, recipe: Recipe, *, baseline: dict[str, Any], final: dict[str, Any], facts: RunFacts
+    config: SSLConfig,
+    recipe: Recipe,
+    *,
+    baseline: dict[str, Any],
+    final: dict[str, Any],
+    facts: RunFacts,
+    sharded: bool = False,
 ) -> str:
-    """README.md of a repo folder, with Hub metadata; only figures of this run are in it."""
+    """README.md of a repo folder, with Hub metadata; only figures of this run are in it.
+
+    Args:
+        sharded: the encoder's weights are in several files, which timm does not read by itself.
+    """
     method, title, paper = PAPERS[recipe.method]
     plain, images = rebuildable_by_timm(config), isinstance(config, SSLConfig)
     kind = "images" if images else "clips"
@@ -87,11 +97,17 @@ def render_card(
         steps=f"{facts.steps:,}",
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
-        usage=_PLAIN_USAGE if plain else _CODE_USAGE if images else _CLIP_USAGE,
+        usage=_usage(plain, images, sharded),
         results=_table(recipe, baseline, final),
         environment=_environment(facts),
         recipe=recipe.shareable().to_yaml(),
     )
+
+
+def _usage(plain: bool, images: bool, sharded: bool) -> str:
+    if not plain:
+        return _CODE_USAGE if images else _CLIP_USAGE
+    return _PLAIN_USAGE.replace(*_ONE_FILE) if sharded else _PLAIN_USAGE
 
 
 def _metadata(recipe: Recipe, plain: bool, final: dict[str, Any]) -> ModelCardData:
@@ -170,6 +186,11 @@ encoder = AutoModel.from_pretrained("REPO")                       # no other cod
 encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm
 features = pipeline("image-feature-extraction", model="REPO")("image.jpg")
 ```"""
+
+_ONE_FILE = (  # and what stands for it where the weights are in several
+    'encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm',
+    "timm_model = encoder.timm_model                                   # timm by itself does not read several files",
+)
 
 _CODE_USAGE = """\
 This encoder is not one that timm builds by name, so it comes with its code, which you are asked to trust:
