@@ -28,6 +28,8 @@ _MODELS = [
     for name in ("BarlowTwins", "Byol", "SimSiam", "Swav")
     for suffix in ("Config", "Model", "ForPreTraining", "ForImageClassification")
 ]
+_MODELS += [f"Avid{suffix}" for suffix in ("Config", "Model", "ForPreTraining")]
+_MODELS += ["AvidForVideoClassification", "AvidForAudioClassification"]
 _WHERE |= dict.fromkeys(_MODELS, ".models")
 
 __all__ = sorted(_WHERE)

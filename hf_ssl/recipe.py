@@ -40,9 +40,7 @@ class DataConfig:
     revision: str | None = None  # revision of a Hub dataset
     split: str = "train"
     image_column: str | None = None  # found by its type when there is one
-    video_column: str | None = (
-        None  # files with sound, or frames alone when there is an audio_column; found by its type
-    )
+    video_column: str | None = None  # files with sound, or frames alone beside an audio_column; found by its type
     audio_column: str | None = None  # where the sound is not in the video's file; found by its type
     label_column: str | None = None  # for the monitor; found by its type
     max_examples: int | None = None  # only the first n examples
@@ -295,8 +293,12 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted keys whose values differ between two recipes and that decide the weights (see FREE_ON_RESUME)."""
-    a, b = _flatten(old), _flatten(new)
+    """Dotted keys whose values differ between two recipes and that decide the weights (see FREE_ON_RESUME).
+
+    A key that an older version did not know has had its default.
+    """
+    defaults = _flatten(Recipe(new["method"]).to_dict())
+    a, b = defaults | _flatten(old), defaults | _flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]
 
@@ -317,7 +319,8 @@ def model_config(recipe: Recipe, image_size: int):
             raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names, 'model.')}")
     try:
         config = config_class(**{"image_size": image_size, **recipe.model})
-        check_backbone(config)
+        for backbone in config.timm_backbones:
+            check_backbone(backbone)
     except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
         raise RecipeError(f"model: {' '.join(str(error).split())}") from None
     return config

@@ -376,6 +376,9 @@ def test_changed_keys_are_those_that_decide_the_weights():
     assert changed_keys(old, free.to_dict()) == []
     new = load_recipe("byol/cifar10_resnet18", ["optim.lr=3", "model.tau_base=0.9", "views.local.size=16"])
     assert changed_keys(old, new.to_dict()) == ["model.tau_base", "optim.lr", "views.local.size"]
+    older = {key: value for key, value in old.items() if key != "clips"}
+    assert changed_keys(older, free.to_dict()) == [], "keys that came later had their defaults"
+    assert changed_keys(older, {**old, "clips": {"offset": 1.0, "volume": 0.1}}) == ["clips.offset"]
 
 
 def test_a_shared_recipe_hides_local_folders(tmp_path):

@@ -40,7 +40,10 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class Features:
-    """`vectors` (N, D) float32, `labels` (N,) int64, and the names of images that could not be read."""
+    """`vectors` (N, D) float32, `labels` (N,) int64, and the names of images that could not be read.
+
+    Several clips of each video: `vectors` (N, clips, D), for linear.py and `clip_average`.
+    """
 
     vectors: torch.Tensor
     labels: torch.Tensor
@@ -117,6 +120,11 @@ def extract_features(
     if not vectors:
         return Features(torch.zeros(0, 0, device=device), torch.zeros(0, dtype=torch.long, device=device), failed)
     return Features(torch.cat(vectors), torch.cat(labels).to(device), failed)
+
+
+def clip_average(vectors: torch.Tensor) -> torch.Tensor:
+    """One vector (N, D) of each video for kNN and retrieval: the mean of its clips' (N, clips, D) unit vectors."""
+    return F.normalize(vectors, dim=-1).mean(1)
 
 
 def encoder_embedding(encoder: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -21,6 +21,7 @@ from ..recipe import Recipe
 
 
 PAPERS = {
+    "avid": ("AVID", "Audio-Visual Instance Discrimination with Cross-Modal Agreement", "2004.12943"),
     "barlow_twins": ("Barlow Twins", "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", "2103.03230"),
     "byol": ("BYOL", "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", "2006.07733"),
     "simsiam": ("SimSiam", "Exploring Simple Siamese Representation Learning", "2011.10566"),
@@ -30,6 +31,13 @@ PAPERS = {
 ROWS = (
     ("knn_raw_pixels", "kNN accuracy of raw pixels", "{:.1%}"),
     ("knn", "kNN accuracy", "{:.1%}"),
+    ("knn_video", "kNN accuracy of the video tower", "{:.1%}"),
+    ("knn_audio", "kNN accuracy of the audio tower", "{:.1%}"),
+    ("video_to_audio_r1", "video to audio: own sound first of all", "{:.1%}"),
+    ("audio_to_video_r1", "audio to video: own picture first of all", "{:.1%}"),
+    ("video_to_audio_p1", "video to audio: first one of the same class", "{:.1%}"),
+    ("audio_to_video_p1", "audio to video: first one of the same class", "{:.1%}"),
+    ("positive_precision", "positive sets: same class", "{:.1%}"),
     ("loss", "loss", "{:.4g}"),
     ("embedding_std", "std of unit embeddings (1 = healthy, 0 = collapsed)", "{:.3f}"),
     ("effective_rank", "effective rank of features (RankMe)", "{:.1f}"),
@@ -42,10 +50,10 @@ ROWS = (
 class RunFacts:
     """What a card says of the run beside its measurements; `seconds` of training, over all restarts.
 
-    `num_images` is None for a stream, which nobody has counted.
+    `num_examples` is None for a stream, which nobody has counted.
     """
 
-    num_images: int | None
+    num_examples: int | None
     steps: int
     seconds: float
     processes: int
@@ -59,29 +67,47 @@ def templates_folder() -> Path:
 
 
 def render_card(
-    config: SSLConfig, recipe: Recipe, *, baseline: dict[str, Any], final: dict[str, Any], facts: RunFacts
+    config: SSLConfig,
+    recipe: Recipe,
+    *,
+    baseline: dict[str, Any],
+    final: dict[str, Any],
+    facts: RunFacts,
+    sharded: bool = False,
 ) -> str:
-    """README.md of a repo folder, with Hub metadata; only figures of this run are in it."""
+    """README.md of a repo folder, with Hub metadata; only figures of this run are in it.
+
+    Args:
+        sharded: the encoder's weights are in several files, which timm does not read by itself.
+    """
     method, title, paper = PAPERS[recipe.method]
-    plain = rebuildable_by_timm(config)
+    plain, images = rebuildable_by_timm(config), isinstance(config, SSLConfig)
+    kind = "images" if images else "clips"
     template = Template((templates_folder() / "template.md").read_text())
     return template.substitute(
         metadata=_metadata(recipe, plain, final).to_yaml(),
         method=method,
         title=title,
         paper=paper,
-        backbone=config.backbone,
+        backbone=config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}",
+        purpose=_PURPOSE[kind].format(config=config),
         data=_data_name(recipe),
-        images=f"{facts.num_images:,} images" if facts.num_images else "a stream of images",
+        examples=f"{facts.num_examples:,} {kind}" if facts.num_examples else f"a stream of {kind}",
+        kind=kind,
         steps=f"{facts.steps:,}",
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
-        image_size=config.image_size,
-        usage=_PLAIN_USAGE if plain else _CODE_USAGE,
+        usage=_usage(plain, images, sharded),
         results=_table(recipe, baseline, final),
         environment=_environment(facts),
         recipe=recipe.shareable().to_yaml(),
     )
+
+
+def _usage(plain: bool, images: bool, sharded: bool) -> str:
+    if not plain:
+        return _CODE_USAGE if images else _CLIP_USAGE
+    return _PLAIN_USAGE.replace(*_ONE_FILE) if sharded else _PLAIN_USAGE
 
 
 def _metadata(recipe: Recipe, plain: bool, final: dict[str, Any]) -> ModelCardData:
@@ -101,7 +127,7 @@ def _metadata(recipe: Recipe, plain: bool, final: dict[str, Any]) -> ModelCardDa
         ]
     return ModelCardData(
         library_name="timm" if plain else "transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag="feature-extraction" if recipe.method == "avid" else "image-feature-extraction",
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
         model_name=f"{method} {recipe.model.get('backbone', '')}".strip(),
         eval_results=results,
@@ -117,7 +143,7 @@ def _data_name(recipe: Recipe) -> str:
 def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> str:
     rows = ["| | untrained | trained |", "| --- | --- | --- |"]
     for key, label, form in ROWS:
-        if key == "knn":
+        if key.startswith("knn") and key != "knn_raw_pixels":
             label += f" (k={recipe.monitor.k}, T={recipe.monitor.temperature})"
         cells = [form.format(values[key]) if key in values else "" for values in (baseline, final)]
         if any(cells):
@@ -143,6 +169,14 @@ def _environment(facts: RunFacts) -> str:
     return "\n".join([*lines, "- " + ", ".join(f"{name} {version}" for name, version in versions.items())])
 
 
+_PURPOSE = {
+    "images": "It turns an image of {config.image_size} pixels into a feature vector for nearest-neighbour search, "
+    "linear classifiers or fine-tuning.",
+    "clips": "It turns {config.video_seconds:g} s of video ({config.num_frames} frames of {config.image_size} pixels) "
+    "and {config.audio_seconds:g} s of sound into vectors that can be compared with each other, and into features for "
+    "classifiers of either.",
+}
+
 _PLAIN_USAGE = """\
 ```python
 from transformers import AutoModel, pipeline
@@ -153,6 +187,11 @@ encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in 
 features = pipeline("image-feature-extraction", model="REPO")("image.jpg")
 ```"""
 
+_ONE_FILE = (  # and what stands for it where the weights are in several
+    'encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm',
+    "timm_model = encoder.timm_model                                   # timm by itself does not read several files",
+)
+
 _CODE_USAGE = """\
 This encoder is not one that timm builds by name, so it comes with its code, which you are asked to trust:
 
@@ -161,4 +200,16 @@ from transformers import AutoModel, pipeline
 
 encoder = AutoModel.from_pretrained("REPO", trust_remote_code=True)
 features = pipeline("image-feature-extraction", model="REPO", trust_remote_code=True)("image.jpg")
+```"""
+
+_CLIP_USAGE = """\
+Both towers come with their code, which you are asked to trust, and read a video file with sound by PyAV
+(`pip install av`):
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("REPO", trust_remote_code=True)
+model = AutoModel.from_pretrained("REPO", trust_remote_code=True)
+output = model(**processor("clip.mp4", return_tensors="pt"))      # output.video_embeds, output.audio_embeds
 ```"""

@@ -13,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
 from transformers import BitImageProcessor, PreTrainedModel
 
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
@@ -44,7 +44,7 @@ def export(
         RecipeError: the disk refused it.
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
-        model = METHODS[model.config.model_type][1](model.config)
+        model = METHODS[model.config.model_type][1](model.export_config())
     folder = Path(folder)
     partial = folder.with_name(f".partial_{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -53,9 +53,9 @@ def export(
         save_pretraining(model, tensors, partial)
         save_encoder(model, tensors, partial)
         (partial / "recipe.yaml").write_text(recipe.shareable().to_yaml())
-        (partial / "README.md").write_text(
-            render_card(model.config, recipe, baseline=baseline, final=final, facts=facts)
-        )
+        sharded = (partial / "model.safetensors.index.json").exists()
+        card = render_card(model.config, recipe, baseline=baseline, final=final, facts=facts, sharded=sharded)
+        (partial / "README.md").write_text(card)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)
@@ -78,14 +78,17 @@ def save_pretraining(model: PreTrainedModel, tensors: dict[str, torch.Tensor], f
 
 
 def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """The encoder at the root of `folder`, in timm's format where timm can rebuild it; timm reads one file only."""
+    """The encoder at the root of `folder`, in timm's format where timm can rebuild it.
+
+    More than `MAX_FILE_SIZE` goes into several files, which `AutoModel` reads; timm by itself reads one file only.
+    """
     config = model.config
     if rebuildable_by_timm(config):
         backbone = model.encoder.backbone
         state = {
             name: tensor.detach().cpu().contiguous() for name, tensor in _below(tensors, "encoder.backbone.").items()
         }
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        save_torch_state_dict(state, folder, max_shard_size=MAX_FILE_SIZE)
         (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
         return
     model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)

@@ -4,14 +4,24 @@
 Every file here ships inside model repositories: flat, importing only from its siblings.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+import transformers
+from transformers import AutoConfig
 
 from .backbones_ssl import backbone_kwargs, check_backbone, rebuildable_by_timm
+from .configuration_avid import AvidConfig
 from .configuration_barlow_twins import BarlowTwinsConfig
 from .configuration_byol import ByolConfig
 from .configuration_simsiam import SimSiamConfig
 from .configuration_ssl import SSLConfig
 from .configuration_swav import SwavConfig
+from .modeling_avid import (
+    AvidForAudioClassification,
+    AvidForPreTraining,
+    AvidForVideoClassification,
+    AvidModel,
+    cma_positives,
+    nce_loss,
+)
 from .modeling_barlow_twins import (
     BarlowTwinsForImageClassification,
     BarlowTwinsForPreTraining,
@@ -24,26 +34,29 @@ from .modeling_swav import SwavForImageClassification, SwavForPreTraining, SwavM
 
 
 _CLASSES = (
+    (AvidConfig, AvidModel, AvidForPreTraining, AvidForVideoClassification, AvidForAudioClassification),
     (BarlowTwinsConfig, BarlowTwinsModel, BarlowTwinsForPreTraining, BarlowTwinsForImageClassification),
     (ByolConfig, ByolModel, ByolForPreTraining, ByolForImageClassification),
     (SimSiamConfig, SimSiamModel, SimSiamForPreTraining, SimSiamForImageClassification),
     (SwavConfig, SwavModel, SwavForPreTraining, SwavForImageClassification),
 )
 
-for _config, _model, _pretraining, _classification in _CLASSES:
+for _config, *_models in _CLASSES:
     AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoModelForPreTraining.register(_config, _pretraining)
-    AutoModelForImageClassification.register(_config, _classification)
     _config.register_for_auto_class()
-    _model.register_for_auto_class("AutoModel")
-    _pretraining.register_for_auto_class("AutoModelForPreTraining")
-    _classification.register_for_auto_class("AutoModelForImageClassification")
+    for _model, _auto in zip(_models, _models[0].auto_classes, strict=True):
+        getattr(transformers, _auto).register(_config, _model)
+        _model.register_for_auto_class(_auto)
 
-METHODS = {config.model_type: (config, pretraining) for config, _, pretraining, _ in _CLASSES}
+METHODS = {config.model_type: (config, pretraining) for config, _, pretraining, *_ in _CLASSES}
 
 __all__ = [
     "METHODS",
+    "AvidConfig",
+    "AvidForAudioClassification",
+    "AvidForPreTraining",
+    "AvidForVideoClassification",
+    "AvidModel",
     "BarlowTwinsConfig",
     "BarlowTwinsForImageClassification",
     "BarlowTwinsForPreTraining",
@@ -65,6 +78,8 @@ __all__ = [
     "barlow_twins_loss",
     "byol_loss",
     "check_backbone",
+    "cma_positives",
+    "nce_loss",
     "rebuildable_by_timm",
     "simsiam_loss",
     "sinkhorn",

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import timm
@@ -16,22 +17,23 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
 
 from .configuration_ssl import SSLConfig
 
 
-def check_backbone(config: SSLConfig) -> None:
+def check_backbone(backbone: str) -> None:
     """Raises ValueError, with the nearest names, when timm has no such backbone."""
-    name = timm.models.split_model_name_tag(config.backbone)[0]
+    name = timm.models.split_model_name_tag(backbone)[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names."
-        raise ValueError(f"timm has no backbone {config.backbone!r}{hint}")
+        raise ValueError(f"timm has no backbone {backbone!r}{hint}")
 
 
-def rebuildable_by_timm(config: SSLConfig) -> bool:
+def rebuildable_by_timm(config: PreTrainedConfig) -> bool:
     """Whether `timm.create_model` builds the encoder from its name and arguments alone."""
-    return config.stem == "imagenet" and config.padding == "torch"
+    return isinstance(config, SSLConfig) and config.stem == "imagenet" and config.padding == "torch"
 
 
 def backbone_kwargs(config: SSLConfig) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def create_backbone(config: SSLConfig) -> nn.Module:
     Raises:
         ValueError: unknown backbone, arguments that it does not take, or a stem that it does not have.
     """
-    check_backbone(config)
+    check_backbone(config.backbone)
     try:
         backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **backbone_kwargs(config))
     except (TypeError, AssertionError) as error:  # timm asserts that a RegNet has four stages
@@ -147,6 +149,15 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
         for norm, momentum, tracked in saved:
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(tracked)
+
+
+def use_checkpointing(blocks: list[nn.Module], enable: bool) -> None:
+    """Recompute the activations of blocks in the backward pass, or keep them again."""
+    for block in blocks:
+        if enable:
+            block.forward = MethodType(checkpointed_forward, block)
+        else:
+            block.__dict__.pop("forward", None)
 
 
 def checkpointed_forward(block: nn.Module, *args, **kwargs):

@@ -7,17 +7,22 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
+VIDEO_NETWORKS = ("r2plus1d_10", "r2plus1d_18", "r2plus1d_34")
+AUDIO_NETWORKS = ("conv2d_10",)
+
+
 @strict
 class AvidConfig(PreTrainedConfig):
     """Defaults: the published Kinetics configuration of Cross-AVID.
 
     Args:
-        video_backbone (`str`, *optional*, defaults to `"r2plus1d_18"`): the published network of depth 10, 18 or 34, or
-            any timm model, which sees single frames.
+        video_backbone (`str`, *optional*, defaults to `"r2plus1d_18"`): the published network of depth 10, 18 or 34,
+            or any timm model, which sees single frames.
         audio_backbone (`str`, *optional*, defaults to `"conv2d_10"`): the published network, or any timm model, which
             sees the spectrogram as an image of one channel.
         video_backbone_args, audio_backbone_args (`dict`, *optional*): passed to `timm.create_model`.
-        frame_pooling (`str`, *optional*, defaults to `"mean"`): of a timm model's features over the frames, or `"max"`.
+        frame_pooling (`str`, *optional*, defaults to `"mean"`): of a timm model's features over the frames, or
+            `"max"`.
         projector_dims (`tuple`, *optional*, defaults to `(512, 512, 128)`): widths of each head's layers.
         head_batch_norm (`bool`, *optional*, defaults to `False`): BatchNorm in the heads' hidden layers. The published
             heads have none; on corpora of a few thousand clips they then stay collapsed.
@@ -27,13 +32,14 @@ class AvidConfig(PreTrainedConfig):
         num_negatives (`int`, *optional*, defaults to 1024): drawn for every anchor.
         memory_momentum (`float`, *optional*, defaults to 0.5): share of its old value in an updated row.
         memory_dtype (`str`, *optional*, defaults to `"float32"`): or `"bfloat16"`, for half the memory.
-        cross_coeff, within_coeff (`float`, *optional*, defaults to 1 and 0): weights of instance discrimination against
-            the other modality's memory and against the own; Cross-AVID, Self-AVID (0, 1), Joint-AVID (1, 1).
+        cross_coeff, within_coeff (`float`, *optional*, defaults to 1 and 0): weights of instance discrimination
+            against the other modality's memory and against the own; Cross-AVID, Self-AVID (0, 1), Joint-AVID (1, 1).
         cma (`bool`, *optional*, defaults to `False`): Cross-Modal Agreement, which starts from an AVID run.
-        cross_positive_coeff, within_positive_coeff (`float`, *optional*, defaults to 0 and 1): weights of CMA's positive
-            sets, scored against the other modality's memory and against the own.
+        cross_positive_coeff, within_positive_coeff (`float`, *optional*, defaults to 0 and 1): weights of CMA's
+            positive sets, scored against the other modality's memory and against the own.
         num_positives (`int`, *optional*, defaults to 32): instances in a positive set.
-        num_negatives_within (`int`, *optional*, defaults to 64): the first of the negatives, for `within_positive_coeff`.
+        num_negatives_within (`int`, *optional*, defaults to 64): the first of the negatives, for
+            `within_positive_coeff`.
         agreement (`str`, *optional*, defaults to `"consensus"`): similarity by which positives are found: the smaller
             of both modalities' ones, the larger (`"union"`), or only one (`"video"`, `"audio"`).
         positives_every_epochs (`int`, *optional*, defaults to 50): when the positive sets are found anew.
@@ -43,14 +49,15 @@ class AvidConfig(PreTrainedConfig):
             published CMA may.
         image_size, num_channels, image_mean, image_std, crop_pct, interpolation: of the frames, as for images.
         num_frames (`int`, *optional*, defaults to 8), frame_rate (`float`, *optional*, defaults to 16): of a clip.
-        sampling_rate (`int`, *optional*, defaults to 24000), audio_seconds (`float`, *optional*, defaults to 2): of the
-            sound.
+        sampling_rate (`int`, *optional*, defaults to 24000), audio_seconds (`float`, *optional*, defaults to 2): of
+            the sound.
         n_fft (`int`, *optional*, defaults to 1024), hop_length (`int`, *optional*, defaults to 240): samples of a
             window and between two.
-        num_bands (`int`, *optional*, defaults to 257): bands of the spectrogram; linear ones average neighbouring bins.
+        num_bands (`int`, *optional*, defaults to 257): bands of the spectrogram; linear ones average neighbouring
+            bins.
         spectrogram (`str`, *optional*, defaults to `"linear"`): or `"mel"`.
-        audio_mean, audio_std (`float` or `list`, *optional*): normalisation of the spectrogram in dB, one number or one
-            for each band; the average over the published 257.
+        audio_mean, audio_std (`float` or `list`, *optional*): normalisation of the spectrogram in dB, one number or
+            one for each band; the average over the published 257.
     """
 
     model_type = "avid"
@@ -96,6 +103,11 @@ class AvidConfig(PreTrainedConfig):
     audio_std: float | int | list[float | int] | tuple[float | int, ...] = 19.7
 
     @property
+    def timm_backbones(self) -> list[str]:
+        """Towers that are not the published networks."""
+        return [b for b in (self.video_backbone, self.audio_backbone) if b not in VIDEO_NETWORKS + AUDIO_NETWORKS]
+
+    @property
     def video_seconds(self) -> float:
         """Length of the frames' window."""
         return self.num_frames / self.frame_rate
@@ -106,6 +118,10 @@ class AvidConfig(PreTrainedConfig):
         return int(self.audio_seconds * self.sampling_rate) // self.hop_length
 
     def validate_choices(self):
+        ours = ", ".join(VIDEO_NETWORKS + AUDIO_NETWORKS)
+        for backbone in self.timm_backbones:
+            if backbone.startswith(("r2plus1d", "conv2d")):
+                raise ValueError(f"There is no network {backbone!r}; choose one of timm, or {ours}.")
         choices = {
             "frame_pooling": ("mean", "max"),
             "memory_dtype": ("float32", "bfloat16"),

@@ -42,6 +42,11 @@ class SSLConfig(PreTrainedConfig):
     interpolation: str = "bicubic"
     zero_init_residual: bool = False
 
+    @property
+    def timm_backbones(self) -> list[str]:
+        """timm models that the method is built on."""
+        return [self.backbone]
+
     def validate_choices(self):
         choices = {
             "stem": ("imagenet", "small", "small_linear"),

@@ -6,7 +6,6 @@ This file ships inside model repositories, so it imports from its siblings only.
 
 import math
 from dataclasses import dataclass
-from types import MethodType
 
 import timm
 import torch
@@ -18,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_ssl import backbone_blocks, checkpointed_forward, create_backbone, timm_fields
+from .backbones_ssl import backbone_blocks, create_backbone, timm_fields, use_checkpointing
 from .configuration_ssl import SSLConfig
 
 
@@ -72,6 +71,11 @@ class SSLPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    auto_classes = {
+        "AutoModel": "Model",
+        "AutoModelForPreTraining": "ForPreTraining",
+        "AutoModelForImageClassification": "ForImageClassification",
+    }
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # losses are means over the batch, which Trainer must divide over accumulated ones
     _supports_sdpa = True  # timm chooses its own attention
@@ -88,9 +92,18 @@ class SSLPreTrainedModel(PreTrainedModel):
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         """Called after the optimiser's step."""
 
+    refilled: frozenset[str] = frozenset()  # buffers that `refill` fills, when a warm start has none
+
+    def refill(self, **inputs) -> None:
+        """Called for every batch of an epoch before training, in evaluation mode."""
+
     def metrics(self) -> dict[str, float]:
         """Scalars of the last step worth watching."""
         return {}
+
+    def export_config(self) -> SSLConfig:
+        """The configuration of what is shared."""
+        return self.config
 
     def export_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights that are of use to others."""
@@ -144,12 +157,8 @@ class SSLPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with the code of every class of the method beside the weights."""
         kind, prefix = self.config.model_type, type(self.config).__name__.removesuffix("Config")
-        self.config.auto_map = {
-            "AutoConfig": f"configuration_{kind}.{prefix}Config",
-            "AutoModel": f"modeling_{kind}.{prefix}Model",
-            "AutoModelForPreTraining": f"modeling_{kind}.{prefix}ForPreTraining",
-            "AutoModelForImageClassification": f"modeling_{kind}.{prefix}ForImageClassification",
-        }
+        classes = {auto: f"modeling_{kind}.{prefix}{suffix}" for auto, suffix in self.auto_classes.items()}
+        self.config.auto_map = {"AutoConfig": f"configuration_{kind}.{prefix}Config", **classes}
         super().save_pretrained(save_directory, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -215,11 +224,7 @@ class SSLModel(SSLPreTrainedModel):
         blocks = backbone_blocks(self.backbone)
         if enable and not blocks:
             raise ValueError(f"{self.config.backbone} has no blocks to checkpoint; leave gradient_checkpointing off.")
-        for block in blocks:
-            if enable:
-                block.forward = MethodType(checkpointed_forward, block)
-            else:
-                block.__dict__.pop("forward", None)
+        use_checkpointing(blocks, enable)
         self._checkpointing = enable
 
     @can_return_tuple

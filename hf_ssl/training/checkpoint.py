@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..recipe import RecipeError, changed_keys
 from .fsdp import is_sharded
@@ -111,7 +112,8 @@ class Checkpoints:
         if self.accelerator.device.type == "cuda":
             own["cuda_rng"] = torch.cuda.get_rng_state(self.accelerator.device)
         if rank > 0:  # BatchNorm buffers differ between processes when they are not synchronised
-            own["buffers"] = {name: buffer.cpu() for name, buffer in model.named_buffers()}
+            norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+            own["buffers"] = {f"{name}.{k}": b.cpu() for name, norm in norms for k, b in norm.named_buffers()}
         torch.save(own, partial / f"rank_{rank}.pt")
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler

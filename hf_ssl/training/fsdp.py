@@ -24,7 +24,6 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.backbones_ssl import backbone_blocks
-from ..models.modeling_ssl import SSLModel
 
 
 LARGE_LAYER = 100_000_000  # parameters
@@ -107,10 +106,7 @@ def _mesh(accelerator: Accelerator) -> DeviceMesh:
 
 def units(model: nn.Module) -> list[nn.Module]:
     """Modules with parameters of their own to gather, children before their parents, the model last."""
-    chosen = {id(model), *map(id, model.children())}
-    for encoder in model.modules():
-        if isinstance(encoder, SSLModel):
-            chosen.update(map(id, backbone_blocks(encoder.backbone)))
+    chosen = {id(model), *map(id, model.children()), *map(id, backbone_blocks(model))}
     for module in model.modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if isinstance(module, _BatchNorm) or own >= LARGE_LAYER:

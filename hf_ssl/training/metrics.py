@@ -107,14 +107,14 @@ class Meter:
         yield
         self._start += time.perf_counter() - before
 
-    def read(self, step: int, batch_size: int) -> dict[str, float]:
-        """Mean loss, images per second, share of time waiting for data, and seconds since the last reading."""
+    def read(self, step: int, batch_size: int, kind: str = "images") -> dict[str, float]:
+        """Mean loss, images or clips per second, share of time waiting for data, seconds since the last reading."""
         steps = step - self._step
         loss = self.loss.item() / steps  # waits for the device, so it comes before the clock
         seconds = time.perf_counter() - self._start
         values = {
             "loss": loss,
-            "images_per_second": steps * batch_size / seconds,
+            f"{kind}_per_second": steps * batch_size / seconds,
             "data_wait": self._waited / seconds,
             "seconds": seconds,
         }

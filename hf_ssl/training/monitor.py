@@ -8,6 +8,9 @@ effective rank (RankMe, https://huggingface.co/papers/2210.02885, eq. 1), alignm
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +19,10 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from ..data.sources import ImageSource
+from ..evaluation.clips import ClipFeatures, evaluate_clips, extract_clips
 from ..evaluation.features import EvalTransform, Features, extract_features, raw_pixel_embedding
 from ..evaluation.knn import knn_accuracy
+from ..evaluation.retrieval import positive_precision
 from ..recipe import MonitorConfig
 
 
@@ -38,6 +43,8 @@ class Monitor:
     Args:
         bank, queries: labelled sources for kNN, or None.
     """
+
+    examples = "images"
 
     def __init__(
         self,
@@ -60,23 +67,31 @@ class Monitor:
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """All measurements of the present weights; every process must call it."""
-        results = self.diagnostics()
-        if self.bank is not None:
-            # Through the whole model: under FSDP a part of it cannot be called by itself.
-            results["knn"] = self.knn(lambda images: model(pixel_values=images).features[:, 0], model)
+        results = {**self.diagnostics(), **self.evaluate(model)}
         ratio = results.get("embedding_std")
         if ratio is not None and ratio < COLLAPSED_STD:
             logger.warning(COLLAPSE_ADVICE.format(ratio=ratio), main_process_only=True)
         return results
 
-    def knn(self, embed, model: nn.Module | None = None) -> float:
+    def baseline(self, model: nn.Module) -> dict[str, float]:
+        """What there is to measure before training."""
+        return {"knn_raw_pixels": self.raw_pixels(), **self.measure(model)} if self.bank is not None else {}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Measurements on other data than the training batches."""
+        if self.bank is None:
+            return {}
+        # Through the whole model: under FSDP a part of it cannot be called by itself.
+        with evaluating(model):
+            return {"knn": self.knn(lambda images: model(pixel_values=images).features[:, 0])}
+
+    def headline(self, values: dict[str, float]) -> str | None:
+        """What a person wants to see of a measurement at once."""
+        return f"kNN {values['knn']:.1%}" if "knn" in values else None
+
+    def knn(self, embed) -> float:
         """Weighted kNN accuracy (0..1) of the queries against the bank under `embed`."""
-        training = model.training if model is not None else False
-        if model is not None:
-            model.eval()
         bank, queries = (self._features(embed, s, limit) for s, limit in self._labelled())
-        if model is not None:
-            model.train(training)
         return knn_accuracy(bank, queries, k=self.config.k, temperature=self.config.temperature)
 
     def raw_pixels(self) -> float:
@@ -106,25 +121,99 @@ class Monitor:
         return (self.bank, self.config.max_bank), (self.queries, self.config.max_queries)
 
     def _features(self, embed, source: ImageSource, limit: int | None) -> Features:
-        own = extract_features(
-            embed,
-            source,
-            self.transform,
-            device=self.accelerator.device,
-            batch_size=self.config.batch_size,
-            num_workers=self.num_workers,
-            max_examples=limit,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-        if own.failed:
-            logger.warning(f"{len(own.failed)} image(s) could not be read for kNN, the first is {own.failed[0]}.")
-        if self.accelerator.num_processes == 1:
-            return own
-        vectors = self.accelerator.pad_across_processes(own.vectors, dim=0)
-        labels = self.accelerator.pad_across_processes(own.labels, dim=0, pad_index=-1)
-        vectors, labels = self.accelerator.gather((vectors, labels))
+        own = extract_features(embed, source, self.transform, **self._how(limit))
+        self._warn(own.failed)
+        [vectors], labels = self._gather([own.vectors], own.labels)
         return Features(vectors[labels >= 0], labels[labels >= 0], own.failed)
+
+    def _how(self, limit: int | None) -> dict[str, Any]:
+        return {
+            "device": self.accelerator.device,
+            "batch_size": self.config.batch_size,
+            "num_workers": self.num_workers,
+            "max_examples": limit,
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+        }
+
+    def _warn(self, failed: list[str]) -> None:
+        if failed:
+            logger.warning(f"{len(failed)} file(s) could not be read for the monitor, the first is {failed[0]}.")
+
+    def _gather(self, vectors: list[torch.Tensor], labels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Vectors (N, ...) and labels (N,) of all processes."""
+        if self.accelerator.num_processes == 1:
+            return vectors, labels
+        padding = -2  # no label, not even that of an unlabelled example
+        padded = [self.accelerator.pad_across_processes(v, dim=0) for v in vectors]
+        padded.append(self.accelerator.pad_across_processes(labels, dim=0, pad_index=padding))
+        *vectors, labels = self.accelerator.gather(padded)
+        return [v[labels != padding] for v in vectors], labels[labels != padding]
+
+
+class ClipMonitor(Monitor):
+    """The same for videos with sound: retrieval between the towers, kNN of each, and how pure CMA's positives are.
+
+    Args:
+        config, accelerator, num_workers: as for images.
+        inputs: `AvidConfig`, which says how long and how large clips are.
+        bank, queries: training and unseen clips, or None; kNN needs labels.
+        source: what is trained on, of whose labels the positives' precision is.
+    """
+
+    examples = "clips"
+
+    def __init__(self, config, inputs, accelerator, bank=None, queries=None, num_workers=0, source=None):
+        super().__init__(config, None, accelerator, bank, queries, num_workers)
+        self.inputs, self.source = inputs, source
+
+    def baseline(self, model: nn.Module) -> dict[str, float]:
+        return self.measure(model) if self.queries is not None else {}
+
+    def headline(self, values: dict[str, float]) -> str | None:
+        names = {"p1": "class precision at 1", "r1": "R@1"}
+        for key, name in names.items():
+            found = [
+                values[f"{way}_{key}"] for way in ("video_to_audio", "audio_to_video") if f"{way}_{key}" in values
+            ]
+            if found:
+                return f"{name} of video to audio {found[0]:.1%}, audio to video {found[1]:.1%}"
+        return None
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        results = {}
+        if self.queries is not None:
+            with evaluating(model):
+                parts = [self._clips(model, *part) for part in self._labelled() if part[0] is not None]
+            results = evaluate_clips(parts[:-1], parts[-1], k=self.config.k, temperature=self.config.temperature)
+        positives = getattr(model, "positive_set", None)
+        if positives is not None and getattr(self.source, "label_column", None) and positives[0, 0] >= 0:
+            labels = torch.tensor([self.source.label(i) for i in range(len(positives))], device=positives.device)
+            results["positive_precision"] = positive_precision(positives, labels)
+        return results
+
+    def _clips(self, model: nn.Module, source, limit: int | None) -> ClipFeatures:
+        def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            output = model(**inputs)
+            video, audio = output.embeddings.unbind(1)
+            features = {"video": output.features[:, 0], "audio": output.audio_features[:, 0]}
+            return {"video_embeds": video, "audio_embeds": audio, **features}
+
+        own = extract_clips(embed, source, self.inputs, **self._how(limit))
+        self._warn(own.failed)
+        vectors, labels = self._gather(list(own.vectors.values()), own.labels)
+        return ClipFeatures(dict(zip(own.vectors, vectors, strict=True)), labels, own.failed)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def effective_rank(features: torch.Tensor, eps: float = 1e-7) -> float:

@@ -8,7 +8,7 @@ step, and a checkpoint holds everything else. The loop knows no method by name (
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,22 +18,24 @@ from accelerate.utils import gather_object, set_seed
 from datasets import IterableDataset
 from tqdm.auto import tqdm
 
+from ..data.clips import ClipTransform, ClipViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.photometric import Photometric
-from ..data.sources import ImageSource, check_source, labelled_sources, load_source
+from ..data.sources import Source, available_splits, check_source, labelled_sources, load_source, source_of
 from ..data.streams import ImageStream, merge_states, open_stream
 from ..data.views import resolve_views
 from ..evaluation.features import EvalTransform
 from ..hub.export import RunFacts, export
-from ..models import METHODS, rebuildable_by_timm
+from ..models import METHODS, SSLConfig, rebuildable_by_timm
 from ..optim import build_optimizer, set_learning_rates
 from ..recipe import Recipe, RecipeError, TrainConfig, model_config
 from .accelerator import build_accelerator, fit_model, prepare
 from .checkpoint import Checkpoints
 from .fsdp import build_once, full_state_dict
 from .metrics import Journal, Meter, Totals
-from .monitor import Monitor
+from .monitor import ClipMonitor, Monitor, evaluating
 from .signals import Interrupted, StopSignals
+from .warm_start import warm_start
 
 
 logger = get_logger(__name__)
@@ -73,21 +75,29 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     train = recipe.train
     views = resolve_views(recipe.views, recipe.method)
     config = model_config(recipe, image_size=views[0].size)
+    kind = "image" if isinstance(config, SSLConfig) else "video"
     if dataset is None:
-        check_source(recipe.data)
+        check_source(recipe.data, kind=kind)
     accelerator = build_accelerator(train)
     recipe.per_process_batch(accelerator.num_processes)
     output_dir = Path(train.output_dir)
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
-        source = _training_source(recipe, dataset)
-        bank, queries = _knn_sources(recipe, dataset, bank, queries)
-    num_images = source.num_examples if isinstance(source, ImageStream) else len(source)
-    num_steps, steps_per_epoch = count_steps(train, num_images)
+        source = _training_source(recipe, dataset, kind)
+        bank, queries = _monitor_sources(recipe, dataset, bank, queries, kind)
+    num_examples = source.num_examples if isinstance(source, ImageStream) else len(source)
+    num_steps, steps_per_epoch = count_steps(train, num_examples)
+    if getattr(config, "num_instances", None) == 0:
+        config.num_instances = num_examples or 0
+
+    checkpoints = Checkpoints(output_dir / "checkpoints", train.keep_checkpoints, accelerator)
+    if train.resume == "never" and checkpoints.complete():
+        raise RecipeError(f"{output_dir} already holds a run; set another train.output_dir or train.resume=auto.")
 
     # Build: the same weights on every process, then random states of their own.
     set_seed(train.seed)
     with build_once(accelerator):
         model = METHODS[recipe.method][1](config).train()
+        forgotten = warm_start(model, train.init_from) if train.init_from and not checkpoints.complete() else []
     model = fit_model(model, train, accelerator)
     make_optimizer = partial(build_optimizer, optim=recipe.optim, batch_size=train.batch_size)
     wrapped, optimizer = prepare(model, make_optimizer, accelerator)
@@ -95,9 +105,6 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     torch.manual_seed(train.seed + 1 + accelerator.process_index)
 
     # Resume.
-    checkpoints = Checkpoints(output_dir / "checkpoints", train.keep_checkpoints, accelerator)
-    if train.resume == "never" and checkpoints.complete():
-        raise RecipeError(f"{output_dir} already holds a run; set another train.output_dir or train.resume=auto.")
     state = checkpoints.load_latest(model, optimizer, recipe.to_dict())
     start = state["step"] if state else 0
     if state and "stream" in state:  # the epoch stays as long as it was when a shard has become unreadable since
@@ -105,13 +112,18 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     totals = Totals(accelerator, **state["totals"]) if state else Totals(accelerator)
 
     workers = min(recipe.data.num_workers, os.cpu_count() or 1)
-    loader = TrainLoader(
+    if kind == "image":
+        to_inputs = Photometric(config.image_mean, config.image_std)
+        monitor = Monitor(recipe.monitor, EvalTransform.of(config), accelerator, bank, queries, workers)
+    else:
+        views, to_inputs = ClipViews(views[0], config, recipe.clips), ClipTransform(config)
+        monitor = ClipMonitor(recipe.monitor, config, accelerator, bank, queries, workers, source)
+    make_loader = partial(
+        TrainLoader,
         source,
         views,
         batch_size=train.batch_size,
         seed=train.seed,
-        num_steps=num_steps,
-        start_step=start,
         accumulation=train.accumulation,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -120,11 +132,13 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         channels=config.num_channels,
         max_failed_share=recipe.data.max_failed_share,
         shuffle_block=recipe.data.shuffle_block,
-        state=state.get("stream") if state else None,
     )
+    if model.refilled & set(forgotten):
+        with torch.no_grad(), evaluating(model):
+            for batch in make_loader(start_step=0, num_steps=steps_per_epoch):
+                model.refill(**to_inputs(batch, accelerator.device))
+    loader = make_loader(start_step=start, num_steps=num_steps, state=state.get("stream") if state else None)
     batches = iter(loader)
-    photometric = Photometric(config.image_mean, config.image_std)
-    monitor = Monitor(recipe.monitor, EvalTransform.of(config), accelerator, bank, queries, workers)
     journal = Journal(recipe, accelerator, start, steps_per_epoch)
     bad_step = torch.full((), -1, device=accelerator.device, dtype=torch.long)
 
@@ -138,8 +152,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
 
     if start:
         logger.info(f"Continuing {output_dir} at step {start} of {num_steps}.")
-    elif bank is not None:
-        journal.record(0, {"knn_raw_pixels": monitor.raw_pixels(), **monitor.measure(model)})
+    elif baseline := monitor.baseline(model):
+        journal.record(0, baseline)
 
     every_checkpoint = max(1, round(train.checkpoint_every * steps_per_epoch))
     every_monitor = round(recipe.monitor.every * steps_per_epoch) or num_steps
@@ -161,7 +175,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 with meter.waiting():
                     batch = next(batches)
                 totals.add_skipped(batch["skipped"])
-                inputs = photometric(batch, accelerator.device)
+                inputs = to_inputs(batch, accelerator.device)
                 # Sharded gradients add up where they are; unsharded ones would need the memory that FSDP saves.
                 synchronize = micro == train.accumulation - 1 or accelerator.is_fsdp2
                 with nullcontext() if synchronize else accelerator.no_sync(wrapped):
@@ -183,20 +197,20 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
             if done % train.log_every == 0 or done == num_steps:
                 _stop_if_not_finite(bad_step, checkpoints)
                 totals.synchronize()
-                values = meter.read(done, train.batch_size)
+                values = meter.read(done, train.batch_size, monitor.examples)
                 totals.seconds += values.pop("seconds")
                 values["lr"] = max(group["lr"] for group in optimizer.param_groups)
                 journal.record(done, {**values, "skipped": totals.skipped, **model.metrics()})
                 progress.set_postfix_str(
-                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values['images_per_second']:.0f} images/s",
+                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values[f'{monitor.examples}_per_second']:.0f} {monitor.examples}/s",
                     refresh=False,
                 )
             if done == num_steps or done % every_monitor == 0:
                 with meter.paused():
                     values = monitor.measure(model)
                 journal.record(done, values)
-                if "knn" in values:
-                    progress.write(f"epoch {done / steps_per_epoch:.4g}: kNN {values['knn']:.1%}", file=sys.stderr)
+                if headline := monitor.headline(values):
+                    progress.write(f"epoch {done / steps_per_epoch:.4g}: {headline}", file=sys.stderr)
             if done == num_steps or done % every_checkpoint == 0:
                 with meter.paused():
                     save(done)
@@ -209,7 +223,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     baseline, final = journal.at(0), journal.at(num_steps)
     tensors = full_state_dict(model)
     if accelerator.is_main_process:
-        counted = None if isinstance(source, ImageStream) else num_images  # a recipe's own word is no count
+        counted = None if isinstance(source, ImageStream) else num_examples  # a recipe's own word is no count
         facts = RunFacts(counted, num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
         export(model, recipe, output_dir / "model", tensors=tensors, baseline=baseline, final=final, facts=facts)
     accelerator.wait_for_everyone()
@@ -219,37 +233,41 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     )
 
 
-def count_steps(train: TrainConfig, num_images: int | None) -> tuple[int, int]:
+def count_steps(train: TrainConfig, num_examples: int | None) -> tuple[int, int]:
     """Steps of a run, and of an epoch; a stream of unknown length is one epoch.
 
     Raises:
-        RecipeError: fewer images than a batch, or epochs of an unknown length.
+        RecipeError: fewer examples than a batch, or epochs of an unknown length.
     """
-    if num_images is not None:
-        steps_per_epoch = steps_in_epoch(num_images, train.batch_size)
+    if num_examples is not None:
+        steps_per_epoch = steps_in_epoch(num_examples, train.batch_size)
         return train.steps or max(1, round(train.epochs * steps_per_epoch)), steps_per_epoch
     if train.steps is None:
         raise RecipeError("The length of the stream is not known; set data.num_examples, or train.steps for epochs.")
     return train.steps, train.steps
 
 
-def _training_source(recipe: Recipe, dataset) -> ImageSource | ImageStream:
-    if recipe.data.streaming or isinstance(dataset, IterableDataset):
-        return open_stream(recipe.data, dataset)
-    if dataset is not None:
-        return ImageSource(dataset, recipe.data.image_column, max_megapixels=recipe.data.max_megapixels)
-    return load_source(recipe.data)
+def _training_source(recipe: Recipe, dataset, kind: str) -> Source | ImageStream:
+    data = recipe.data
+    if data.streaming or isinstance(dataset, IterableDataset):
+        return open_stream(data, dataset, kind)
+    return load_source(data, kind=kind) if dataset is None else source_of(dataset, data, kind)
 
 
-def _knn_sources(recipe: Recipe, dataset, bank, queries) -> tuple[ImageSource | None, ImageSource | None]:
-    """Labelled bank and queries of the monitor, or None where nothing is labelled."""
-    monitor = recipe.monitor
+def _monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple[Source | None, Source | None]:
+    """Labelled bank and queries of the monitor, or None where nothing is labelled; videos need no labels."""
+    data, monitor = recipe.data, recipe.monitor
     if bank is not None and queries is not None:
-        wrap = [ImageSource(d, monitor.image_column, monitor.label_column) for d in (bank, queries)]
-        return wrap[0], wrap[1]
-    if monitor.path is None and (dataset is not None or recipe.data.streaming):
+        columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
+        return source_of(bank, columns, kind), source_of(queries, columns, kind)
+    if monitor.path is None and (dataset is not None or data.streaming):
         return None, None  # a stream is not indexed for the sake of its labels
-    return labelled_sources(recipe.data, monitor)
+    found = labelled_sources(data, monitor, kind)
+    if kind == "video" and found[1] is None:
+        where = replace(data, path=monitor.path or data.path, max_examples=None)
+        if monitor.query_split in available_splits(where, kind):
+            return None, load_source(where, monitor.query_split, kind)
+    return found
 
 
 def _stop_if_not_finite(bad_step: torch.Tensor, checkpoints: Checkpoints) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from hf_ssl.models import METHODS
 from hf_ssl.recipe import load_recipe, model_config
@@ -134,3 +135,18 @@ def test_an_older_model_is_replaced_whole(tmp_path):
     again, _ = trained(tmp_path / "run", "simsiam")
     assert not (again.model_dir / "left_over").exists()
     assert (again.model_dir / "model.safetensors").exists()
+
+
+def test_an_encoder_that_is_too_large_for_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_ssl.hub.export.MAX_FILE_SIZE", "400KB")
+    result, model = trained(tmp_path / "run", "simsiam")
+    assert len(list(result.model_dir.glob("model-*.safetensors"))) > 1
+    assert not (result.model_dir / "model.safetensors").exists()
+    encoder = AutoModel.from_pretrained(result.model_dir)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.encoder(image).pooler_output
+        torch.testing.assert_close(encoder(image).pooler_output.flatten(1), expected, rtol=0, atol=0)
+        torch.testing.assert_close(encoder.timm_model(image), expected, rtol=0, atol=0)
+    card = (result.model_dir / "README.md").read_text()
+    assert "encoder.timm_model" in card and "hf-hub:" not in card

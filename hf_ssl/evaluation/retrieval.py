@@ -1,0 +1,84 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Cross-modal retrieval between the pictures and the sound of the same clips, and how pure CMA's positive sets are.
+
+No protocol was published with AVID. Ours: cosine similarity of the embeddings of unseen clips.
+Ties are resolved in expectation over a random order: an encoder that gives all clips the same embedding gets exactly
+chance (k / N), where counting ties for it would give 100 %, and counting them against it would punish duplicate clips.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+TIE = 1e-6  # cosines that float32's rounding alone can tell apart
+
+
+@torch.no_grad()
+def retrieval(
+    video: torch.Tensor, audio: torch.Tensor, labels: torch.Tensor | None = None, *, chunk: int = 1024
+) -> dict[str, float]:
+    """Find each clip's sound among all N by its pictures, and the reverse.
+
+    Args:
+        video, audio: embeddings (N, D) of the same N clips in the same order.
+        labels: classes (N,), for precision at 1; clips of class -1 have none and neither ask nor answer there.
+        chunk: queries of which the similarities to all N clips are in memory at once.
+
+    Returns:
+        `video_to_audio_r1`, `_r5`, `_r10` (share of clips found among the k nearest, 0..1), `_median_rank` (from 1),
+        with labels `_p1` (share of nearest neighbours of the right class), and the same for `audio_to_video`.
+
+    Raises:
+        ValueError: no clips, or not the same number of them on both sides.
+    """
+    sizes = [len(x) for x in (video, audio, labels) if x is not None]
+    if min(sizes) != max(sizes) or len(video) == 0:
+        raise ValueError(f"Retrieval needs pictures, sound (and labels) of the same clips; their numbers are {sizes}.")
+    # A vector that is not finite becomes 0, which is equally far from all.
+    video, audio = (F.normalize(x.float(), dim=1).nan_to_num(0) for x in (video, audio))
+    return {
+        **_one_way("video_to_audio", video, audio, labels, chunk),
+        **_one_way("audio_to_video", audio, video, labels, chunk),
+    }
+
+
+def _one_way(
+    name: str, queries: torch.Tensor, gallery: torch.Tensor, labels: torch.Tensor | None, chunk: int
+) -> dict[str, float]:
+    better, tied, precision = [], [], []
+    for start in range(0, len(queries), chunk):
+        similarity = queries[start : start + chunk] @ gallery.T  # (m, N)
+        own = similarity.diagonal(start)[:, None]
+        better.append((similarity > own + TIE).sum(1))
+        tied.append(((similarity - own).abs() <= TIE).sum(1))  # with the own clip
+        if labels is not None:
+            asking = labels[start : start + chunk] >= 0
+            similarity, classes = similarity[asking][:, labels >= 0], labels[labels >= 0]
+            if len(similarity):
+                nearest = similarity >= similarity.amax(1, keepdim=True) - TIE
+                right = nearest & (classes == labels[start : start + chunk][asking][:, None])
+                precision.append(right.sum(1) / nearest.sum(1))
+    better, tied = torch.cat(better).float(), torch.cat(tied).float()
+    # The own clip's place is better + 1 .. better + tied, each equally likely.
+    results = {f"{name}_r{k}": ((k - better) / tied).clamp(0, 1).mean().item() for k in (1, 5, 10)}
+    results[f"{name}_median_rank"] = (better + (tied + 1) / 2).quantile(0.5).item()
+    if precision:
+        results[f"{name}_p1"] = torch.cat(precision).mean().item()
+    return results
+
+
+def positive_precision(positives: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of CMA's positives that are of their anchor's class, 0..1.
+
+    Args:
+        positives: instances (N, k) in the set of each of N anchors.
+        labels: classes (N,); pairs of which one has none (-1) do not count.
+
+    Raises:
+        ValueError: no pair has labels.
+    """
+    found, anchors = labels[positives.long()], labels[:, None]  # (N, k), (N, 1)
+    known = (found >= 0) & (anchors >= 0)
+    if not known.any():
+        raise ValueError("Precision of the positive sets needs labelled instances.")
+    return ((found == anchors) & known).sum().item() / known.sum().item()
