@@ -27,7 +27,7 @@ _EXTENSIONS = {
     "image": ".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split(),
     "video": ".avi .m4v .mkv .mov .mp4 .webm".split(),
 }
-_FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
+FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev"), "validation"
@@ -126,7 +126,7 @@ def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dat
     columns = find_columns(dataset.features, wanted, where)
     dataset = dataset.select_columns(list(columns.values()))
     for kind, column in columns.items():
-        dataset = dataset.cast_column(column, _FEATURES[kind](decode=False))
+        dataset = dataset.cast_column(column, FEATURES[kind](decode=False))
     return dataset, columns
 
 
@@ -172,9 +172,13 @@ def load_source(data: DataConfig, split: str | None = None, kind: str = "image")
         dataset = dataset.select(range(min(data.max_examples, len(dataset))))
     if len(dataset) == 0:
         raise RecipeError(f"The split {split!r} of {data.path} is empty.")
-    if kind == "video":
-        return ClipSource(dataset, data.video_column, data.audio_column, data.label_column, data.max_megapixels)
-    return ImageSource(dataset, data.image_column, data.label_column, data.max_megapixels)
+    return source_of(dataset, data, kind)
+
+
+def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> ImageSource | ClipSource:
+    """A dataset of one's own with the columns and limits of a recipe's `data` section."""
+    make = ClipSource if kind == "video" else ImageSource
+    return make(dataset, *wanted_columns(data, kind).values(), data.label_column, data.max_megapixels)
 
 
 def check_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Features:
@@ -271,7 +275,7 @@ def find_columns(
     """
     found = {}
     for kind, name in wanted.items():
-        typed = [column for column, feature in features.items() if isinstance(feature, _FEATURES[kind])]
+        typed = [column for column, feature in features.items() if isinstance(feature, FEATURES[kind])]
         structs = [c for c, f in features.items() if isinstance(f, dict) and f.keys() == {"bytes", "path"}]
         binary = [c for c, f in features.items() if f in (Value("binary"), Value("large_binary"))]
         choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed}[kind]
@@ -344,7 +348,8 @@ def _open_folder(path: Path, name: str | None, streaming: bool, kind: str) -> di
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, dict) else {_split_name(str(saved.split)): saved}
     shards = sorted(str(p) for p in path.rglob("*") if p.suffix in _SHARDS)
-    listed = {} if shards or any(path.glob("metadata.*")) or any(path.glob("*/metadata.csv")) else _list_files(path, kind)
+    tables = shards or [*path.glob("metadata.*"), *path.glob("*/metadata.csv")]
+    listed = {} if tables else _list_files(path, kind)
     return listed or _load_shards(str(path), shards, name=name, streaming=streaming)
 
 
@@ -390,7 +395,7 @@ def _list_files(root: Path, kind: str) -> dict[str, Dataset]:
     depths = {folder.count(os.sep) for folders in parents for folder in folders}
     labelled = len(classes) > 1 and len(depths) == 1
     number = {name: i for i, name in enumerate(classes)}
-    features = Features({kind: _FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
+    features = Features({kind: FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
     found = {}
     for split, files in parts.items():
         columns: dict[str, list] = {kind: [{"bytes": None, "path": file} for file in files]}

@@ -1,5 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Streams of images, or of videos with sound: any number of shards, read once an epoch in a shuffled order, and continued to the example.
+"""Streams of images, or of videos with sound: any number of shards, read once an epoch in a shuffled order, and
+continued to the example.
 
 The shards are dealt to a fixed number of partitions, and the partitions to processes. A partition reads its shards in
 an order of its own for every epoch, in blocks which it permutes. Where it stands is four numbers (`Cursor`), and every
@@ -28,7 +29,17 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .sources import ClipSource, ImageSource, Source, cell_of, check_source, encoded, open_place, wanted_columns
+from .sources import (
+    FEATURES,
+    ClipSource,
+    ImageSource,
+    Source,
+    cell_of,
+    check_source,
+    encoded,
+    open_place,
+    wanted_columns,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -135,8 +146,8 @@ class ImageStream:
                 tries += 1
 
     def rows(self) -> np.ndarray:
-        """Number of the first example of each shard, and of all: example `offset` of shard s is row `rows()[s]` +
-        offset. Shards whose length no metadata tells are read once.
+        """Rows (shards + 1,) at which the shards begin, the last one the number of all examples; offsets in a shard
+        count from there. Shards whose length no metadata tells are read once.
         """
         if self.shard_lengths is None:
             self.shard_lengths = self._footers() or self._lengths()
@@ -196,8 +207,7 @@ class ImageStream:
         cells = list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
         kinds = list(self._columns)
         columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
-        types = {"image": datasets.Image(), "video": datasets.Video(decode=False), "audio": datasets.Audio(decode=False)}
-        dataset = Dataset.from_dict(columns, features=datasets.Features({kind: types[kind] for kind in kinds}))
+        dataset = Dataset.from_dict(columns, features=datasets.Features({kind: FEATURES[kind]() for kind in kinds}))
         make = ImageSource if kinds == ["image"] else ClipSource
         return make(dataset, max_megapixels=self.max_megapixels)
 
@@ -253,7 +263,7 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
         shards = min(len(dataset), max(_FOLDER_SHARDS, data.partitions or 0))
         lengths = [len(part) for part in np.array_split(np.arange(len(dataset)), shards)]
         dataset = dataset.to_iterable_dataset(num_shards=shards)
-    return ImageStream(
+    stream = ImageStream(
         dataset,
         wanted_columns(data, kind),
         partitions=data.partitions,
@@ -262,6 +272,9 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
         max_megapixels=data.max_megapixels,
         name=name,
     )
+    if kind == "video":  # every clip has a row in the method's memory
+        stream.num_examples = int(stream.rows()[-1])
+    return stream
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:

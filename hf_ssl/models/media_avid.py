@@ -54,7 +54,7 @@ def read_clips(
 
     The window of the sound starts anywhere in what picture and sound both cover; that of the frames anywhere from
     `offset` seconds before it to as much behind it. For every wanted time the frame on display is taken: the last one
-    whose time stamp is not later. Of a video that is too short the frames are repeated, sound is filled up with silence.
+    whose time stamp is not later. If a video is too short, its frames are repeated; sound is filled up with silence.
 
     Args:
         video: path, content or binary file.

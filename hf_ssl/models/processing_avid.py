@@ -55,7 +55,7 @@ class AvidProcessor(ProcessorMixin):
 
 def avid_processor(config) -> AvidProcessor:
     """The processor of an `AvidConfig`; its `save_pretrained` writes all files that a repo needs."""
-    stats = {key: value if isinstance(value, float | int) else list(value) for key, value in _stats(config).items()}
+    mean, std = (v if isinstance(v, float | int) else list(v) for v in (config.audio_mean, config.audio_std))
     hearing = AvidFeatureExtractor(
         feature_size=config.num_bands,
         sampling_rate=config.sampling_rate,
@@ -63,7 +63,8 @@ def avid_processor(config) -> AvidProcessor:
         n_fft=config.n_fft,
         hop_length=config.hop_length,
         spectrogram=config.spectrogram,
-        **stats,
+        mean=mean,
+        std=std,
     )
     seeing = AvidVideoProcessor(
         size={"shortest_edge": math.floor(config.image_size / config.crop_pct)},
@@ -71,15 +72,10 @@ def avid_processor(config) -> AvidProcessor:
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
         resample=3 if config.interpolation == "bicubic" else 2,
-        do_convert_rgb=config.num_channels == 3,
         num_frames=config.num_frames,
         fps=config.frame_rate,
     )
     return AvidProcessor(hearing, seeing)
-
-
-def _stats(config) -> dict:
-    return {"mean": config.audio_mean, "std": config.audio_std}
 
 
 AvidProcessor.register_for_auto_class()
