@@ -142,7 +142,7 @@ def test_a_run_continues_at_any_step_as_if_never_interrupted(source, start):
 def test_continuing_reads_nothing_of_what_came_before(source, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        ImageSource, "image", lambda self, i, real=ImageSource.image: opened.append(i) or real(self, i)
+        ImageSource, "cell", lambda self, i, real=ImageSource.cell: opened.append(i) or real(self, i)
     )
     last = batches(source, start_step=6)
     assert opened == last[0]["index"].tolist()
