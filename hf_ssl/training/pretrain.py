@@ -201,10 +201,9 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 totals.seconds += values.pop("seconds")
                 values["lr"] = max(group["lr"] for group in optimizer.param_groups)
                 journal.record(done, {**values, "skipped": totals.skipped, **model.metrics()})
-                progress.set_postfix_str(
-                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values[f'{monitor.examples}_per_second']:.0f} {monitor.examples}/s",
-                    refresh=False,
-                )
+                speed = f"{values[f'{monitor.examples}_per_second']:.0f} {monitor.examples}/s"
+                shown = f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {speed}"
+                progress.set_postfix_str(shown, refresh=False)
             if done == num_steps or done % every_monitor == 0:
                 with meter.paused():
                     values = monitor.measure(model)
