@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The order of the images, shared out over processes and workers, from any step on.
+"""The order of the images, or of clips, shared out over processes and workers, from any step on.
 
 Step s of epoch e takes permutation(seed, e)[s B : (s + 1) B] for the global batch B; micro-batch a is the a-th part of
 it, and process r takes the r-th part of that. So the batch is the same whatever the number of processes, and
@@ -8,7 +8,8 @@ continuing at a step is arithmetic. Streams have an order of their own: see `str
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,24 +17,31 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
 from .photometric import PARAMS, Photometric
-from .sources import ImageSource, open_image
+from .sources import Source, open_image
 from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder
 from .views import View, make_views
 
+
+if TYPE_CHECKING:  # images need none of what clips import
+    from .clips import ClipViews
 
 _ATTEMPTS = 10  # images tried in place of one that cannot be read
 _WINDOW = 1000  # images over which the share of failures is counted
 
 
 class TrainLoader:
-    """Micro-batches of views, from `start_step` to `num_steps`.
+    """Micro-batches of views of images, or of clips, from `start_step` to `num_steps`.
 
     Yields dicts: `pixel_values` uint8 (V, B, S, S, C) and `params` (V, B, P) of the global views, `local_pixel_values`
     and `local_params` of the small crops, `index` (B,) of the examples whose turn it was, and `skipped`, a list of
     (name, reason) of those that could not be read; another one, drawn for it, is in the place of each. In a stream
     `index` is shard * 2^32 + place in the shard, and `skipped` also names the shards that were given up.
 
+    Of clips: `pixel_values_videos` uint8 (B, T, S, S, C), `params` (B, P), `waveforms` (B, samples), `skipped`, and
+    `index` (B,), the row in 0..N-1 of the clip that is there, be it drawn for another, of a stream too (`rows`).
+
     Args:
+        views: of images, see `resolve_views`, or of clips.
         batch_size: images of one optimiser step over all processes and micro-batches, which must divide it.
         reference: do the colours in the workers, per image, as published (see `make_views`).
         channels: 3 (RGB) or 1 (grey).
@@ -48,8 +56,8 @@ class TrainLoader:
 
     def __init__(
         self,
-        source: ImageSource | ImageStream,
-        views: list[View],
+        source: Source | ImageStream,
+        views: "list[View] | ClipViews",
         *,
         batch_size: int,
         num_steps: int,
@@ -68,6 +76,9 @@ class TrainLoader:
         if channels not in (1, 3):
             raise RecipeError(f"model.num_channels={channels} is not possible for images; set 3 (RGB) or 1 (grey).")
         self.max_failed_share = max_failed_share
+        images = isinstance(views, list)
+        views = _ImageViews(views, reference, channels) if images else replace(views, reference=reference)
+        self._what = views.what
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
         where = {
@@ -82,10 +93,10 @@ class TrainLoader:
         if isinstance(source, ImageStream):
             order = StreamOrder(source, **where, block=shuffle_block, cursors=source.cursors_of(state))
             self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
-            batches = _StreamViews(source, views, seed, reference, channels)
+            batches = _StreamViews(source, views, seed)
         else:
             order = _Order(len(source), **where)
-            batches = _ViewBatches(source, views, seed, reference, channels)
+            batches = _ViewBatches(source, views, seed)
         self._loader = DataLoader(
             batches,
             batch_sampler=order,
@@ -105,8 +116,8 @@ class TrainLoader:
             if batch.pop("exhausted") or (tried >= 100 and failed > self.max_failed_share * tried):
                 name, reason = batch["skipped"][-1]
                 raise RecipeError(
-                    f"{failed} of the last {tried} images could not be read, the last one {name} ({reason}); mend the "
-                    "data or raise data.max_failed_share."
+                    f"{failed} of the last {tried} {self._what} could not be read, the last one {name} ({reason}); "
+                    "mend the data or raise data.max_failed_share."
                 )
             self._cursors.update(batch.pop("cursors", {}))
             yield batch
@@ -124,7 +135,7 @@ def steps_in_epoch(num_examples: int, batch_size: int) -> int:
     """
     if num_examples < batch_size:
         raise RecipeError(
-            f"train.batch_size={batch_size} is more than the {num_examples} images of the dataset; lower it."
+            f"train.batch_size={batch_size} is more than the {num_examples} examples of the dataset; lower it."
         )
     return num_examples // batch_size
 
@@ -188,63 +199,84 @@ class _Order(Sampler):
                 yield [(epoch, int(index)) for index in order[first : first + own]]
 
 
+@dataclass(frozen=True)
+class _ImageViews:
+    """Stage 1 of images, as `ClipViews` of clips."""
+
+    what: ClassVar[str] = "images"
+    views: list[View]
+    reference: bool
+    channels: int
+
+    def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
+        image = open_image(cell, max_megapixels)
+        return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
+
+    def blank(self):
+        blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
+        return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
+
+    def stack(self, made: list) -> dict[str, np.ndarray]:
+        return _stack(made, self.views)
+
+
 class _ViewBatches(Dataset):
     """A list of (epoch, example) pairs -> arrays of their views."""
 
-    def __init__(self, source: ImageSource, views: list[View], seed: int, reference: bool, channels: int):
+    def __init__(self, source: Source | ImageStream, views: "_ImageViews | ClipViews", seed: int):
         self.source, self.views, self.seed = source, views, seed
-        self.reference, self.channels = reference, channels
+        self.clips = views.what == "clips"
 
     def __getitems__(self, items: list[tuple[int, int]]) -> dict[str, Any]:
         batch: dict[str, Any] = {"skipped": [], "exhausted": False}
-        made = [self._example(epoch, index, batch) for epoch, index in items]
-        return {**batch, "index": np.array([index for _, index in items]), **_stack(made, self.views)}
+        made, chosen = zip(*[self._example(epoch, index, batch) for epoch, index in items], strict=True)
+        index = chosen if self.clips else [index for _, index in items]
+        return {**batch, "index": np.array(index), **self.views.stack(made)}
 
     def _example(self, epoch: int, index: int, batch: dict[str, Any]):
-        """Views of an example; of others drawn for it while it cannot be read."""
+        """Views of an example, or of another drawn for it while it cannot be read; and which it is."""
         key, chosen = (self.seed, epoch, index), index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self._views(self.source.image(chosen), key)
+                return self.views.make(self.source.cell(chosen), key, self.source.max_megapixels), chosen
             except Exception as error:  # whatever a decoder raises: the image is skipped
                 batch["skipped"].append((self.source.name(chosen), _reason(error)))
             key = (self.seed, epoch, index, attempt)
             chosen = int(np.random.default_rng(key).integers(len(self.source)))
         batch["exhausted"] = True
-        return self._blank()
-
-    def _views(self, image, key: tuple[int, ...]):
-        return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
-
-    def _blank(self):
-        blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
-        return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
+        return self.views.blank(), index
 
 
 class _StreamViews(_ViewBatches):
-    """A `StreamBatch` -> arrays of its views; a good image of the same batch stands in for one that cannot be read."""
+    """A `StreamBatch` -> arrays of its views; a good one of the same batch stands in for one that cannot be read."""
 
     def __getitems__(self, batch: StreamBatch) -> dict[str, Any]:
         skipped = list(batch.failures)
         keys = [(self.seed, item.epoch, item.shard, item.offset) for item in batch.items]
         made = [self._try(item, key, skipped) for item, key in zip(batch.items, keys, strict=True)]
         good = [item for item, views in zip(batch.items, made, strict=True) if views is not None]
+        shown = list(batch.items)
         for i, key in enumerate(keys):
             if made[i] is None and good:
-                chosen = good[int(np.random.default_rng((*key, 1)).integers(len(good)))]
-                made[i] = self._try(chosen, (*key, 1), skipped)
+                shown[i] = good[int(np.random.default_rng((*key, 1)).integers(len(good)))]
+                made[i] = self._try(shown[i], (*key, 1), skipped)
         return {
             "skipped": skipped,
             "exhausted": any(views is None for views in made),
             "cursors": batch.cursors,
-            "index": np.array([item.shard << 32 | item.offset for item in batch.items]),
-            **_stack([views or self._blank() for views in made], self.views),
+            "index": np.array(self._rows(shown) if self.clips else [i.shard << 32 | i.offset for i in batch.items]),
+            **self.views.stack([views or self.views.blank() for views in made]),
         }
+
+    def _rows(self, items: list[StreamItem]) -> list[int]:
+        """A shard that has grown since it was counted has no rows for the new examples; they share the last one."""
+        starts = self.source.rows()
+        return [min(starts[item.shard] + item.offset, starts[-1] - 1) for item in items]
 
     def _try(self, item: StreamItem, key: tuple[int, ...], skipped: list[tuple[str, str]]):
         """Views of an item, or None when it cannot be read."""
         try:
-            return self._views(open_image(item.cell, self.source.max_megapixels), key)
+            return self.views.make(item.cell, key, self.source.max_megapixels)
         except Exception as error:  # whatever a decoder raises
             skipped.append((self.source.item_name(item), _reason(error)))
             return None

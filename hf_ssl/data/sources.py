@@ -1,17 +1,20 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Any dataset of images -> examples: a Hub id, a folder, Parquet or tar shards, or a `datasets.Dataset`.
+"""Any dataset of images, or of videos with sound -> examples: a Hub id, a folder, Parquet or tar shards, or a
+`datasets.Dataset`.
 
-Images stay encoded until a loader's worker opens them, so that a bad file is one skipped example and not a failed
-load. Plain folders of images are listed here, in one walk: the folder builder of `datasets` walks a folder some sixty
+Files stay encoded until a loader's worker opens them, so that a bad file is one skipped example and not a failed
+load. Plain folders of them are listed here, in one walk: the folder builder of `datasets` walks a folder some sixty
 times, which takes a quarter of an hour for ImageNet's.
 """
 
+import copy
 import io
 import os
 import re
 import warnings
 from glob import glob
 from pathlib import Path
+from typing import Any, Self
 
 import datasets
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset, load_from_disk
@@ -20,18 +23,22 @@ from PIL import Image
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 
 
-_EXTENSIONS = (".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp").split()
+_EXTENSIONS = {
+    "image": ".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split(),
+    "video": ".avi .m4v .mkv .mov .mp4 .webm".split(),
+}
+FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev"), "validation"
 )
 
 
-class ImageSource:
-    """Images, and labels where there are any, of a map-style `datasets.Dataset`.
+class Source:
+    """Encoded files, and labels where there are any, of a map-style `datasets.Dataset`.
 
     Args:
-        image_column: found by its type when there is one only.
+        wanted: names of the columns, see `find_columns`.
         label_column: found by its type (ClassLabel), or by its name (label, labels) when it holds whole numbers; may
             be missing.
         max_megapixels: larger images are not read.
@@ -43,46 +50,90 @@ class ImageSource:
     def __init__(
         self,
         dataset: Dataset,
-        image_column: str | None = None,
+        wanted: dict[str, str | None],
         label_column: str | None = None,
         max_megapixels: float = 50.0,
     ):
         if not isinstance(dataset, Dataset):
             raise RecipeError(f"A datasets.Dataset (one split, not streamed) is needed, not {type(dataset).__name__}.")
         dataset = dataset.with_format(None)
-        self.image_column = find_image_column(dataset.features, image_column)
+        self._cells, self.columns = encoded(dataset, wanted)
         self.label_column = find_label_column(dataset.features, label_column)
         self.split = str(dataset.split or "the dataset")
         self.max_megapixels = max_megapixels
-        images = dataset.select_columns([self.image_column])
-        self._images = images.cast_column(self.image_column, datasets.Image(decode=False))
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._cells)
 
-    def image(self, index: int) -> Image.Image:
-        """The image, opened but not yet decoded; see `open_image`."""
-        return open_image(self._images[index][self.image_column], self.max_megapixels)
+    def cell(self, index: int) -> dict[str, Any] | None:
+        """The encoded file, see `cell_of`."""
+        return cell_of(self._cells[index], self.columns)
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else self._labels[index][self.label_column]
 
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
-        cell = self._images[index][self.image_column] or {"bytes": None, "path": None}
+        cell = self.cell(index) or {"bytes": None, "path": None}
         row = f"row {index} of {self.split}"
         if cell["path"] and cell["bytes"] is None:
             return cell["path"]
         return f"{cell['path']} ({row})" if cell["path"] else row
 
-    def select(self, indices: list[int] | range) -> "ImageSource":
+    def select(self, indices: list[int] | range) -> Self:
         """A part of the source."""
-        part = object.__new__(ImageSource)
-        part.__dict__.update(self.__dict__)
-        part._images = self._images.select(indices)
+        part = copy.copy(self)
+        part._cells = self._cells.select(indices)
         part._labels = None if self._labels is None else self._labels.select(indices)
         return part
+
+
+class ImageSource(Source):
+    """Images of a map-style dataset, see `Source`; the column is found by its type when there is one only."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        max_megapixels: float = 50.0,
+    ):
+        super().__init__(dataset, {"image": image_column}, label_column, max_megapixels)
+        self.image_column = self.columns["image"]
+
+    def image(self, index: int) -> Image.Image:
+        """The image, opened but not yet decoded; see `open_image`."""
+        return open_image(self.cell(index), self.max_megapixels)
+
+
+class ClipSource(Source):
+    """Videos with sound of a map-style dataset, see `Source`; the sound may stand in a column of its own."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        video_column: str | None = None,
+        audio_column: str | None = None,
+        label_column: str | None = None,
+        max_megapixels: float = 50.0,
+    ):
+        super().__init__(dataset, {"video": video_column, "audio": audio_column}, label_column, max_megapixels)
+
+
+def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dataset") -> tuple[Any, dict[str, str]]:
+    """A dataset reduced to its images, or videos and sounds, which stay encoded; and their columns."""
+    columns = find_columns(dataset.features, wanted, where)
+    dataset = dataset.select_columns(list(columns.values()))
+    for kind, column in columns.items():
+        dataset = dataset.cast_column(column, FEATURES[kind](decode=False))
+    return dataset, columns
+
+
+def cell_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any] | None:
+    """{"bytes", "path"} of an example's file or None; with "audio", another such, where it has a column of its own."""
+    cell = example[next(iter(columns.values()))]
+    return {**cell, "audio": example[columns["audio"]]} if cell and "audio" in columns else cell
 
 
 def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
@@ -108,23 +159,29 @@ def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
     return image
 
 
-def load_source(data: DataConfig, split: str | None = None) -> ImageSource:
-    """The images of a recipe's `data` section.
+def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> ImageSource | ClipSource:
+    """The images, or with `kind` "video" the clips, of a recipe's `data` section.
 
     Raises:
         RecipeError: see `check_source`; or the split is empty.
     """
-    check_source(data, split)
+    check_source(data, split, kind)
     split = split or data.split
-    dataset = open_place(data, streaming=False)[split]
+    dataset = open_place(data, False, kind)[split]
     if data.max_examples is not None:
         dataset = dataset.select(range(min(data.max_examples, len(dataset))))
     if len(dataset) == 0:
         raise RecipeError(f"The split {split!r} of {data.path} is empty.")
-    return ImageSource(dataset, data.image_column, data.label_column, data.max_megapixels)
+    return source_of(dataset, data, kind)
 
 
-def check_source(data: DataConfig, split: str | None = None) -> Features:
+def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> ImageSource | ClipSource:
+    """A dataset of one's own with the columns and limits of a recipe's `data` section."""
+    make = ClipSource if kind == "video" else ImageSource
+    return make(dataset, *wanted_columns(data, kind).values(), data.label_column, data.max_megapixels)
+
+
+def check_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Features:
     """Look at a source's splits and columns without converting anything.
 
     Returns:
@@ -133,17 +190,17 @@ def check_source(data: DataConfig, split: str | None = None) -> Features:
     Raises:
         RecipeError: no such place, split or column, with the nearest valid name.
     """
-    found = available_splits(data)
+    found = available_splits(data, kind)
     split = split or data.split
     if split not in found:
         raise RecipeError(f"{data.path} has no split {split!r}{nearest(split, found)}")
     features = found[split]
-    find_image_column(features, data.image_column, data.path)
+    find_columns(features, wanted_columns(data, kind), data.path)
     find_label_column(features, data.label_column, data.path)
     return features
 
 
-def available_splits(data: DataConfig) -> dict[str, Features]:
+def available_splits(data: DataConfig, kind: str = "image") -> dict[str, Features]:
     """Split -> features of a source, from its metadata.
 
     Raises:
@@ -151,12 +208,15 @@ def available_splits(data: DataConfig) -> dict[str, Features]:
     """
     if data.path is None:
         raise RecipeError(
-            "The recipe has no data; set data.path to a folder of images, Parquet files or a Hub dataset."
+            f"The recipe has no data; set data.path to a folder of {kind}s, Parquet files or a Hub dataset."
         )
-    return {name: part.features or part._resolve_features().features for name, part in open_place(data, True).items()}
+    splits = open_place(data, True, kind)
+    return {name: part.features or part._resolve_features().features for name, part in splits.items()}
 
 
-def labelled_sources(data: DataConfig, monitor: MonitorConfig) -> tuple[ImageSource, ImageSource] | tuple[None, None]:
+def labelled_sources(
+    data: DataConfig, monitor: MonitorConfig, kind: str = "image"
+) -> tuple[Source, Source] | tuple[None, None]:
     """Bank and queries for kNN: the splits of `monitor.path`, or of `data.path` when it has labels.
 
     A "test" split that is missing, or whose labels are kept secret (-1), falls back to "validation"; without either,
@@ -171,11 +231,13 @@ def labelled_sources(data: DataConfig, monitor: MonitorConfig) -> tuple[ImageSou
         name=monitor.name if own else data.name,
         revision=None if own else data.revision,
         image_column=monitor.image_column or (None if own else data.image_column),
+        video_column=None if own else data.video_column,
+        audio_column=None if own else data.audio_column,
         label_column=monitor.label_column or (None if own else data.label_column),
     )
-    splits = available_splits(where)
+    splits = available_splits(where, kind)
     try:
-        features = check_source(where, monitor.bank_split)
+        features = check_source(where, monitor.bank_split, kind)
         if find_label_column(features, where.label_column, where.path) is None:
             raise RecipeError(
                 f"{where.path} has no labels for kNN; set monitor.label_column to a column of class numbers."
@@ -184,39 +246,51 @@ def labelled_sources(data: DataConfig, monitor: MonitorConfig) -> tuple[ImageSou
         if own or monitor.label_column is not None:
             raise
         return None, None
-    bank = load_source(where, monitor.bank_split)
+    bank = load_source(where, monitor.bank_split, kind)
     if monitor.query_split != "test":
-        return bank, load_source(where, monitor.query_split)
+        return bank, load_source(where, monitor.query_split, kind)
     for name in ("test", "validation", "val"):
         if name in splits:
-            queries = load_source(where, name)
+            queries = load_source(where, name, kind)
             if (queries.label(0) if queries.label_column else None) not in (None, -1):
                 return bank, queries
     return bank.select([i for i in range(len(bank)) if i % 5]), bank.select(range(0, len(bank), 5))
 
 
-def find_image_column(features: Features, name: str | None, where: str | None = "the dataset") -> str:
-    """The image column: `name`, or the only one of type Image (or of its storage: a struct of bytes and path).
+def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
+    """What a recipe says about the columns, for `find_columns`."""
+    return {k: getattr(data, f"{k}_column") for k in (("video", "audio") if kind == "video" else ("image",))}
+
+
+def find_columns(
+    features: Features, wanted: dict[str, str | None], where: str | None = "the dataset"
+) -> dict[str, str]:
+    """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
+
+    Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
+    and path. Where nothing has the type, a video is looked for among plain bytes. Sound may have no column.
 
     Raises:
         RecipeError: not there, or several.
     """
-    images = [column for column, feature in features.items() if _holds_images(feature)]
-    if name is not None:
-        if name not in features:
-            raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
-        if name not in images and features[name] not in (Value("binary"), Value("large_binary")):
-            raise RecipeError(f"The column {name!r} of {where} does not hold images{nearest(name, images)}")
-        return name
-    if len(images) != 1:
-        said = f"several image columns ({', '.join(images)})" if images else "no image column"
-        raise RecipeError(f"{where} has {said}; set data.image_column to one of {', '.join(images or features)}.")
-    return images[0]
-
-
-def _holds_images(feature) -> bool:
-    """Parquet files that `datasets` did not write have no type Image, only its storage."""
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
+    found = {}
+    for kind, name in wanted.items():
+        typed = [column for column, feature in features.items() if isinstance(feature, FEATURES[kind])]
+        structs = [c for c, f in features.items() if isinstance(f, dict) and f.keys() == {"bytes", "path"}]
+        binary = [c for c, f in features.items() if f in (Value("binary"), Value("large_binary"))]
+        choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed}[kind]
+        if name is None and kind == "audio" and not typed:
+            continue
+        if name is not None:
+            if name not in features:
+                raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
+            if name not in [*typed, *structs, *binary]:
+                raise RecipeError(f"The column {name!r} of {where} does not hold {kind}s{nearest(name, choice)}")
+        elif len(choice) != 1:
+            said = f"several {kind} columns ({', '.join(choice)})" if choice else f"no {kind} column"
+            raise RecipeError(f"{where} has {said}; set data.{kind}_column to one of {', '.join(choice or features)}.")
+        found[kind] = name or choice[0]
+    return found
 
 
 def find_label_column(features: Features, name: str | None, where: str | None = "the dataset") -> str | None:
@@ -241,38 +315,41 @@ def find_label_column(features: Features, name: str | None, where: str | None = 
     return next(iter([*named, *classes]), None)
 
 
-def open_place(data: DataConfig, streaming: bool) -> dict:
+def open_place(data: DataConfig, streaming: bool, kind: str = "image") -> dict:
     """Split -> dataset, for every kind of place."""
     path = Path(data.path).expanduser()
     try:
         if path.is_dir():
-            return _open_folder(path, data.name, streaming)
+            return _open_folder(path, data.name, streaming, kind)
         if path.suffix in _SHARDS:  # a file or a glob
             if not path.is_file() and not glob(str(path), recursive=True):
                 raise RecipeError(f"No file matches data.path={data.path}.")
             options = {"data_files": {"train": str(path)}, "streaming": streaming}
             return _load_shards(_SHARDS[path.suffix], sorted(glob(str(path), recursive=True)), **options)
         if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data.path):
-            kind = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
+            fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
             raise RecipeError(
-                f"data.path={data.path} {kind}; give a folder of images, Parquet or tar files or a Hub dataset."
+                f"data.path={data.path} {fault}; give a folder of {kind}s, Parquet or tar files or a Hub dataset."
             )
         return load_dataset(data.path, data.name, revision=data.revision, streaming=streaming)
     except RecipeError:
         raise
     except Exception as error:  # datasets and huggingface_hub raise dozens of classes here
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        kind = "" if path.exists() else " is no folder here, and as a Hub dataset it"
-        raise RecipeError(f"data.path={data.path}{kind} could not be loaded: {said}") from error
+        where = "" if path.exists() else " is no folder here, and as a Hub dataset it"
+        raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
 
 
-def _open_folder(path: Path, name: str | None, streaming: bool) -> dict:
-    """A folder that `datasets` saved, one that holds files it reads (Parquet, metadata.csv ...), or one of images."""
+def _open_folder(path: Path, name: str | None, streaming: bool, kind: str) -> dict:
+    """A folder that `datasets` saved, one that holds files it reads (Parquet, metadata.csv ...), or one of images or
+    videos.
+    """
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, dict) else {_split_name(str(saved.split)): saved}
     shards = sorted(str(p) for p in path.rglob("*") if p.suffix in _SHARDS)
-    listed = {} if shards or any(path.glob("metadata.*")) else _list_images(path)
+    tables = shards or [*path.glob("metadata.*"), *path.glob("*/metadata.csv")]
+    listed = {} if tables else _list_files(path, kind)
     return listed or _load_shards(str(path), shards, name=name, streaming=streaming)
 
 
@@ -300,8 +377,8 @@ def _split_name(text: str) -> str:
     return "train" if text == "None" else re.split(r"\W", text)[0]
 
 
-def _list_images(root: Path) -> dict[str, Dataset]:
-    """Split -> files and labels of a folder of images; empty when there is no image.
+def _list_files(root: Path, kind: str) -> dict[str, Dataset]:
+    """Split -> files and labels of a folder of images or videos; empty when there is none.
 
     Subfolders called train, test or validation are splits, as long as they do not stand among class folders. Class
     folders are the innermost ones, when there are several and all are equally deep.
@@ -309,33 +386,33 @@ def _list_images(root: Path) -> dict[str, Dataset]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     named = [p for p in folders if p.name.lower() in _SPLIT_NAMES]
     if named and (named == folders or any(entry.is_dir() for p in named for entry in os.scandir(p))):
-        parts = {_SPLIT_NAMES.get(p.name.lower(), p.name): _image_files(p) for p in folders}
+        parts = {_SPLIT_NAMES.get(p.name.lower(), p.name): _files(p, kind) for p in folders}
     else:
-        parts = {"train": _image_files(root)}
+        parts = {"train": _files(root, kind)}
     parts = {split: files for split, files in parts.items() if files}
     parents = [{os.path.dirname(file) for file in files} for files in parts.values()]
     classes = sorted({os.path.basename(folder) for folders in parents for folder in folders})
     depths = {folder.count(os.sep) for folders in parents for folder in folders}
     labelled = len(classes) > 1 and len(depths) == 1
     number = {name: i for i, name in enumerate(classes)}
-    features = Features({"image": datasets.Image()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
+    features = Features({kind: FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
     found = {}
     for split, files in parts.items():
-        columns: dict[str, list] = {"image": [{"bytes": None, "path": file} for file in files]}
+        columns: dict[str, list] = {kind: [{"bytes": None, "path": file} for file in files]}
         if labelled:
             columns["label"] = [number[os.path.basename(os.path.dirname(file))] for file in files]
         found[split] = Dataset.from_dict(columns, features=features, split=split)
     return found
 
 
-def _image_files(folder: Path) -> list[str]:
-    """Absolute paths of all images below a folder, sorted; hidden files and folders are left out."""
+def _files(folder: Path, kind: str) -> list[str]:
+    """Absolute paths of all images, or videos, below a folder, sorted; hidden files and folders are left out."""
     files = []
     for place, folders, names in os.walk(folder.absolute(), followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [
             os.path.join(place, name)
             for name in names
-            if name[0] != "." and os.path.splitext(name)[1].lower() in _EXTENSIONS
+            if name[0] != "." and os.path.splitext(name)[1].lower() in _EXTENSIONS[kind]
         ]
     return sorted(files)

@@ -1,15 +1,17 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Streams of images: any number of shards, read once an epoch in a shuffled order, and continued to the example.
+"""Streams of images, or of videos with sound: any number of shards, read once an epoch in a shuffled order, and
+continued to the example.
 
 The shards are dealt to a fixed number of partitions, and the partitions to processes. A partition reads its shards in
 an order of its own for every epoch, in blocks which it permutes. Where it stands is four numbers (`Cursor`), and every
 batch carries the cursors behind it, so that a checkpoint knows what was trained on, not what was read ahead. Only
-encoded images pass through here; a loader's workers decode them.
+encoded files pass through here; a loader's workers decode them.
 
 A process draws from its partitions in turn. So when the processes divide the partitions, and the partitions the
 micro-batch, the global batch does not depend on the number of processes, and never on that of workers.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,17 +22,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .sources import ImageSource, check_source, find_image_column, open_place
+from .sources import (
+    FEATURES,
+    ClipSource,
+    ImageSource,
+    Source,
+    cell_of,
+    check_source,
+    encoded,
+    open_place,
+    wanted_columns,
+)
 
+
+logger = logging.getLogger(__name__)
 
 _PARTITIONS = 16  # where the recipe names none: enough for a machine's processes
-_FOLDER_SHARDS = 256  # a plain folder of images has no shards, so it is cut into these
+_FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
 _RETRIES, _BACK_OFF = 3, 0.5  # tries after the first, and seconds before the first of them; doubled each time
 _READERS = 8  # blocks that a process reads at once
 
@@ -47,7 +62,7 @@ class Cursor(NamedTuple):
 
 
 class StreamItem(NamedTuple):
-    """An example whose turn it is: `cell` is {"bytes", "path"} of a still encoded image, or None."""
+    """An example whose turn it is: `cell` is a still encoded file or None, see `cell_of`."""
 
     epoch: int
     shard: int
@@ -69,33 +84,35 @@ class UnreadableShard(Exception):
 
 
 class ImageStream:
-    """Images of a streamed `datasets.IterableDataset`, shard by shard.
+    """Images, or videos with sound, of a streamed `datasets.IterableDataset`, shard by shard.
 
     Args:
+        wanted: names of the columns, see `find_columns`.
         partitions: parts of the shard list, at least as many as processes; 16 by default, or as many as shards.
         num_examples: of an epoch, where it is known.
+        shard_lengths: examples of each shard, where they are known; see `rows`.
         max_megapixels: larger images are not read.
 
     Raises:
-        RecipeError: no column of images, or fewer shards than partitions.
+        RecipeError: no such column, or fewer shards than partitions.
     """
 
     def __init__(
         self,
         dataset: IterableDataset,
-        image_column: str | None = None,
+        wanted: dict[str, str | None],
         *,
         partitions: int | None = None,
         num_examples: int | None = None,
+        shard_lengths: list[int] | None = None,
         max_megapixels: float = 50.0,
         name: str = "the stream",
     ):
         dataset = dataset if dataset.features is not None else dataset._resolve_features()
-        column = find_image_column(dataset.features, image_column, name)
-        images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        images, self._columns = encoded(dataset, wanted, name)
         if partitions is not None and images.num_shards < partitions:
             images = images.reshard()  # Parquet: a shard for every row group
-        self._images, self._column = images, column
+        self._images, self.shard_lengths = images, shard_lengths
         self.name, self.max_megapixels = name, max_megapixels
         self.num_shards = images.num_shards
         self.partitions = partitions or min(_PARTITIONS, self.num_shards)
@@ -117,7 +134,7 @@ class ImageStream:
             try:
                 part = self._images.shard(num_shards=self.num_shards, index=shard)
                 for example in part.skip(offset) if offset else part:
-                    yield example[self._column]
+                    yield cell_of(example, self._columns)
                     offset, tries = offset + 1, 0
                 return
             except Exception as error:  # whatever a file system, an archive or a network raises
@@ -127,6 +144,27 @@ class ImageStream:
                     raise UnreadableShard(f"given up after {offset} examples, {reason}") from error
                 time.sleep(_BACK_OFF * 2**tries)
                 tries += 1
+
+    def rows(self) -> np.ndarray:
+        """Rows (shards + 1,) at which the shards begin, the last one the number of all examples; offsets in a shard
+        count from there. Shards whose length no metadata tells are read once.
+        """
+        if self.shard_lengths is None:
+            self.shard_lengths = self._footers() or self._lengths()
+        return np.cumsum([0, *self.shard_lengths])
+
+    def _footers(self) -> list[int] | None:
+        """Lengths of Parquet files that are a shard each."""
+        files = [self._file(shard) or "" for shard in range(self.num_shards)]
+        if len(set(files)) < len(files) or not all(file.endswith(".parquet") for file in files):
+            return None
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(_footer, files))
+
+    def _lengths(self) -> list[int]:
+        logger.info(f"Counting the examples of {self.num_shards} shards of {self.name}: they are read once.")
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda shard: sum(1 for _ in self._readable(shard)), range(self.num_shards)))
 
     def shard_name(self, shard: int) -> str:
         """The file of a shard where `datasets` tells it, else its number."""
@@ -144,10 +182,11 @@ class ImageStream:
         """Plain data of cursors, for a checkpoint."""
         plain = {str(number): list(cursor) for number, cursor in sorted(cursors.items())}
         kept = {"shards": self.num_shards, "partitions": self.partitions, "num_examples": self.num_examples}
-        return {**kept, "cursors": plain}
+        lengths = {} if self.shard_lengths is None else {"shard_lengths": self.shard_lengths}
+        return {**kept, **lengths, "cursors": plain}
 
     def cursors_of(self, state: dict[str, Any] | None) -> dict[int, Cursor]:
-        """The inverse of `state_of`; nothing when there is no state.
+        """The inverse of `state_of`; nothing when there is no state. The lengths of the shards stay as they were.
 
         Raises:
             RecipeError: the state is of another number of shards or partitions.
@@ -160,13 +199,17 @@ class ImageStream:
                     f"{self.name} has {now} {key} where the checkpoint knows {state[key]}; a stream continues only on "
                     "the same shards. Restore them, or set another train.output_dir."
                 )
+        self.shard_lengths = state.get("shard_lengths", self.shard_lengths)
         return {int(number): Cursor(*cursor) for number, cursor in state["cursors"].items()}
 
-    def head(self, count: int) -> ImageSource:
+    def head(self, count: int) -> Source:
         """The first readable examples, as a map-style source."""
         cells = list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
-        features = datasets.Features({"image": datasets.Image()})
-        return ImageSource(Dataset.from_dict({"image": cells}, features=features), max_megapixels=self.max_megapixels)
+        kinds = list(self._columns)
+        columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
+        dataset = Dataset.from_dict(columns, features=datasets.Features({kind: FEATURES[kind]() for kind in kinds}))
+        make = ImageSource if kinds == ["image"] else ClipSource
+        return make(dataset, max_megapixels=self.max_megapixels)
 
     def _readable(self, shard: int) -> Iterator[dict[str, Any] | None]:
         with suppress(UnreadableShard):
@@ -197,29 +240,41 @@ class ImageStream:
         return rows or None
 
 
-def open_stream(data: DataConfig, dataset: IterableDataset | None = None) -> ImageStream:
-    """The stream of a recipe's `data` section, or of `dataset`.
+def _footer(file: str) -> int:
+    """Rows of a Parquet file here or elsewhere; a corrupt one has none."""
+    with suppress(Exception), fsspec.open(file, "rb") as opened:
+        return pq.read_metadata(opened).num_rows
+    return 0
+
+
+def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: str = "image") -> ImageStream:
+    """The stream of a recipe's `data` section, or of `dataset`; of clips with `kind` "video".
 
     Raises:
         RecipeError: see `check_source` and `ImageStream`.
     """
     name = data.path or "the dataset"
     if dataset is None:
-        check_source(data)
-        dataset = open_place(data, streaming=True)[data.split]
-    number = data.num_examples
-    if isinstance(dataset, Dataset):  # a plain folder of images, or what `datasets` has saved
+        check_source(data, kind=kind)
+        dataset = open_place(data, True, kind)[data.split]
+    number, lengths = data.num_examples, None
+    if isinstance(dataset, Dataset):  # a plain folder of files, or what `datasets` has saved
         number = number or len(dataset)
         shards = min(len(dataset), max(_FOLDER_SHARDS, data.partitions or 0))
+        lengths = [len(part) for part in np.array_split(np.arange(len(dataset)), shards)]
         dataset = dataset.to_iterable_dataset(num_shards=shards)
-    return ImageStream(
+    stream = ImageStream(
         dataset,
-        data.image_column,
+        wanted_columns(data, kind),
         partitions=data.partitions,
         num_examples=number,
+        shard_lengths=lengths,
         max_megapixels=data.max_megapixels,
         name=name,
     )
+    if kind == "video":  # every clip has a row in the method's memory
+        stream.num_examples = int(stream.rows()[-1])
+    return stream
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:

@@ -75,10 +75,15 @@ PRESETS: dict[str, dict[str, tuple[int, View]]] = {
     },
     "simsiam": {"first": (1, _SIMSIAM), "second": (1, _SIMSIAM), "local": (0, replace(_SIMSIAM, local=True))},
     "swav": {"first": (1, _SWAV), "second": (1, _SWAV), "local": (6, _SWAV_LOCAL)},
+    "avid": {
+        "first": (1, View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.2), jitter_prob=1, grayscale=0, blur=0)),
+        "second": (0, View()),
+        "local": (0, View(local=True)),
+    },
     "seer": {"first": (1, _SWAV), "second": (1, _SWAV), "local": (4, _SWAV_LOCAL)},
 }
 
-_DRAWS = 52  # uniform numbers a view: 40 for ten tries of the crop, 12 for the rest
+DRAWS = 52  # uniform numbers a view: 40 for ten tries of the crop, 12 for the rest
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -87,7 +92,8 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
     """The views of a recipe, global ones first: the preset, changed by `all`, then by `first`, `second` and `local`.
 
     Raises:
-        RecipeError: impossible values, fewer than two views, or global (or local) ones of several sizes.
+        RecipeError: impossible values, fewer than two views (of clips: not one), or global (or local) ones of several
+            sizes.
     """
     views: list[View] = []
     for name, (count, view) in PRESETS[config.preset or method].items():
@@ -99,7 +105,10 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         view = replace(view, **changes)
         _check(view, f"views.{name}")
         views += [view] * count
-    if len(views) < 2 or all(view.local for view in views):
+    if method == "avid":
+        if len(views) != 1 or views[0].local:
+            raise RecipeError("A clip has one view, views.first; set the count of views.second and views.local to 0.")
+    elif len(views) < 2 or all(view.local for view in views):
         raise RecipeError("An image needs at least two views, one of them global; raise views.first.count.")
     for local, where in ((False, "views.first and views.second"), (True, "views.local")):
         if len({view.size for view in views if view.local == local}) > 1:
@@ -135,7 +144,7 @@ class Drawn:
 
 def draw_views(views: list[View], width: int, height: int, key: tuple[int, ...]) -> list[Drawn]:
     """Draw all views of an image of `width` x `height`; `key` is (seed, epoch, example), and view v has row v."""
-    uniform = np.random.default_rng(key).random((len(views), _DRAWS)).tolist()
+    uniform = np.random.default_rng(key).random((len(views), DRAWS)).tolist()
     return [_draw(view, width, height, row) for view, row in zip(views, uniform, strict=True)]
 
 
@@ -211,7 +220,7 @@ def make_views(
     drawn = draw_views(views, *image.size, key)
     if reference:
         image = to_channels(image, channels)
-        crops = [_crop_then_resize(image, v, d) for v, d in zip(views, drawn, strict=True)]
+        crops = [crop_image(image, v, d) for v, d in zip(views, drawn, strict=True)]
         pixels = [np.asarray(reference_photometric(c, d.params)) for c, d in zip(crops, drawn, strict=True)]
         params = np.tile(NEUTRAL, (len(views), 1))
     else:
@@ -244,8 +253,8 @@ def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float, scale_y:
     return image.resize((view.size, view.size), _RESAMPLE[view.interpolation], box=box)
 
 
-def _crop_then_resize(image: Image.Image, view: View, drawn: Drawn) -> Image.Image:
-    """As published: pixels outside of the crop have no part in it."""
+def crop_image(image: Image.Image, view: View, drawn: Drawn) -> Image.Image:
+    """Crop, then resize, as published: pixels outside of the crop have no part in it."""
     left, top, width, height = drawn.box
     crop = image.crop((left, top, left + width, top + height))
     return crop.resize((view.size, view.size), _RESAMPLE[view.interpolation])

@@ -1,0 +1,142 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Clips of videos with sound, in two stages as images: cut, crop and flip in the worker, colours and spectrogram on
+the device. All frames of a clip have the same crop, flip and colours.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image
+
+from ..models.configuration_avid import AvidConfig
+from ..models.feature_extraction_avid import log_spectrogram
+from ..models.media_avid import MediaError, even_draws, import_av, read_clips
+from ..recipe import ClipsConfig, RecipeError
+from .photometric import NEUTRAL, PARAMS, Photometric, reference_photometric
+from .views import DRAWS, View, crop_image, draw_views, eval_image
+
+
+@dataclass(frozen=True)
+class ClipViews:
+    """Stage 1: an encoded video -> uint8 frames, what was drawn for stage 2, and sound.
+
+    Args:
+        reference: do the colours here, frame by frame, in the published arithmetic.
+
+    Raises:
+        RecipeError: PyAV is not installed, or frames without colours are wanted.
+    """
+
+    what: ClassVar[str] = "clips"
+    view: View
+    config: AvidConfig
+    clips: ClipsConfig
+    reference: bool = False
+
+    def __post_init__(self):
+        try:
+            import_av()
+        except ImportError as error:
+            raise RecipeError(str(error)) from None
+        if self.config.num_channels != 3:
+            raise RecipeError(f"model.num_channels={self.config.num_channels} is not possible for videos; set 3.")
+
+    def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
+        """Frames uint8 (T, S, S, 3), the row of `PARAMS`, and the waveform float32 (samples,); `key` as for images.
+
+        Raises:
+            MediaError: the file cannot be read.
+        """
+        *draw, volume = np.random.default_rng(key).random(DRAWS + 3)[DRAWS:].tolist()
+        frames, sound = _read(cell, [tuple(draw)], self.config, self.clips.offset, max_megapixels)[0]
+        drawn = draw_views([self.view], frames.shape[2], frames.shape[1], key)[0]
+        images = [crop_image(Image.fromarray(frame), self.view, drawn) for frame in frames]
+        if self.reference:
+            images = [reference_photometric(image, drawn.params) for image in images]
+        pixels = np.stack([np.asarray(image) for image in images])
+        params = NEUTRAL if self.reference else drawn.params
+        sound *= np.float32(1 + self.clips.volume * (2 * volume - 1))
+        return pixels[:, :, ::-1] if drawn.flip else pixels, params, sound
+
+    def blank(self):
+        c = self.config
+        frames = np.zeros((c.num_frames, self.view.size, self.view.size, 3), np.uint8)
+        return frames, NEUTRAL, np.zeros(int(c.audio_seconds * c.sampling_rate), np.float32)
+
+    def stack(self, made: list) -> dict[str, np.ndarray]:
+        names = ("pixel_values_videos", "params", "waveforms")
+        return {name: np.stack(part) for name, part in zip(names, zip(*made, strict=True), strict=True)}
+
+
+class ClipTransform:
+    """Stage 2: the loader's batches -> model inputs, of the sizes that an `AvidConfig` says."""
+
+    def __init__(self, config: AvidConfig):
+        self.photometric = Photometric(config.image_mean, config.image_std)
+        self.mean, self.std = torch.tensor(config.audio_mean), torch.tensor(config.audio_std)
+        self.sizes = {key: getattr(config, key) for key in ("sampling_rate", "n_fft", "hop_length", "num_bands")}
+        self.sizes |= {"num_frames": config.num_audio_frames, "spectrogram": config.spectrogram}
+
+    def __call__(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """`pixel_values_videos` (B, T, C, H, W), `input_values` (B, frames, bands), and `indices` (B,): rows of the
+        training set.
+        """
+        inputs = self._inputs(batch["pixel_values_videos"], batch["params"], batch["waveforms"], device)
+        return {**inputs, "indices": batch["index"].to(device, non_blocking=True)}
+
+    def normalize(
+        self, frames: torch.Tensor, waveforms: torch.Tensor, device: torch.device | str = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """The same without colours and indices, for uint8 (B, T, S, S, C) and (B, samples) of `eval_clip`."""
+        return self._inputs(frames, torch.from_numpy(NEUTRAL).expand(len(frames), -1), waveforms, device)
+
+    def _inputs(self, frames, params, waveforms, device) -> dict[str, torch.Tensor]:
+        self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
+        rows = params[:, None].expand(-1, frames.shape[1], len(PARAMS)).contiguous()
+        pixels = self.photometric.apply(frames, rows, device).transpose(0, 1)
+        sound = waveforms.to(device, non_blocking=True)
+        return {
+            "pixel_values_videos": pixels,
+            "input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes),
+        }
+
+
+def eval_clip(
+    cell: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1, max_megapixels: float = 50.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inference clips of a video, evenly spaced: frames uint8 (n, T, S, S, C), centre-cropped, and sound (n, samples).
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
+    size = (config.image_size, config.crop_pct, config.interpolation, config.num_channels)
+    frames, sound = zip(*_read(cell, even_draws(num_clips), config, 0.0, max_megapixels), strict=True)
+    return np.stack([[eval_image(Image.fromarray(f), *size) for f in clip] for clip in frames]), np.stack(sound)
+
+
+def _read(cell, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
+    if cell is None or cell.get("audio", cell) is None:
+        raise MediaError(f"the row has no {'sound' if cell else 'video'}")
+    with ExitStack() as opened:
+        return read_clips(
+            _file(cell, opened),
+            draws,
+            num_frames=config.num_frames,
+            frame_rate=config.frame_rate,
+            sampling_rate=config.sampling_rate,
+            audio_seconds=config.audio_seconds,
+            offset=offset,
+            audio=_file(cell["audio"], opened) if "audio" in cell else None,
+            max_megapixels=max_megapixels,
+        )
+
+
+def _file(cell: dict[str, Any], opened: ExitStack):
+    """Content, path, or an open file of what lies elsewhere (the Hub, an archive)."""
+    if cell["bytes"] is not None or "://" not in cell["path"]:
+        return cell["path"] if cell["bytes"] is None else cell["bytes"]
+    return opened.enter_context(fsspec.open(cell["path"], "rb"))

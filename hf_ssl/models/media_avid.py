@@ -1,0 +1,221 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Clips out of videos: some frames and the sound around them, read with PyAV, which is imported when it is needed."""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+_BROKEN = 50  # broken packets passed over in one reading
+_PREROLL = 0.1  # seconds of sound decoded before a window: what Opus and AAC need to settle
+_GAP = 0.02  # seconds by which sound may be off its time stamp: containers round them
+
+
+class MediaError(ValueError):
+    """A file cannot be read as a video with sound; says why in one sentence."""
+
+
+def import_av():
+    """The module `av`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ImportError('Videos are read with PyAV, which is not installed; pip install "hf_ssl[video]".') from None
+    return av
+
+
+def even_draws(num_clips: int) -> list[tuple[float, float]]:
+    """Draws of `read_clips` for inference: windows evenly spaced, the frames in the middle of each one's sound."""
+    return [(i / (num_clips - 1) if num_clips > 1 else 0.5, 0.5) for i in range(num_clips)]
+
+
+def read_clips(
+    video: str | Path | bytes | Any,
+    draws: list[tuple[float, float]],
+    *,
+    num_frames: int,
+    frame_rate: float,
+    sampling_rate: int,
+    audio_seconds: float,
+    offset: float = 0.0,
+    audio: str | Path | bytes | Any = None,
+    max_megapixels: float = 50.0,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Clips of one video.
+
+    The window of the sound starts anywhere in what picture and sound both cover; that of the frames anywhere from
+    `offset` seconds before it to as much behind it. For every wanted time the frame on display is taken: the last one
+    whose time stamp is not later. If a video is too short, its frames are repeated; sound is filled up with silence.
+
+    Args:
+        video: path, content or binary file.
+        draws: two numbers in [0, 1) a clip: where its sound starts, and where its frames do.
+        audio: where the sound is not in the video's file.
+        max_megapixels: videos with larger frames are not read.
+
+    Returns:
+        Frames uint8 (num_frames, H, W, 3) and mono sound float32 (audio_seconds * sampling_rate,) of every clip.
+
+    Raises:
+        MediaError: nothing to read, no picture, no sound, or broken where it is needed.
+        ImportError: PyAV is not installed.
+    """
+    av = import_av()
+    try:
+        with ExitStack() as stack:
+            picture = _open(av, stack, video, "video")
+            sound = picture[0] if audio is None else _open(av, stack, audio, "audio")[0]
+            sound = (sound, _stream(sound, "audio"))
+            pixels = picture[1].codec_context.width * picture[1].codec_context.height / 1e6
+            if pixels > max_megapixels:
+                raise MediaError(f"frames of {pixels:.1f} megapixels, more than the allowed {max_megapixels:g}")
+            extents = _extent(*picture), _extent(*sound)
+            clips = []
+            for draw in draws:
+                seconds = num_frames / frame_rate
+                start, sound_start = _windows(*extents, draw, seconds, audio_seconds, offset)
+                times = start + np.arange(num_frames) / frame_rate
+                inside = times[: max(1, int((times < extents[0][1] - 1e-6).sum()))]
+                frames = _read_frames(av, *picture, inside.tolist())
+                waveform = _read_sound(av, *sound, sound_start, int(audio_seconds * sampling_rate), sampling_rate)
+                clips.append((frames[np.arange(num_frames) % len(frames)], waveform))
+            return clips
+    except av.error.FFmpegError as error:
+        raise MediaError(f"not a video, or broken: {error.strerror}") from None
+
+
+def _open(av, stack: ExitStack, source, kind: str) -> tuple:
+    """A container and its best stream of a kind."""
+    if isinstance(source, bytes):
+        if not source:
+            raise MediaError("the file is empty")
+        source = io.BytesIO(source)
+    container = stack.enter_context(av.open(str(source) if isinstance(source, Path) else source))
+    return container, _stream(container, kind)
+
+
+def _stream(container, kind: str):
+    stream = container.streams.best(kind)
+    if stream is None:
+        raise MediaError(f"it has no {'picture' if kind == 'video' else 'sound'}: no {kind} stream")
+    if stream.codec_context is None:
+        raise MediaError(f"there is no decoder for its {kind} stream")
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # a loader has a worker on every core
+    return stream
+
+
+def _extent(container, stream) -> tuple[float, float]:
+    """Start and end of a stream in seconds, from the first place that tells it; without one from all time stamps."""
+    start = float((stream.start_time or 0) * stream.time_base)
+    if stream.duration:
+        return start, start + float(stream.duration * stream.time_base)
+    if "DURATION" in stream.metadata:  # Matroska's tag
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return start, int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if container.duration:
+        return start, ((container.start_time or 0) + container.duration) / 1e6
+    ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
+    return start, float(max(ends, default=0) * stream.time_base)
+
+
+def _windows(video, audio, draw, video_seconds: float, audio_seconds: float, offset: float) -> tuple[float, float]:
+    """Where the frames and where the sound of a clip start, from the extents of both streams."""
+    low, high = max(video[0], audio[0]), min(video[1], audio[1]) - audio_seconds
+    sound = low + draw[0] * max(0.0, high - low)
+    last = max(video[0], video[1] - video_seconds)
+    bounds = sound - offset, sound + audio_seconds + offset - video_seconds
+    low, high = (min(max(bound, video[0]), last) for bound in bounds)
+    return low + draw[1] * (high - low), sound
+
+
+def _decoded(av, container, stream) -> Iterator:
+    """Frames from where the container stands; broken packets are passed over."""
+    for _ in range(_BROKEN):
+        try:
+            for packet in container.demux(stream):
+                yield from packet.decode()
+            return
+        except av.error.InvalidDataError:  # reading goes on behind it
+            continue
+        except av.error.EOFError:
+            return
+
+
+def _decoded_from(av, container, stream, time: float) -> Iterator:
+    """Frames from one that is not later than `time` on, or from the first."""
+    begin = float((stream.start_time or 0) * stream.time_base)
+    for back in (0.0, 4.0, math.inf):  # indices go by decoding time: a key frame may be shown a little too late
+        target = max(time - back, begin)
+        container.seek(math.floor(target / stream.time_base), stream=stream)
+        frames = _decoded(av, container, stream)
+        first = next(frames, None)
+        if target == begin or (first is not None and (first.time or 0.0) <= time):
+            break
+    if first is not None:
+        yield first
+        yield from frames
+
+
+def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
+    """The frames on display at rising `times`: uint8 (len(times), H, W, 3)."""
+    chosen, shown, end = [], None, 0.0
+    for frame in _decoded_from(av, container, stream, times[0]):
+        time = end if frame.time is None else frame.time
+        while len(chosen) < len(times) and time > times[len(chosen)] + 1e-6:
+            chosen.append(shown or frame)
+        if len(chosen) == len(times):
+            break
+        shown, end = frame, time + float((frame.duration or 0) * frame.time_base or 1 / (stream.average_rate or 25))
+    if shown is None and not chosen or len(chosen) < len(times) and times[len(chosen)] > end + 1:
+        raise MediaError(f"its picture breaks off before {times[len(chosen)]:.1f} s")
+    chosen += [shown] * (len(times) - len(chosen))
+    convert = av.video.reformatter.VideoReformatter()  # one for all: it remembers its tables
+    images: dict[int, np.ndarray] = {}
+    for frame in chosen:
+        if id(frame) not in images:
+            image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            images[id(frame)] = np.rot90(image, round(frame.rotation / 90)) if frame.rotation else image
+    return np.stack([images[id(frame)] for frame in chosen])
+
+
+def _read_sound(av, container, stream, start: float, samples: int, rate: int) -> np.ndarray:
+    """Mono sound from `start` on, float32 (samples,).
+
+    Its pieces are laid out by their time stamps before they are resampled, so that a gap stays a gap.
+    """
+    pieces, kind, begin, position, total = None, None, start, 0, 0
+    for frame in _decoded_from(av, container, stream, start - _PREROLL):
+        if pieces is None:
+            kind, begin = frame, start if frame.time is None else frame.time
+            total = math.ceil((start - begin + samples / rate + _GAP) * frame.rate)
+            width = 1 if frame.format.is_planar else len(frame.layout.channels)
+            like = frame.to_ndarray()
+            pieces = np.zeros((len(like), max(0, total) * width), like.dtype)
+        stamp = position if frame.time is None else round((frame.time - begin) * frame.rate)
+        at = position if abs(stamp - position) < _GAP * frame.rate else max(0, stamp)
+        if at >= total:
+            break
+        if (frame.rate, frame.format.name, frame.layout.name) == (kind.rate, kind.format.name, kind.layout.name):
+            piece = frame.to_ndarray()[:, : (total - at) * width]
+            pieces[:, at * width : at * width + piece.shape[1]] = piece
+        position = at + frame.samples
+    if total <= 0:
+        raise MediaError(f"its sound breaks off before {start:.1f} s")
+    whole = av.AudioFrame.from_ndarray(pieces, format=kind.format.name, layout=kind.layout.name)
+    whole.sample_rate = kind.rate
+    resampler = av.AudioResampler("fltp", "mono", rate)
+    parts = [part.to_ndarray()[0] for part in [*resampler.resample(whole), *resampler.resample(None)]]
+    sound, shift = np.concatenate(parts), round((start - begin) * rate)
+    out = np.zeros(samples, np.float32)
+    sound = sound[max(0, shift) : max(0, shift + samples)]
+    out[max(0, -shift) : max(0, -shift) + len(sound)] = sound[: samples - max(0, -shift)]
+    return out
