@@ -116,7 +116,7 @@ def _fit(
         [weight, bias],
         max_iter=max_iter,
         max_eval=10 * max_iter,
-        tolerance_grad=1e-6,
+        tolerance_grad=1e-5,
         tolerance_change=1e-10,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -131,5 +131,7 @@ def _fit(
 
     optimizer.step(closure)
     if optimizer.state[weight]["n_iter"] >= max_iter:
-        logger.warning(f"The linear classifier has not converged in {max_iter} iterations.")
+        logger.warning(
+            f"The linear classifier has not converged in {max_iter} iterations; more or a stronger penalty help."
+        )
     return weight.detach(), bias.detach()

@@ -36,6 +36,7 @@ def retrieval(
         raise ValueError(f"Retrieval needs pictures, sound (and labels) of the same clips; their numbers are {sizes}.")
     # A vector that is not finite becomes 0, which is equally far from all.
     video, audio = (F.normalize(x.float(), dim=1).nan_to_num(0) for x in (video, audio))
+    labels = None if labels is None else labels.to(video.device)
     return {
         **_one_way("video_to_audio", video, audio, labels, chunk),
         **_one_way("audio_to_video", audio, video, labels, chunk),
