@@ -105,7 +105,6 @@ def _labelled(features: Features) -> tuple[torch.Tensor, torch.Tensor]:
     return (vectors[:, None] if vectors.ndim == 2 else vectors).to(dtype), features.labels[known]
 
 
-@torch.enable_grad()
 def _fit(
     x: torch.Tensor, targets: torch.Tensor, num_classes: int, loss: Callable, decay: tuple[float, float], max_iter: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +130,5 @@ def _fit(
 
     optimizer.step(closure)
     if optimizer.state[weight]["n_iter"] >= max_iter:
-        logger.warning(
-            f"The linear classifier has not converged in {max_iter} iterations; more or a stronger penalty help."
-        )
+        logger.warning(f"The linear fit has not converged in {max_iter} iterations; more or a stronger penalty help.")
     return weight.detach(), bias.detach()
