@@ -101,23 +101,33 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure a trained encoder")
     protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
-    command = protocols.add_parser(
-        "knn",
-        help="weighted k-nearest-neighbour accuracy on frozen features",
-        description="Embeds a labelled dataset and lets the k nearest training images vote. Nothing is fitted.",
-    )
-    command.add_argument("model", help="a run's folder, an exported model's folder, or a Hub id")
-    command.add_argument("--data", required=True, help="labelled dataset: folder, Parquet file or Hub id")
-    command.add_argument("--bank-split", default="train", help="split whose labels vote (default train)")
-    command.add_argument("--query-split", default="test", help="split that is classified (default test)")
-    command.add_argument("--image-column", help="found by its type when there is one")
-    command.add_argument("--label-column", help="found by its type when there is one")
-    command.add_argument("--k", type=int, default=20, help="neighbours (default 20)")
-    command.add_argument("--temperature", type=float, default=0.1, help="of the vote's weights (default 0.1)")
-    command.add_argument("--batch-size", type=int, default=256)
-    command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    command.set_defaults(command=_evaluate_knn)
+    about = {
+        "knn": "weighted k-nearest-neighbour accuracy on frozen features",
+        "linear": "accuracy of a linear classifier on frozen features",
+        "retrieval": "find a video's sound among that of all others, and the reverse (AVID)",
+    }
+    for protocol, text in about.items():
+        command = protocols.add_parser(protocol, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.add_argument("model", help="a run's folder, an exported model's folder, or a Hub id")
+        command.add_argument("--data", required=True, help="dataset: folder, Parquet file or Hub id")
+        command.add_argument("--query-split", default="test", help="split that is judged (default test)")
+        if protocol != "retrieval":
+            command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
+            command.add_argument("--image-column", help="found by its type when there is one")
+            command.add_argument("--label-column", help="found by its type when there is one")
+        if protocol == "knn":
+            command.add_argument("--k", type=int, default=20, help="neighbours (default 20)")
+            command.add_argument("--temperature", type=float, default=0.1, help="of the vote's weights (default 0.1)")
+        if protocol == "linear":
+            command.add_argument("--classifier", choices=("logistic", "svm"), default="logistic")
+            command.add_argument(
+                "--folds", metavar="COLUMN", help="of fold numbers: their mean, in place of two splits"
+            )
+        command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
+        command.add_argument("--batch-size", type=int, default=256)
+        command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+        command.set_defaults(command=_evaluate, protocol=protocol)
     return parser
 
 
@@ -152,6 +162,14 @@ def _print_result(result, k: int) -> None:
         print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
         print(f"  untrained network {result.baseline['knn']:6.1%}")
         print(f"  trained network   {result.final['knn']:6.1%}")
+    elif "video_to_audio_r1" in result.final:
+        from .hub.card import ROWS
+
+        print(f"\n{'':48}untrained  trained")
+        for key, label, form in ROWS:
+            if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
+                before = form.format(result.baseline[key]) if key in result.baseline else ""
+                print(f"  {label:46}{before:>9}{form.format(result.final[key]):>9}")
     print(f"\nThe model is in {result.model_dir}. Load the encoder with")
     trust = ", trust_remote_code=True" if result.needs_code else ""
     print(f'  AutoModel.from_pretrained("{result.model_dir}"{trust})')
@@ -210,30 +228,24 @@ def _recipes(args: argparse.Namespace) -> None:
         print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
 
 
-def _evaluate_knn(args: argparse.Namespace) -> None:
-    from .evaluation.evaluate import evaluate_knn
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation.evaluate import evaluate
     from .recipe import DataConfig, MonitorConfig
 
-    if args.k <= 0 or args.temperature <= 0:
-        raise RecipeError("--k and --temperature must be greater than 0.")
-    result = evaluate_knn(
-        args.model,
-        DataConfig(path=args.data, num_workers=args.num_workers),
-        MonitorConfig(
-            path=args.data,
-            bank_split=args.bank_split,
-            query_split=args.query_split,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            k=args.k,
-            temperature=args.temperature,
-            batch_size=args.batch_size,
-        ),
-    )
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    if given.get("k", 1) <= 0 or given.get("temperature", 1) <= 0 or args.clips <= 0:
+        raise RecipeError("--k, --temperature and --clips must be greater than 0.")
+    names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
+    monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
+    more = {key: given[key] for key in ("folds", "classifier") if key in given}
+    data = DataConfig(path=args.data, num_workers=args.num_workers)
+    result = evaluate(args.protocol, args.model, data, monitor, num_clips=args.clips, **more)
     if args.json:
         print(json.dumps(result))
-    else:
-        print(
-            f"kNN accuracy {result['knn']:.2%} (k={args.k}, T={args.temperature}; "
-            f"{result['bank']:,} images vote on {result['queries']:,})"
-        )
+        return
+    numbers = ", ".join(f"{result[key]:,} {key}" for key in ("examples", "bank", "queries") if key in result)
+    detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{args.__dict__.get('classifier')}; "}
+    print(f"{args.protocol} of {args.model} on {args.data} ({detail.get(args.protocol, '')}{numbers})")
+    for key, value in result.items():
+        if key not in ("failed", "examples", "bank", "queries"):
+            print(f"  {key:28}{value:8.1f}" if key.endswith("rank") else f"  {key:28}{value:8.2%}")

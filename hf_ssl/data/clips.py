@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..models.configuration_avid import AvidConfig
 from ..models.feature_extraction_avid import log_spectrogram
-from ..models.media_avid import MediaError, even_draws, import_av, read_clips
+from ..models.media_avid import MediaError, even_draws, import_av, read_clips, read_sounds
 from ..recipe import ClipsConfig, RecipeError
 from .photometric import NEUTRAL, PARAMS, Photometric, reference_photometric
 from .views import DRAWS, View, crop_image, draw_views, eval_image
@@ -89,20 +89,20 @@ class ClipTransform:
         return {**inputs, "indices": batch["index"].to(device, non_blocking=True)}
 
     def normalize(
-        self, frames: torch.Tensor, waveforms: torch.Tensor, device: torch.device | str = "cpu"
+        self, frames: torch.Tensor | None, waveforms: torch.Tensor, device: torch.device | str = "cpu"
     ) -> dict[str, torch.Tensor]:
-        """The same without colours and indices, for uint8 (B, T, S, S, C) and (B, samples) of `eval_clip`."""
-        return self._inputs(frames, torch.from_numpy(NEUTRAL).expand(len(frames), -1), waveforms, device)
+        """The same without colours and indices, for uint8 (B, T, S, S, C), if any, and (B, samples) of `eval_clip`."""
+        params = torch.from_numpy(NEUTRAL).expand(len(waveforms), -1)
+        return self._inputs(frames, params, waveforms, device)
 
     def _inputs(self, frames, params, waveforms, device) -> dict[str, torch.Tensor]:
         self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
-        rows = params[:, None].expand(-1, frames.shape[1], len(PARAMS)).contiguous()
-        pixels = self.photometric.apply(frames, rows, device).transpose(0, 1)
         sound = waveforms.to(device, non_blocking=True)
-        return {
-            "pixel_values_videos": pixels,
-            "input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes),
-        }
+        inputs = {"input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes)}
+        if frames is not None:
+            rows = params[:, None].expand(-1, frames.shape[1], len(PARAMS)).contiguous()
+            inputs["pixel_values_videos"] = self.photometric.apply(frames, rows, device).transpose(0, 1)
+        return inputs
 
 
 def eval_clip(
@@ -116,6 +116,19 @@ def eval_clip(
     size = (config.image_size, config.crop_pct, config.interpolation, config.num_channels)
     frames, sound = zip(*_read(cell, even_draws(num_clips), config, 0.0, max_megapixels), strict=True)
     return np.stack([[eval_image(Image.fromarray(f), *size) for f in clip] for clip in frames]), np.stack(sound)
+
+
+def eval_sound(cell: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1) -> np.ndarray:
+    """Inference windows of a sound without a video, evenly spaced: (n, samples).
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
+    if cell is None:
+        raise MediaError("the row has no sound")
+    how = {"sampling_rate": config.sampling_rate, "audio_seconds": config.audio_seconds}
+    with ExitStack() as opened:
+        return np.stack(read_sounds(_file(cell, opened), num_clips, **how))
 
 
 def _read(cell, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:

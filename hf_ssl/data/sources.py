@@ -26,6 +26,7 @@ from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 _EXTENSIONS = {
     "image": ".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split(),
     "video": ".avi .m4v .mkv .mov .mp4 .webm".split(),
+    "audio": ".flac .m4a .mp3 .ogg .opus .wav".split(),
 }
 FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -175,8 +176,10 @@ def load_source(data: DataConfig, split: str | None = None, kind: str = "image")
     return source_of(dataset, data, kind)
 
 
-def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> ImageSource | ClipSource:
+def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> Source:
     """A dataset of one's own with the columns and limits of a recipe's `data` section."""
+    if kind == "audio":
+        return Source(dataset, wanted_columns(data, kind), data.label_column)
     make = ClipSource if kind == "video" else ImageSource
     return make(dataset, *wanted_columns(data, kind).values(), data.label_column, data.max_megapixels)
 
@@ -259,7 +262,7 @@ def labelled_sources(
 
 def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
     """What a recipe says about the columns, for `find_columns`."""
-    return {k: getattr(data, f"{k}_column") for k in (("video", "audio") if kind == "video" else ("image",))}
+    return {k: getattr(data, f"{k}_column") for k in (("video", "audio") if kind == "video" else (kind,))}
 
 
 def find_columns(
@@ -268,7 +271,7 @@ def find_columns(
     """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
 
     Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
-    and path. Where nothing has the type, a video is looked for among plain bytes. Sound may have no column.
+    and path. Where nothing has the type, a video is looked for among plain bytes. The sound of videos may have no column.
 
     Raises:
         RecipeError: not there, or several.
@@ -278,8 +281,8 @@ def find_columns(
         typed = [column for column, feature in features.items() if isinstance(feature, FEATURES[kind])]
         structs = [c for c, f in features.items() if isinstance(f, dict) and f.keys() == {"bytes", "path"}]
         binary = [c for c, f in features.items() if f in (Value("binary"), Value("large_binary"))]
-        choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed}[kind]
-        if name is None and kind == "audio" and not typed:
+        choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed or structs}[kind]
+        if name is None and kind == "audio" and "video" in wanted and not typed:
             continue
         if name is not None:
             if name not in features:

@@ -145,10 +145,11 @@ class ImageStream:
                 time.sleep(_BACK_OFF * 2**tries)
                 tries += 1
 
-    def rows(self) -> np.ndarray:
+    def rows(self, state: dict[str, Any] | None = None) -> np.ndarray:
         """Rows (shards + 1,) at which the shards begin, the last one the number of all examples; offsets in a shard
-        count from there. Shards whose length no metadata tells are read once.
+        count from there. Shards whose length no metadata tells are read once; `state` of a checkpoint knows them.
         """
+        self.shard_lengths = (state or {}).get("shard_lengths", self.shard_lengths)
         if self.shard_lengths is None:
             self.shard_lengths = self._footers() or self._lengths()
         return np.cumsum([0, *self.shard_lengths])

@@ -1,16 +1,17 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Features of both towers on videos with sound: several clips of each, spread evenly over it."""
+"""Features of both towers on videos with sound, or of one on sound alone: several clips of each, evenly spaced."""
 
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.clips import ClipTransform, eval_clip
-from ..data.sources import ClipSource
+from ..data.clips import ClipTransform, eval_clip, eval_sound
+from ..data.sources import Source
 from .features import Features, clip_average
 from .knn import knn_accuracy
 from .retrieval import retrieval
@@ -29,7 +30,7 @@ class ClipFeatures:
 
 
 class _EvalClips(Dataset):
-    def __init__(self, source: ClipSource, indices: range, config, num_clips: int):
+    def __init__(self, source: Source, indices: range, config, num_clips: int):
         self.source, self.indices, self.config, self.num_clips = source, indices, config, num_clips
 
     def __len__(self) -> int:
@@ -37,11 +38,13 @@ class _EvalClips(Dataset):
 
     def __getitem__(self, i: int):
         index = self.indices[i]
+        read = eval_clip if "video" in self.source.columns else eval_sound
         try:
-            frames, sound = eval_clip(self.source.cell(index), self.config, self.num_clips)
+            found = read(self.source.cell(index), self.config, self.num_clips)
         except Exception as error:  # any decoder's failure is the same to us: this file does not count
             return None, f"{self.source.name(index)} ({error})"
-        return (torch.from_numpy(frames), torch.from_numpy(sound)), self.source.label(index)
+        frames, sound = found if isinstance(found, tuple) else (None, found)
+        return (frames, sound), self.source.label(index)
 
 
 def _collate(items: list):
@@ -50,13 +53,14 @@ def _collate(items: list):
     if not good:
         return None, None, None, failed
     frames, sound, labels = zip(*good, strict=True)
-    return torch.cat(frames), torch.cat(sound), torch.tensor(labels), failed
+    seen = None if frames[0] is None else torch.from_numpy(np.concatenate(frames))
+    return seen, torch.from_numpy(np.concatenate(sound)), torch.tensor(labels), failed
 
 
 @torch.no_grad()
 def extract_clips(
     embed: Embed,
-    source: ClipSource,
+    source: Source,
     config,
     *,
     device: torch.device,
@@ -95,9 +99,9 @@ def extract_clips(
     for _ in range(math.ceil(math.ceil(total / world_size) / loader.batch_size)):
         frames, sound, batch_labels, batch_failed = next(batches, (None, None, None, []))
         failed += batch_failed
-        pair = (black, silence) if frames is None else (frames, sound)
+        pair = (black, silence) if sound is None else (frames, sound)
         vectors = embed(transform.normalize(*pair, device))
-        if frames is not None:
+        if sound is not None:
             found.append({name: v.float().unflatten(0, (-1, num_clips)) for name, v in vectors.items()})
             labels.append(batch_labels)
     names = found[0] if found else {}

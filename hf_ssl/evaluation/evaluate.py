@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Evaluation of a saved encoder, ours or timm's, from a folder or the Hub."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from .. import models  # registers our classes with AutoModel
-from ..data.sources import labelled_sources
-from ..recipe import DataConfig, MonitorConfig, RecipeError
-from .features import EvalTransform, encoder_embedding, extract_features
+from ..data.sources import available_splits, check_source, labelled_sources, load_source, open_place
+from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
+from .clips import ClipFeatures, clip_embedding, evaluate_clips, extract_clips, tower_features
+from .features import EvalTransform, Features, clip_average, encoder_embedding, extract_features
 from .knn import knn_accuracy
+from .linear import kfold_accuracy, linear_accuracy, linear_svm_accuracy
 
 
-def load_encoder(model: str) -> tuple[PreTrainedModel, EvalTransform]:
+def load_encoder(model: str) -> tuple[PreTrainedModel, EvalTransform | None]:
     """An encoder in evaluation mode with its own preprocessing.
 
     Args:
@@ -30,6 +33,8 @@ def load_encoder(model: str) -> tuple[PreTrainedModel, EvalTransform]:
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise RecipeError(f"No encoder could be loaded from {model!r}: {first_line}") from error
+    if isinstance(encoder.config, models.AvidConfig):
+        return encoder, None
     if isinstance(encoder.config, models.SSLConfig):
         return encoder, EvalTransform.of(encoder.config)
     settings = encoder.config.pretrained_cfg
@@ -43,31 +48,98 @@ def load_encoder(model: str) -> tuple[PreTrainedModel, EvalTransform]:
     return encoder, transform
 
 
-def evaluate_knn(model: str, data: DataConfig, monitor: MonitorConfig) -> dict[str, Any]:
-    """kNN accuracy of a saved encoder on a labelled dataset: {"knn", "bank", "queries", "failed"}.
+def evaluate(
+    protocol: str,
+    model: str,
+    data: DataConfig,
+    monitor: MonitorConfig,
+    *,
+    num_clips: int = 10,
+    folds: str | None = None,
+    classifier: str = "logistic",
+) -> dict[str, Any]:
+    """A saved encoder on a labelled dataset: accuracies, the numbers of examples, and the files that failed.
+
+    An encoder of images gives "knn" or "linear"; AVID's gives them for each tower ("knn_video", "linear_audio" ..) on
+    videos with sound, or for the audio tower on sound alone, and retrieval between the towers.
+
+    Args:
+        protocol: "knn", "linear" or "retrieval".
+        num_clips: of a video or sound, evenly spaced, over which is averaged.
+        folds: column of fold numbers: the mean over them instead of two splits, as ESC-50 wants it.
+        classifier: of "linear": "logistic" or "svm".
 
     Raises:
-        RecipeError: the model or the data cannot be loaded, or the data have no labels.
+        RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
     """
-    bank, queries = labelled_sources(data, monitor)
     encoder, transform = load_encoder(model)
+    clips = isinstance(encoder.config, models.AvidConfig)
+    if protocol == "retrieval" and not clips:
+        raise RecipeError(f"{model} is no model of video and sound; retrieval is between the two.")
+    kind = _kind(data) if clips else "image"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
-    bank_features, query_features = (
-        extract_features(
-            encoder_embedding(encoder),
-            source,
-            transform,
-            device=device,
-            batch_size=monitor.batch_size,
-            num_workers=data.num_workers,
-            max_examples=limit,
-        )
-        for source, limit in ((bank, monitor.max_bank), (queries, monitor.max_queries))
-    )
-    return {
-        "knn": knn_accuracy(bank_features, query_features, k=monitor.k, temperature=monitor.temperature),
-        "bank": len(bank_features.labels),
-        "queries": len(query_features.labels),
-        "failed": bank_features.failed + query_features.failed,
-    }
+    sources = _sources(data, monitor, kind, folds, labelled=protocol != "retrieval")
+    how = {"device": device, "batch_size": monitor.batch_size, "num_workers": data.num_workers}
+    found = []
+    for source, limit in zip(sources, (monitor.max_bank, monitor.max_queries), strict=False):
+        if source is None:
+            continue
+        if clips:
+            embed = clip_embedding(encoder)
+            part = extract_clips(embed, source, encoder.config, num_clips=num_clips, max_examples=limit, **how)
+        else:
+            embed = encoder_embedding(encoder)
+            features = extract_features(embed, source, transform, max_examples=limit, **how)
+            part = ClipFeatures({"": features.vectors[:, None]}, features.labels, features.failed)
+        found.append(part)
+    result: dict[str, Any] = {"failed": [name for part in found for name in part.failed]}
+    names = ("examples",) if folds or protocol == "retrieval" else ("bank", "queries")
+    result |= dict(zip(names, (len(part.labels) for part in found), strict=False))
+    if protocol == "retrieval":
+        return result | evaluate_clips([], found[-1])
+    towers = [name for name in ("", "video", "audio") if name in found[0].vectors]
+    fit = linear_svm_accuracy if classifier == "svm" else linear_accuracy
+    for tower in towers:
+        key = f"{protocol}_{tower}".rstrip("_")
+        sides = [tower_features(part, tower) for part in found]
+        if protocol == "knn":
+            sides = [Features(clip_average(side.vectors), side.labels, side.failed) for side in sides]
+            result[key] = knn_accuracy(*sides, k=monitor.k, temperature=monitor.temperature)
+        elif folds:
+            result[key] = kfold_accuracy(sides[0], _folds(data, folds, sides[0], kind), accuracy=fit)
+        else:
+            result[key] = fit(*sides)
+    return result
+
+
+def _kind(data: DataConfig) -> str:
+    """ "video", or "audio" where there is only that."""
+    try:
+        check_source(data, next(iter(available_splits(data, "video"))), "video")
+        return "video"
+    except RecipeError:
+        try:
+            check_source(data, next(iter(available_splits(data, "audio"))), "audio")
+            return "audio"
+        except RecipeError:
+            pass
+        raise
+
+
+def _sources(data: DataConfig, monitor: MonitorConfig, kind: str, folds: str | None, labelled: bool) -> tuple:
+    if folds is not None:
+        return (load_source(replace(data, label_column=monitor.label_column), monitor.bank_split, kind),)
+    if not labelled:
+        return (load_source(data, monitor.query_split, kind),)
+    return labelled_sources(data, monitor, kind)
+
+
+def _folds(data: DataConfig, column: str, features: Features, kind: str) -> torch.Tensor:
+    dataset = open_place(data, False, kind)[data.split]
+    if column not in dataset.features:
+        raise RecipeError(f"{data.path} has no column {column!r}{nearest(column, dataset.features)}")
+    folds = torch.tensor(dataset[column])
+    if len(folds) != len(features.labels):
+        raise RecipeError(f"{len(features.failed)} files of {data.path} could not be read; mend or remove them first.")
+    return folds

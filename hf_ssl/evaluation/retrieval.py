@@ -8,15 +8,14 @@ chance (k / N), where counting ties for it would give 100 %, and counting them a
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 TIE = 1e-6  # cosines that float32's rounding alone can tell apart
 
 
 @torch.no_grad()
-def retrieval(
-    video: torch.Tensor, audio: torch.Tensor, labels: torch.Tensor | None = None, *, chunk: int = 1024
-) -> dict[str, float]:
+def retrieval(video: Tensor, audio: Tensor, labels: Tensor | None = None, *, chunk: int = 1024) -> dict[str, float]:
     """Find each clip's sound among all N by its pictures, and the reverse.
 
     Args:
@@ -34,17 +33,13 @@ def retrieval(
     sizes = [len(x) for x in (video, audio, labels) if x is not None]
     if min(sizes) != max(sizes) or len(video) == 0:
         raise ValueError(f"Retrieval needs pictures, sound (and labels) of the same clips; their numbers are {sizes}.")
-    # A vector that is not finite becomes 0, which is equally far from all.
-    video, audio = (F.normalize(x.float(), dim=1).nan_to_num(0) for x in (video, audio))
-    return {
-        **_one_way("video_to_audio", video, audio, labels, chunk),
-        **_one_way("audio_to_video", audio, video, labels, chunk),
-    }
+    video, audio = (F.normalize(x.float(), dim=1).nan_to_num(0) for x in (video, audio))  # not finite: near none
+    labels = None if labels is None else labels.to(video.device)
+    ways = (("video_to_audio", video, audio), ("audio_to_video", audio, video))
+    return {key: value for way in ways for key, value in _one_way(*way, labels, chunk).items()}
 
 
-def _one_way(
-    name: str, queries: torch.Tensor, gallery: torch.Tensor, labels: torch.Tensor | None, chunk: int
-) -> dict[str, float]:
+def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None, chunk: int) -> dict[str, float]:
     better, tied, precision = [], [], []
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ gallery.T  # (m, N)
@@ -67,7 +62,7 @@ def _one_way(
     return results
 
 
-def positive_precision(positives: torch.Tensor, labels: torch.Tensor) -> float:
+def positive_precision(positives: Tensor, labels: Tensor) -> float:
     """Share of CMA's positives that are of their anchor's class, 0..1.
 
     Args:

@@ -17,6 +17,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import BitImageProcessor, PreTrainedModel
 
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
+from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError
 from .card import RunFacts, render_card
 
@@ -92,6 +93,9 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
         (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
         return
     model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)
+    if not isinstance(config, SSLConfig):
+        avid_processor(config).save_pretrained(folder)
+        return
     BitImageProcessor(
         size={"shortest_edge": round(config.image_size / config.crop_pct)},
         crop_size={"height": config.image_size, "width": config.image_size},

@@ -93,6 +93,27 @@ def read_clips(
         raise MediaError(f"not a video, or broken: {error.strerror}") from None
 
 
+def read_sounds(
+    audio: str | Path | bytes | Any, num_clips: int, *, sampling_rate: int, audio_seconds: float
+) -> list[np.ndarray]:
+    """Windows of a sound file, evenly spaced: mono float32 (audio_seconds * sampling_rate,) each.
+
+    Raises:
+        MediaError, ImportError: see `read_clips`.
+    """
+    av = import_av()
+    try:
+        with ExitStack() as stack:
+            sound = _open(av, stack, audio, "audio")
+            start, end = _extent(*sound)
+            last = max(start, end - audio_seconds)
+            starts = [start + draw * (last - start) for draw, _ in even_draws(num_clips)]
+            samples = int(audio_seconds * sampling_rate)
+            return [_read_sound(av, *sound, at, samples, sampling_rate) for at in starts]
+    except av.error.FFmpegError as error:
+        raise MediaError(f"no sound, or broken: {error.strerror}") from None
+
+
 def _open(av, stack: ExitStack, source, kind: str) -> tuple:
     """A container and its best stream of a kind."""
     if isinstance(source, bytes):

@@ -44,6 +44,14 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step_" + "[0-9]" * 8))
 
+    def state(self) -> dict[str, Any]:
+        """What the newest checkpoint says beside its tensors; nothing without one."""
+        found = self.complete()
+        try:
+            return json.loads((found[-1] / "state.json").read_text()) if found else {}
+        except (OSError, json.JSONDecodeError):
+            return {}  # `load_latest` says what is wrong
+
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> bool:
         """Write the checkpoint of `step`; every process must call it.
 

@@ -84,14 +84,15 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
         source = _training_source(recipe, dataset, kind)
         bank, queries = _monitor_sources(recipe, dataset, bank, queries, kind)
-    num_examples = source.num_examples if isinstance(source, ImageStream) else len(source)
+    streamed = isinstance(source, ImageStream)
+    num_examples = source.num_examples if streamed else len(source)
     num_steps, steps_per_epoch = count_steps(train, num_examples)
-    if getattr(config, "num_instances", None) == 0:
-        config.num_instances = num_examples or 0
 
     checkpoints = Checkpoints(output_dir / "checkpoints", train.keep_checkpoints, accelerator)
     if train.resume == "never" and checkpoints.complete():
         raise RecipeError(f"{output_dir} already holds a run; set another train.output_dir or train.resume=auto.")
+    if getattr(config, "num_instances", None) == 0:  # a row of the memories for each
+        config.num_instances = int(source.rows(checkpoints.state().get("stream"))[-1]) if streamed else num_examples
 
     # Build: the same weights on every process, then random states of their own.
     set_seed(train.seed)
@@ -146,7 +147,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         totals.synchronize()
         _stop_if_not_finite(bad_step, checkpoints)
         kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict()}
-        if isinstance(source, ImageStream):
+        if streamed:
             kept["stream"] = merge_states(gather_object([loader.state()]))
         return checkpoints.save(step, model, optimizer, kept)
 
@@ -201,10 +202,9 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 totals.seconds += values.pop("seconds")
                 values["lr"] = max(group["lr"] for group in optimizer.param_groups)
                 journal.record(done, {**values, "skipped": totals.skipped, **model.metrics()})
-                progress.set_postfix_str(
-                    f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {values[f'{monitor.examples}_per_second']:.0f} {monitor.examples}/s",
-                    refresh=False,
-                )
+                speed = f"{values[f'{monitor.examples}_per_second']:.0f} {monitor.examples}/s"
+                shown = f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {speed}"
+                progress.set_postfix_str(shown, refresh=False)
             if done == num_steps or done % every_monitor == 0:
                 with meter.paused():
                     values = monitor.measure(model)
@@ -223,7 +223,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     baseline, final = journal.at(0), journal.at(num_steps)
     tensors = full_state_dict(model)
     if accelerator.is_main_process:
-        counted = None if isinstance(source, ImageStream) else num_examples  # a recipe's own word is no count
+        counted = None if streamed else num_examples  # a recipe's own word is no count
         facts = RunFacts(counted, num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
         export(model, recipe, output_dir / "model", tensors=tensors, baseline=baseline, final=final, facts=facts)
     accelerator.wait_for_everyone()
