@@ -28,7 +28,7 @@ _EXTENSIONS = {
     "video": ".avi .m4v .mkv .mov .mp4 .webm".split(),
     "audio": ".flac .m4a .mp3 .ogg .opus .wav".split(),
 }
-FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
+_FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev"), "validation"
@@ -127,7 +127,7 @@ def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dat
     columns = find_columns(dataset.features, wanted, where)
     dataset = dataset.select_columns(list(columns.values()))
     for kind, column in columns.items():
-        dataset = dataset.cast_column(column, FEATURES[kind](decode=False))
+        dataset = dataset.cast_column(column, _FEATURES[kind](decode=False))
     return dataset, columns
 
 
@@ -271,14 +271,14 @@ def find_columns(
     """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
 
     Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
-    and path. Where nothing has the type, a video is looked for among plain bytes. The sound of videos may have no column.
+    and path. Where nothing has the type, a video is looked for among plain bytes. Sound may have no column.
 
     Raises:
         RecipeError: not there, or several.
     """
     found = {}
     for kind, name in wanted.items():
-        typed = [column for column, feature in features.items() if isinstance(feature, FEATURES[kind])]
+        typed = [column for column, feature in features.items() if isinstance(feature, _FEATURES[kind])]
         structs = [c for c, f in features.items() if isinstance(f, dict) and f.keys() == {"bytes", "path"}]
         binary = [c for c, f in features.items() if f in (Value("binary"), Value("large_binary"))]
         choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed or structs}[kind]
@@ -398,7 +398,7 @@ def _list_files(root: Path, kind: str) -> dict[str, Dataset]:
     depths = {folder.count(os.sep) for folders in parents for folder in folders}
     labelled = len(classes) > 1 and len(depths) == 1
     number = {name: i for i, name in enumerate(classes)}
-    features = Features({kind: FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
+    features = Features({kind: _FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
     found = {}
     for split, files in parts.items():
         columns: dict[str, list] = {kind: [{"bytes": None, "path": file} for file in files]}

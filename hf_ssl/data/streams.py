@@ -21,25 +21,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .sources import (
-    FEATURES,
-    ClipSource,
-    ImageSource,
-    Source,
-    cell_of,
-    check_source,
-    encoded,
-    open_place,
-    wanted_columns,
-)
+from .sources import ClipSource, ImageSource, Source, cell_of, check_source, encoded, open_place, wanted_columns
 
 
 logger = logging.getLogger(__name__)
@@ -208,9 +197,10 @@ class ImageStream:
         cells = list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
         kinds = list(self._columns)
         columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
-        dataset = Dataset.from_dict(columns, features=datasets.Features({kind: FEATURES[kind]() for kind in kinds}))
+        storage = {"bytes": Value("binary"), "path": Value("string")}  # making an Audio takes torchcodec
+        dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, storage)))
         make = ImageSource if kinds == ["image"] else ClipSource
-        return make(dataset, max_megapixels=self.max_megapixels)
+        return make(dataset, *kinds, max_megapixels=self.max_megapixels)
 
     def _readable(self, shard: int) -> Iterator[dict[str, Any] | None]:
         with suppress(UnreadableShard):

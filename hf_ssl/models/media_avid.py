@@ -229,7 +229,7 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
             piece = frame.to_ndarray()[:, : (total - at) * width]
             pieces[:, at * width : at * width + piece.shape[1]] = piece
         position = at + frame.samples
-    if total <= 0:
+    if pieces is None or begin + position / kind.rate <= start:
         raise MediaError(f"its sound breaks off before {start:.1f} s")
     whole = av.AudioFrame.from_ndarray(pieces, format=kind.format.name, layout=kind.layout.name)
     whole.sample_rate = kind.rate

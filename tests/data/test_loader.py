@@ -141,9 +141,7 @@ def test_a_run_continues_at_any_step_as_if_never_interrupted(source, start):
 
 def test_continuing_reads_nothing_of_what_came_before(source, monkeypatch):
     opened = []
-    monkeypatch.setattr(
-        ImageSource, "cell", lambda self, i, real=ImageSource.cell: opened.append(i) or real(self, i)
-    )
+    monkeypatch.setattr(ImageSource, "cell", lambda self, i, real=ImageSource.cell: opened.append(i) or real(self, i))
     last = batches(source, start_step=6)
     assert opened == last[0]["index"].tolist()
 
@@ -216,7 +214,7 @@ def test_a_dataset_without_any_readable_image_stops_the_run_at_once():
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(source):
-    with pytest.raises(RecipeError, match="train.batch_size=41 is more than the 40 images"):
+    with pytest.raises(RecipeError, match="train.batch_size=41 is more than the 40 examples"):
         TrainLoader(source, VIEWS, batch_size=41, num_steps=1)
 
 

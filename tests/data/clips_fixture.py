@@ -1,0 +1,90 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Tiny videos with sound in the containers that people have, written with PyAV."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+CODECS = {  # container: its name for FFmpeg, codecs, sampling rate
+    "mp4": ("mp4", "libx264", "aac", 16000),
+    "webm": ("webm", "libvpx-vp9", "libopus", 48000),
+    "avi": ("avi", "mpeg4", "libmp3lame", 16000),
+    "mkv": ("matroska", "libx264", "aac", 16000),
+}
+
+
+def write_clip(
+    file: Path,
+    *,
+    seconds: float = 2.0,
+    fps: int = 8,
+    times=None,
+    greys=None,
+    sound=None,
+    audio: bool = True,
+    video: bool = True,
+    side: int = 32,
+    options: dict | None = None,
+) -> Path:
+    """A video of flat grey frames.
+
+    Args:
+        times: seconds at which the frames begin, for a variable rate.
+        greys: of every frame; by default frame i is 8 * i.
+        sound: mono, in -1..1, at the container's rate; a tone of 500 Hz by default.
+    """
+    container, video_codec, audio_codec, rate = CODECS[file.suffix[1:]]
+    times = np.arange(round(seconds * fps)) / fps if times is None else times
+    greys = [8 * i % 256 for i in range(len(times))] if greys is None else greys
+    sound = 0.3 * np.sin(2 * np.pi * 500 * np.arange(int(seconds * rate)) / rate) if sound is None else sound
+    with av.open(str(file), "w", format=container) as out:
+        pictures = out.add_stream(video_codec, rate=fps, options=options) if video else None
+        tones = out.add_stream(audio_codec, rate=rate, layout="mono") if audio else None
+        if video:
+            pictures.width = pictures.height = side
+            pictures.pix_fmt = "yuv420p"
+            base = Fraction(1, fps) if video_codec == "mpeg4" else Fraction(1, 1000)
+            pictures.codec_context.time_base = base
+            pictures.codec_context.max_b_frames = 0  # AVI has no time stamps to put them in order
+            for time, grey in zip(times, greys, strict=True):
+                frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), grey, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = round(Fraction(float(time)) / base), base
+                out.mux(pictures.encode(frame))
+            out.mux(pictures.encode(None))
+        if audio:
+            codec = tones.codec_context
+            whole = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
+            whole.sample_rate, whole.pts = rate, 0
+            fit = av.AudioResampler(codec.format.name, "mono", rate, frame_size=codec.frame_size or None)
+            for frame in [*fit.resample(whole), *fit.resample(None)]:
+                out.mux(tones.encode(frame))
+            out.mux(tones.encode(None))
+    return file
+
+
+def flash_and_beep(file: Path, at: float, seconds: float = 3.0, fps: int = 20) -> Path:
+    """Black and silent but for a white frame and a beep at the same time."""
+    rate = CODECS[file.suffix[1:]][3]
+    first, length = round(at * rate), rate // fps
+    sound = np.zeros(int(seconds * rate))
+    sound[first : first + length] = np.sin(2 * np.pi * 1000 * np.arange(length) / rate)
+    greys = [255 * (i == round(at * fps)) for i in range(round(seconds * fps))]
+    return write_clip(file, seconds=seconds, fps=fps, greys=greys, sound=sound)
+
+
+def truncate(source: Path, file: Path, share: float = 0.6) -> Path:
+    content = source.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    return file
+
+
+def damage(source: Path, file: Path, first: float, last: float) -> Path:
+    """The bytes between two shares of a file are noise."""
+    content = bytearray(source.read_bytes())
+    place = slice(int(len(content) * first), int(len(content) * last))
+    content[place] = np.random.default_rng(0).bytes(place.stop - place.start)
+    file.write_bytes(content)
+    return file
