@@ -271,7 +271,7 @@ def find_columns(
     """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
 
     Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
-    and path. Where nothing has the type, a video is looked for among plain bytes. The sound of videos may have no column.
+    and path. Where nothing has the type, a video is looked for among plain bytes. A video's sound may have no column.
 
     Raises:
         RecipeError: not there, or several.
