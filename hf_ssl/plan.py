@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from .data.views import View, resolve_views
-from .models import METHODS
+from .models import METHODS, SSLConfig
 from .recipe import Recipe, RecipeError, model_config
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
 
@@ -61,6 +61,10 @@ def plan(
     precision = recipe.train.precision or precision
     views = resolve_views(recipe.views, recipe.method)
     config = model_config(recipe, image_size=views[0].size)
+    if getattr(config, "num_instances", None) == 0:
+        if recipe.data.num_examples is None:
+            raise RecipeError("The memories have a row for each clip: set data.num_examples to their number.")
+        config.num_instances = recipe.data.num_examples
     with torch.device("meta"):
         model = METHODS[recipe.method][1](config)
     notes = _warnings(recipe, model, processes)
@@ -169,8 +173,8 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
         else:
             track_frozen(model)
         model.to_empty(device="cpu")
-        inputs = [_images_of([v for v in views if v.local == local], batch, config) for local in (False, True)]
-        inputs = [images for images in inputs if images is not None]
+        inputs = _inputs(views, batch, config)
+        model.assume_started()
         tracker = FSDPMemTracker(model) if world > 1 else MemTracker()
         if world > 1:
             tracker.track_inputs(tuple(inputs))
@@ -214,10 +218,14 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _images_of(views: list[View], batch: int, config) -> torch.Tensor | None:
-    if not views:
-        return None
-    return torch.empty(batch, len(views), config.num_channels, views[0].size, views[0].size)
+def _inputs(views: list[View], batch: int, config) -> list[torch.Tensor]:
+    """Images, global views and small crops; or frames, spectrograms and rows of the memories."""
+    if not isinstance(config, SSLConfig):
+        frames = torch.empty(batch, config.num_frames, config.num_channels, config.image_size, config.image_size)
+        sound = torch.empty(batch, config.num_audio_frames, config.num_bands)
+        return [frames, sound, torch.empty(batch, dtype=torch.long)]
+    groups = [[view for view in views if view.local == local] for local in (False, True)]
+    return [torch.empty(batch, len(g), config.num_channels, g[0].size, g[0].size) for g in groups if g]
 
 
 @contextmanager

@@ -95,6 +95,15 @@ def cma_positives(
     return torch.cat(found)
 
 
+def random_numbers(counters: torch.Tensor, key: int, limit: int) -> torch.Tensor:
+    """Whole numbers below `limit`, each a function of its counter and the key alone (SplitMix64), on any device."""
+    key = (key * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63  # int64 wraps around
+    x = (counters + 1) * -0x61C8864680B583EB + key
+    x = (x ^ (x >> 30 & 2**34 - 1)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 2**37 - 1)) * -0x6B2FB644ECCEEE15
+    return ((x ^ (x >> 31 & 2**33 - 1)) & 2**63 - 1) % limit
+
+
 def negatives_of_draws(draws: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     """Numbers (B, K) among the N - E that are left -> instances among N, passing over `excluded` (B, E), sorted."""
     shifted = excluded - torch.arange(excluded.shape[1], device=excluded.device)
@@ -256,6 +265,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
                 empty = torch.full((config.num_instances, config.num_positives), -1, dtype=torch.int32)
                 self.register_buffer("positive_set", empty)
         self._step = self._micro = 0
+        self._seed: int | None = None
         self._known: set[int] = set()  # normalisers that are no longer to be estimated
         self._seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._terms: dict[str, torch.Tensor] = {}
@@ -294,6 +304,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
 
     def _loss(self, video: torch.Tensor, audio: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """The weighted mean of the terms (section 3.2 and 4.2), each itself a mean over the modalities."""
+        self._recall()
         config, own = self.config, indices[:, None]
         positives = self.positive_set[indices].long() if config.cma else None
         negatives = self._draw_negatives(own, positives)
@@ -325,11 +336,10 @@ class AvidForPreTraining(AvidPreTrainedModel):
     def _normalizer(self, group: int, negative: torch.Tensor) -> torch.Tensor:
         """Z: the mean exponential score of the noise in the first batch that needs it; constant from then on."""
         if group not in self._known:
-            if self.normalizer[group] < 0:
-                z = all_reduce_mean(negative.exp().mean())
-                if not self.training:
-                    return z
-                self.normalizer[group] = z
+            z = all_reduce_mean(negative.exp().mean())
+            if not self.training:
+                return z
+            self.normalizer[group] = z
             self._known.add(group)
         return self.normalizer[group]
 
@@ -338,13 +348,21 @@ class AvidForPreTraining(AvidPreTrainedModel):
         excluded = own
         if positives is not None:
             excluded = torch.cat([positives, own], 1).sort(1).values if self.config.exclude_anchor else positives
-        seed = (int(self.draw_seed) * 1_000_003 + self._step) * 1_009 + self._micro
-        generator = torch.Generator(own.device).manual_seed(seed % 2**63)
+        key = (self._seed * 1_000_003 + self._step) * 1_009 + self._micro
         self._micro += 1
-        size = (len(own) * world_size(), self.config.num_negatives)
-        limit = self.config.num_instances - excluded.shape[1]
-        draws = torch.randint(limit, size, generator=generator, device=own.device)
-        return negatives_of_draws(draws[rank() * len(own) : (rank() + 1) * len(own)], excluded)
+        first = rank() * len(own) * self.config.num_negatives  # numbers of the global batch, in its order
+        counters = torch.arange(first, first + len(own) * self.config.num_negatives, device=own.device)
+        draws = random_numbers(counters, key, self.config.num_instances - excluded.shape[1])
+        return negatives_of_draws(draws.view(len(own), -1), excluded)
+
+    def _recall(self) -> None:
+        """What is remembered in tensors and decides what happens; read once, since that waits for the device."""
+        if self._seed is None:
+            self._seed = int(self.draw_seed)
+            self._known = {group for group, z in enumerate(self.normalizer.tolist()) if z >= 0}
+
+    def assume_started(self) -> None:
+        self._seed, self._known = 0, {0, 1, 2}
 
     def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         """Finds CMA's positive sets when it is time."""

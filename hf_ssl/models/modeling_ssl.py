@@ -92,6 +92,9 @@ class SSLPreTrainedModel(PreTrainedModel):
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         """Called after the optimiser's step."""
 
+    def assume_started(self) -> None:
+        """For a simulation without values: what a first step finds out from them."""
+
     refilled: frozenset[str] = frozenset()  # buffers that `refill` fills, when a warm start has none
 
     def refill(self, **inputs) -> None:

@@ -18,7 +18,7 @@ from hf_ssl.models import (
     cma_positives,
     nce_loss,
 )
-from hf_ssl.models.modeling_avid import memory_scores, negatives_of_draws
+from hf_ssl.models.modeling_avid import memory_scores, negatives_of_draws, random_numbers
 from hf_ssl.models.towers_avid import R2Plus1D
 from tests.models.test_losses import DTYPES, assert_close, bound, cases, leaf
 
@@ -244,6 +244,7 @@ def test_cma_draws_no_positives_and_no_anchor_if_asked(exclude_anchor):
     model.before_step(0, 1, 1)
     own = torch.arange(40)[:, None]
     positives = model.positive_set.long()
+    model._recall()
     negatives = model._draw_negatives(own, positives)
     assert not (negatives[:, :, None] == positives[:, None]).any()
     assert (negatives == own).any() == (not exclude_anchor)
@@ -282,6 +283,7 @@ def test_draws_follow_the_seed_and_the_step():
 
     def draw(model, step):
         model.before_step(step, 9, 2)
+        model._recall()
         return [model._draw_negatives(own, None) for _ in range(2)]
 
     a, again, later, different = draw(model, 3), draw(model, 3), draw(model, 4), draw(other, 3)
@@ -362,3 +364,19 @@ def test_checkpointing_changes_nothing():
         results.append((loss.detach(), model.encoder.video_tower.backbone.stages[0][0].spatial1.weight.grad, stats))
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(recomputed, plain)
+
+
+def test_random_numbers_are_those_of_splitmix64_and_uniform():
+    def splitmix64(state: int) -> int:
+        z = state % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    counters = torch.arange(1000)
+    for key in (0, 5, 2**70 + 3):
+        expected = [(splitmix64((key + c + 1) * golden) & 2**63 - 1) % 97 for c in range(1000)]
+        assert random_numbers(counters, key, 97).tolist() == expected
+    counts = random_numbers(torch.arange(100_000), 7, 50).bincount(minlength=50).double()
+    assert ((counts - 2000).square() / 2000).sum() < 86, "chi-squared with 49 degrees of freedom, once in a thousand"
