@@ -4,7 +4,7 @@
 import io
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,27 +70,24 @@ def read_clips(
         ImportError: PyAV is not installed.
     """
     av = import_av()
-    try:
-        with ExitStack() as stack:
-            picture = _open(av, stack, video, "video")
-            sound = picture[0] if audio is None else _open(av, stack, audio, "audio")[0]
-            sound = (sound, _stream(sound, "audio"))
-            pixels = picture[1].codec_context.width * picture[1].codec_context.height / 1e6
-            if pixels > max_megapixels:
-                raise MediaError(f"frames of {pixels:.1f} megapixels, more than the allowed {max_megapixels:g}")
-            extents = _extent(*picture), _extent(*sound)
-            clips = []
-            for draw in draws:
-                seconds = num_frames / frame_rate
-                start, sound_start = _windows(*extents, draw, seconds, audio_seconds, offset)
-                times = start + np.arange(num_frames) / frame_rate
-                inside = times[: max(1, int((times < extents[0][1] - 1e-6).sum()))]
-                frames = _read_frames(av, *picture, inside.tolist())
-                waveform = _read_sound(av, *sound, sound_start, int(audio_seconds * sampling_rate), sampling_rate)
-                clips.append((frames[np.arange(num_frames) % len(frames)], waveform))
-            return clips
-    except av.error.FFmpegError as error:
-        raise MediaError(f"not a video, or broken: {error.strerror}") from None
+    with ExitStack() as stack, _explained(av, "not a video"):
+        picture = _open(av, stack, video, "video")
+        sound = picture[0] if audio is None else _open(av, stack, audio, "audio")[0]
+        sound = (sound, _stream(sound, "audio"))
+        pixels = picture[1].codec_context.width * picture[1].codec_context.height / 1e6
+        if pixels > max_megapixels:
+            raise MediaError(f"frames of {pixels:.1f} megapixels, more than the allowed {max_megapixels:g}")
+        extents = _extent(*picture), _extent(*sound)
+        clips = []
+        for draw in draws:
+            seconds = num_frames / frame_rate
+            start, sound_start = _windows(*extents, draw, seconds, audio_seconds, offset)
+            times = start + np.arange(num_frames) / frame_rate
+            inside = times[: max(1, int((times < extents[0][1] - 1e-6).sum()))]
+            frames = _read_frames(av, *picture, inside.tolist())
+            waveform = _read_sound(av, *sound, sound_start, int(audio_seconds * sampling_rate), sampling_rate)
+            clips.append((frames[np.arange(num_frames) % len(frames)], waveform))
+        return clips
 
 
 def read_sounds(
@@ -102,16 +99,24 @@ def read_sounds(
         MediaError, ImportError: see `read_clips`.
     """
     av = import_av()
+    with ExitStack() as stack, _explained(av, "no sound"):
+        sound = _open(av, stack, audio, "audio")
+        start, end = _extent(*sound)
+        last = max(start, end - audio_seconds)
+        starts = [start + draw * (last - start) for draw, _ in even_draws(num_clips)]
+        samples = int(audio_seconds * sampling_rate)
+        return [_read_sound(av, *sound, at, samples, sampling_rate) for at in starts]
+
+
+@contextmanager
+def _explained(av, fault: str) -> Iterator[None]:
+    """Whatever a broken file makes FFmpeg and PyAV raise is one sentence."""
     try:
-        with ExitStack() as stack:
-            sound = _open(av, stack, audio, "audio")
-            start, end = _extent(*sound)
-            last = max(start, end - audio_seconds)
-            starts = [start + draw * (last - start) for draw, _ in even_draws(num_clips)]
-            samples = int(audio_seconds * sampling_rate)
-            return [_read_sound(av, *sound, at, samples, sampling_rate) for at in starts]
-    except av.error.FFmpegError as error:
-        raise MediaError(f"no sound, or broken: {error.strerror}") from None
+        yield
+    except MediaError:
+        raise
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        raise MediaError(f"{fault}, or broken: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _open(av, stack: ExitStack, source, kind: str) -> tuple:
@@ -120,7 +125,8 @@ def _open(av, stack: ExitStack, source, kind: str) -> tuple:
         if not source:
             raise MediaError("the file is empty")
         source = io.BytesIO(source)
-    container = stack.enter_context(av.open(str(source) if isinstance(source, Path) else source))
+    source = str(source) if isinstance(source, Path) else source
+    container = stack.enter_context(av.open(source, metadata_errors="replace"))
     return container, _stream(container, kind)
 
 
@@ -203,7 +209,7 @@ def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
     images: dict[int, np.ndarray] = {}
     for frame in chosen:
         if id(frame) not in images:
-            image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            image = convert.reformat(frame, chosen[0].width, chosen[0].height, "rgb24", threads=1).to_ndarray()
             images[id(frame)] = np.rot90(image, round(frame.rotation / 90)) if frame.rotation else image
     return np.stack([images[id(frame)] for frame in chosen])
 
@@ -215,6 +221,8 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
     """
     pieces, kind, begin, position, total = None, None, start, 0, 0
     for frame in _decoded_from(av, container, stream, start - _PREROLL):
+        if frame.time is not None and frame.time + frame.samples / frame.rate < start - _PREROLL:
+            continue
         if pieces is None:
             kind, begin = frame, start if frame.time is None else frame.time
             total = math.ceil((start - begin + samples / rate + _GAP) * frame.rate)

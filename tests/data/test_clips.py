@@ -168,6 +168,25 @@ def test_a_few_broken_packets_are_passed_over(tmp_path):
     assert (np.array(greys(frames)) == greys(expected)).mean() > 0.2
 
 
+@pytest.mark.parametrize("ending", CODECS)
+def test_whatever_is_wrong_with_a_file_is_a_clip_or_one_sentence(ending, tmp_path):
+    rng = np.random.default_rng(0)
+    whole = write_clip(tmp_path / f"whole.{ending}", greys=rng.integers(0, 255, 16).tolist()).read_bytes()
+    read = 0
+    for _ in range(40):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 20)):
+            content[place] = rng.integers(256)
+        try:
+            cut = bytes(content[: rng.integers(len(whole) // 2, 2 * len(whole))])
+            frames, sound = read_clips(cut, [(0, 0)], **CLIP)[0]
+            assert frames.shape == (4, 32, 32, 3) and sound.shape == (16000,)
+            read += 1
+        except MediaError:
+            pass
+    assert read > 5
+
+
 def test_without_pyav_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RecipeError, match=r'pip install "hf_ssl\[video\]"'):
