@@ -53,14 +53,14 @@ class Run:
     """
 
     def __init__(self, processes: list[BaseProcess]):
-        self._processes = processes
+        self.processes = processes
         for process in processes:  # not daemons: those may not start the workers of a loader
             process.start()
         self.pids = [process.pid for process in processes]
         _started.append(self)
 
     def poll(self) -> int | None:
-        codes = [process.exitcode for process in self._processes]
+        codes = [process.exitcode for process in self.processes]
         failed = [code for code in codes if code]
         if failed and None in codes:
             kill(self)
@@ -71,7 +71,7 @@ class Run:
         while self.poll() is None:
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired("the run", timeout)
-            self._processes[0].join(0.02)
+            self.processes[0].join(0.02)
             time.sleep(0.005)
         return self.poll()
 
@@ -93,7 +93,7 @@ def _kill_those_left() -> None:
 def kill(run: Run | subprocess.Popen) -> None:
     """SIGKILL to all processes and their workers; those of a launcher are in sessions of their own."""
     found = []
-    for pid in getattr(run, "pids", None) or [run.pid]:
+    for pid in run.pids if isinstance(run, Run) else [run.pid]:
         try:
             started = psutil.Process(pid)
             found += [started, *started.children(recursive=True)]
@@ -104,10 +104,11 @@ def kill(run: Run | subprocess.Popen) -> None:
             one.kill()
         except psutil.NoSuchProcess:
             continue
-    for process in run._processes if isinstance(run, Run) else ():
-        process.join(60)
     if isinstance(run, subprocess.Popen):
         run.wait(timeout=60)
+        return
+    for process in run.processes:
+        process.join(60)
 
 
 def start(
