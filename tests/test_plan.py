@@ -10,12 +10,32 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
 
+import hf_ssl.plan as planning
 from hf_ssl.cli import main
 from hf_ssl.models import METHODS
 from hf_ssl.plan import GIB, parse_memory, plan, table, track_frozen
 from hf_ssl.recipe import RecipeError, model_config, recipe_from_dict
 from hf_ssl.training.fsdp import fully_shard_units
 from tests.distributed.processes import run_on_ranks
+
+
+TINY = {"backbone": "test_resnet", "backbone_args": {}}  # where the size of the encoder does not matter
+
+
+@pytest.fixture(scope="module", autouse=True)
+def simulate_once():
+    """The tests ask for the same few simulations again and again, at two seconds each."""
+    simulate, found = planning._simulate, {}
+
+    def remembered(*args):
+        key = repr(args)  # of the recipe, the configuration, the views and numbers: all fields of each
+        if key not in found:
+            found[key] = simulate(*args)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "_simulate", remembered)
+        yield
 
 
 def small(method: str = "swav", **changes):
@@ -107,7 +127,7 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not():
 
 def test_where_the_optimiser_needs_most_the_batch_is_still_a_number():
     """A large head and tiny images: twice the batch does not change the peak."""
-    recipe = small(model={"projector_dims": [4096, 4096, 64]}, train={"batch_size": 2})
+    recipe = small(model={**TINY, "projector_dims": [4096, 4096, 64]}, train={"batch_size": 2})
     result = plan(recipe, 1, precision="no", memory=2 * GIB)
     assert result["gib"]["peak"] == result["gib"]["optimiser's step"] > result["gib"]["forward and backward"]
     assert result["largest_batch_per_process"] > 2
@@ -115,10 +135,11 @@ def test_where_the_optimiser_needs_most_the_batch_is_still_a_number():
 
 
 def test_what_cannot_work_is_said():
-    notes = " ".join(plan(small(), 3)["warnings"])
+    notes = " ".join(plan(small(model=TINY), 3)["warnings"])
     assert "does not divide by 3 process(es)" in notes
-    assert any("fewer rows than there" in note for note in plan(small(), 32)["warnings"])
-    notes = " ".join(plan(small(train={"sync_batchnorm": False}, model={"num_prototypes": 400}), 2)["warnings"])
+    assert any("fewer rows than there" in note for note in plan(small(model=TINY), 32)["warnings"])
+    few = small(train={"sync_batchnorm": False}, model={**TINY, "num_prototypes": 400})
+    notes = " ".join(plan(few, 2)["warnings"])
     assert "statistics are of 8 images only" in notes and "400 prototypes for 16 images" in notes
 
 

@@ -11,9 +11,14 @@ import sys
 from accelerate import DistributedType, PartialState
 
 
-def main() -> None:
+def gpu_configuration_on_gloo() -> None:
+    """For this process, before it makes an Accelerator."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda self, cpu, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+
+
+def main() -> None:
+    gpu_configuration_on_gloo()
     sys.argv = sys.argv[1:]
     sys.path[0] = os.path.dirname(sys.argv[0])
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Runs a function on several gloo processes, which must end before a deadline: a deadlock fails, it does not hang."""
 
-import multiprocessing
 import time
 import traceback
 from collections.abc import Callable
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.runs import server
+
 
 COLLECTIVE_SECONDS = 20
-PRELOADED = ["accelerate", "timm", "torch.distributed", "transformers.modeling_utils"]  # imported once for all ranks
 
 
 def run_on_ranks(function: Callable[[], Any], world_size: int, folder: Path, deadline: float = 60) -> list[Any]:
@@ -28,8 +28,7 @@ def run_on_ranks(function: Callable[[], Any], world_size: int, folder: Path, dea
     Raises:
         AssertionError: a rank failed or was late; with the tracebacks of all that failed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = server()
     ranks = [
         context.Process(target=_run, args=(function, rank, world_size, str(folder)), daemon=True)
         for rank in range(world_size)

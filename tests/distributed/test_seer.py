@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from hf_ssl.recipe import recipes_folder
 from tests.data.test_streams import write_parquet
+from tests.runs import Run, kill, start
+from tests.training import stream_run
 from tests.training.test_resume import progress
-from tests.training.test_stream_resume import ends_well, kill, log_of
+from tests.training.test_stream_resume import ends_well, log_of
 
 
 ROOT = Path(__file__).parents[2]
@@ -24,21 +26,12 @@ SCRIPT = ROOT / "tests" / "training" / "stream_run.py"
 STEPS = 24
 
 
-def start(data: Path, output: Path, processes: int) -> subprocess.Popen:
-    """`hf-ssl pretrain seer/wild_small` on gloo processes, cut to tests' size; one process runs without FSDP."""
+def command(data: Path, output: Path) -> list[str]:
+    """Arguments of the script, for `hf-ssl pretrain seer/wild_small` cut to tests' size."""
     logs = output.with_suffix(".logs")
     logs.mkdir(exist_ok=True)
-    env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launch = [sys.executable]
-    if processes == 1:
-        env["ACCELERATE_USE_CPU"] = "true"
-    else:
-        config = recipes_folder() / "accelerate" / "fsdp2.yaml"
-        launch += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--mixed_precision", "no"]
-        launch += ["--num_processes", str(processes), "--main_process_port", "0", str(SHIM)]
-    command = [
-        *(*launch, str(SCRIPT), str(logs), "pretrain", "seer/wild_small", f"data.path={data}"),
+    return [
+        *(str(logs), "pretrain", "seer/wild_small", f"data.path={data}"),
         *(f"train.output_dir={output}", f"train.steps={STEPS}", "train.batch_size=16", "data.num_workers=0"),
         *("train.checkpoint_every=1", "train.log_every=1", "monitor.every=0", "data.shuffle_block=5"),
         *("model.backbone_args={depth: 6, w0: 16, wa: 16.0, wm: 2.0, group_size: 8}", "model.num_prototypes=20"),
@@ -52,8 +45,23 @@ def start(data: Path, output: Path, processes: int) -> subprocess.Popen:
         ),
         "train.gradient_checkpointing=true",
     ]
-    error = output.with_suffix(".stderr").open("a")
-    return subprocess.Popen(command, env=env, stdout=error, stderr=error)
+
+
+def started(data: Path, output: Path, processes: int) -> Run:
+    """On gloo processes; one process runs without FSDP."""
+    how = {"config": "fsdp2", "cpu": processes == 1, "log": output.with_suffix(".stderr")}
+    return start(stream_run.run, *command(data, output), processes=processes, **how)
+
+
+def launched(data: Path, output: Path, processes: int) -> subprocess.Popen:
+    """The same by `accelerate launch`, as people start it."""
+    env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launch += [str(recipes_folder() / "accelerate" / "fsdp2.yaml"), "--mixed_precision", "no"]
+    launch += ["--num_processes", str(processes), "--main_process_port", "0", str(SHIM), str(SCRIPT)]
+    with output.with_suffix(".stderr").open("a") as error:
+        return subprocess.Popen([*launch, *command(data, output)], env=env, stdout=error, stderr=error)
 
 
 def copy_of(run: Path, to: Path) -> Path:
@@ -66,25 +74,26 @@ LOAD = """
 import sys, torch
 sys.modules["hf_ssl"] = None
 from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1]).eval()
-torch.manual_seed(0)
-print(model(torch.randn(2, 3, 32, 32)).pooler_output.double().sum().item())
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder).eval()
+    torch.manual_seed(0)
+    print(model(torch.randn(2, 3, 32, 32)).pooler_output.double().sum().item())
 """
 
 
-def loaded_sum(run: Path) -> float:
-    """Of the exported encoder's features, in a process that cannot import hf_ssl."""
-    command = [sys.executable, "-c", LOAD, str(run / "model")]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def loaded_sums(*runs: Path) -> list[float]:
+    """Of the exported encoders' features, in a process that cannot import hf_ssl."""
+    loading = [sys.executable, "-c", LOAD, *(str(run / "model") for run in runs)]
+    return [float(line) for line in subprocess.run(loading, capture_output=True, text=True, check=True).stdout.split()]
 
 
 @pytest.mark.slow
 def test_a_streamed_sharded_run_is_killed_and_continued_on_one_and_on_four_processes_and_shared(tmp_path):
     data = write_parquet(tmp_path / "data")  # 96 images: six steps an epoch
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    ends_well(start(data, whole, 1), whole)
+    ends_well(started(data, whole, 1), whole)
 
-    process = start(data, broken, 2)
+    process = launched(data, broken, 2)
     deadline = time.monotonic() + 200
     while process.poll() is None and progress(broken) < 14:
         assert time.monotonic() < deadline, broken.with_suffix(".stderr").read_text()[-3000:]
@@ -95,10 +104,9 @@ def test_a_streamed_sharded_run_is_killed_and_continued_on_one_and_on_four_proce
     assert kept[-1] in ("step_00000012", "step_00000018")
 
     expected = load_file(whole / "model/pretraining/model.safetensors")
-    sum_of_whole = loaded_sum(whole)
-    for processes in (1, 4):
-        run = copy_of(broken, tmp_path / f"on{processes}")
-        ends_well(start(data, run, processes), run)
+    continued = {processes: copy_of(broken, tmp_path / f"on{processes}") for processes in (1, 4)}
+    for processes, run in continued.items():
+        ends_well(started(data, run, processes), run)
         ours = load_file(run / "model/pretraining/model.safetensors")
         assert ours.keys() == expected.keys()
         for name, tensor in expected.items():
@@ -107,4 +115,5 @@ def test_a_streamed_sharded_run_is_killed_and_continued_on_one_and_on_four_proce
         logs = [log_of(run, rank) for rank in range(processes)]
         seen = {step: [i for log in logs for i in log[step]] for step in range(18, STEPS)}
         assert seen == {step: log_of(whole, 0)[step] for step in range(18, STEPS)}, "the batches of the whole run"
-        assert loaded_sum(run) == pytest.approx(sum_of_whole, rel=2e-2)
+    sum_of_whole, *sums = loaded_sums(whole, *continued.values())
+    assert len(sums) == 2 and sums == pytest.approx([sum_of_whole] * 2, rel=2e-2)

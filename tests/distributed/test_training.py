@@ -12,24 +12,33 @@ from safetensors.torch import load_file
 
 from hf_ssl.recipe import recipes_folder
 from hf_ssl.training.metrics import read_metrics
+from tests.distributed import train_all_methods
 from tests.distributed.train_all_methods import METHODS
+from tests.runs import start
 
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("train_all_methods.py")
 
 
-def train(output: Path, processes: int, *overrides: str) -> Path:
-    """Run the script under the ddp.yaml that ships, on gloo processes when there is no GPU; a run is continued."""
+def train(output: Path, processes: int, *overrides: str, launcher: bool = False) -> Path:
+    """Run the script under the ddp.yaml that ships, on gloo processes when there is no GPU; a run is continued.
+
+    `launcher`: by `accelerate launch`, rather than in processes that are given its environment.
+    """
     output.mkdir(exist_ok=True)
-    start = [sys.executable, str(SCRIPT)]
-    if processes > 1:
+    log = output / "stderr"
+    if launcher:
         config = recipes_folder() / "accelerate" / "ddp.yaml"
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        start = [*launch, "--num_processes", str(processes), "--mixed_precision", "no", str(SCRIPT)]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*start, str(output), *overrides], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+        launch += ["--num_processes", str(processes), "--mixed_precision", "no"]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [*launch, str(SCRIPT), str(output), *overrides]
+        with log.open("a") as file:
+            code = subprocess.run(command, env=env, stdout=file, stderr=file, timeout=300).returncode
+    else:
+        code = start(train_all_methods.main, str(output), *overrides, processes=processes, log=log).wait(timeout=300)
+    assert code == 0, log.read_text()[-3000:]
     return output
 
 
@@ -40,7 +49,7 @@ def one_process(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("two") / "run", 2)
+    return train(tmp_path_factory.mktemp("two") / "run", 2, launcher=True)
 
 
 def weights(output: Path, method: str) -> dict[str, torch.Tensor]:

@@ -11,20 +11,22 @@ import hf_ssl.training.pretrain as loop
 from hf_ssl.cli import main
 
 
-class LoggedLoader(loop.TrainLoader):
-    def __init__(self, source, views, *, start_step: int, rank: int, **options):
-        super().__init__(source, views, start_step=start_step, rank=rank, **options)
-        self.start_step, self.log = start_step, folder / f"{rank}.log"
+def run(folder: str, *command: str) -> None:
+    class LoggedLoader(loop.TrainLoader):
+        def __init__(self, source, views, *, start_step: int, rank: int, **options):
+            super().__init__(source, views, start_step=start_step, rank=rank, **options)
+            self.start_step, self.log = start_step, Path(folder, f"{rank}.log")
 
-    def __iter__(self):
-        with self.log.open("a") as log:
-            for step, batch in enumerate(super().__iter__(), self.start_step):
-                log.write(" ".join(map(str, [step, *batch["index"].tolist()])) + "\n")
-                log.flush()
-                yield batch
+        def __iter__(self):
+            with self.log.open("a") as log:
+                for step, batch in enumerate(super().__iter__(), self.start_step):
+                    log.write(" ".join(map(str, [step, *batch["index"].tolist()])) + "\n")
+                    log.flush()
+                    yield batch
+
+    loop.TrainLoader = LoggedLoader
+    main(list(command))
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    loop.TrainLoader = LoggedLoader
-    main(sys.argv[2:])
+    run(*sys.argv[1:])

@@ -2,7 +2,6 @@
 """Interrupted anywhere and started again, a real training process ends where it would have ended, bit for bit."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -12,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from hf_ssl.cli import main
+from tests.runs import Run, start
 
 
 METHOD_OVERRIDES = {
@@ -32,10 +34,11 @@ METHOD_OVERRIDES = {
 
 
 def command(method: str, data: Path, output: Path, *more: str) -> list[str]:
+    """Arguments of `hf-ssl`."""
     recipe = output.parent / f"{method}.yaml"
     recipe.write_text(f"method: {method}\n")
     return [
-        *(sys.executable, "-m", "hf_ssl", "pretrain", str(recipe), f"data.path={data}", f"train.output_dir={output}"),
+        *("pretrain", str(recipe), f"data.path={data}", f"train.output_dir={output}"),
         *("model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=40"),
         *("train.checkpoint_every=0.5", "train.log_every=3", "monitor.every=2", "data.num_workers=0"),
         *METHOD_OVERRIDES[method],
@@ -51,9 +54,16 @@ def progress(output: Path) -> int:
     return max(steps, default=-1)
 
 
-def stop_at(args: list[str], output: Path, step: int, delay: float, signum: int) -> int:
-    """Start the run, send the signal `delay` seconds after it has reached `step`; its exit code."""
-    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+def started(args: list[str], output: Path) -> Run:
+    return start(main, args, cpu=False, log=output.with_suffix(".log"))
+
+
+def finished(args: list[str], output: Path) -> None:
+    assert started(args, output).wait(timeout=300) == 0, output.with_suffix(".log").read_text()[-3000:]
+
+
+def stop_at(process: Run | subprocess.Popen, output: Path, step: int, delay: float, signum: int) -> int:
+    """Send the signal `delay` seconds after the run has reached `step`; its exit code."""
     deadline = time.monotonic() + 120
     while process.poll() is None and progress(output) < step:
         assert time.monotonic() < deadline, "the run made no progress"
@@ -76,16 +86,16 @@ def assert_same_weights(first: Path, second: Path) -> None:
 )
 def test_killed_several_times_ends_bit_for_bit_like_uninterrupted(method, digits, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(method, digits, whole), check=True, capture_output=True, timeout=300)
+    finished(command(method, digits, whole), whole)
     chance = random.Random(f"{method}{time.time()}")  # other moments at every run of the test
     kills = []
     for least in (3, 12, 24):
         moment = (least + chance.randrange(9), chance.random() * 0.1)
         kills.append(moment)
-        code = stop_at(command(method, digits, broken), broken, *moment, signal.SIGKILL)
+        code = stop_at(started(command(method, digits, broken), broken), broken, *moment, signal.SIGKILL)
         if code == 0:  # it was faster than the signal
             break
-    subprocess.run(command(method, digits, broken), check=True, capture_output=True, timeout=300)
+    finished(command(method, digits, broken), broken)
     print("killed at", kills)  # noqa: T201
     last = "checkpoints/step_00000040/model.safetensors"
     assert_same_weights(whole / last, broken / last)
@@ -97,23 +107,24 @@ def test_killed_several_times_ends_bit_for_bit_like_uninterrupted(method, digits
 def test_sigterm_leaves_a_checkpoint_of_that_step_and_exits_143(digits, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     args = command("simsiam", digits, broken, "train.checkpoint_every=100")
-    code = stop_at(args, broken, 6, 0.0, signal.SIGTERM)
+    command_line = [sys.executable, "-m", "hf_ssl", *args]  # as people start it
+    with subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        code = stop_at(process, broken, 6, 0.0, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
     kept = sorted((broken / "checkpoints").iterdir())
     assert [p.name[:5] for p in kept] == ["step_"]
     assert 6 <= int(kept[0].name[5:]) < 40
-    subprocess.run(args, check=True, capture_output=True, timeout=300)
-    subprocess.run(
-        command("simsiam", digits, whole, "train.checkpoint_every=100"), check=True, capture_output=True, timeout=300
-    )
+    finished(args, broken)
+    finished(command("simsiam", digits, whole, "train.checkpoint_every=100"), whole)
     last = "checkpoints/step_00000040/model.safetensors"
     assert_same_weights(whole / last, broken / last)
 
 
 def test_a_changed_recipe_is_refused_with_the_names_of_the_keys(digits, tmp_path):
     output = tmp_path / "run"
-    subprocess.run(command("simsiam", digits, output, "train.steps=2"), check=True, capture_output=True, timeout=300)
+    finished(command("simsiam", digits, output, "train.steps=2"), output)
     again = command("simsiam", digits, output, "train.steps=2", "optim.lr=0.3", "data.num_workers=1")
-    result = subprocess.run(again, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 2
-    assert "optim.lr" in result.stderr and "num_workers" not in result.stderr
+    refused = tmp_path / "refused"
+    assert started(again, refused).wait(timeout=300) == 2
+    said = refused.with_suffix(".log").read_text()
+    assert "optim.lr" in said and "num_workers" not in said

@@ -1,56 +1,38 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """A streamed run that is killed again and again, and continued with other workers, sees what it would have seen."""
 
-import os
 import random
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
-from hf_ssl.recipe import recipes_folder
 from tests.data.test_streams import write_parquet
+from tests.runs import Run, kill, start
+from tests.training import stream_run
 from tests.training.test_resume import assert_same_weights, progress
 
 
-ROOT = Path(__file__).parents[2]
 LENGTHS = (40, 52, 36, 64, 40, 56, 32, 64)  # 384: partition by partition 92, 100, 76 and 116
 STEPS, BATCH, PARTITIONS = 72, 16, 4
 
 
-def launch(data: Path, output: Path, processes: int, workers: int) -> subprocess.Popen:
+def launch(data: Path, output: Path, processes: int, workers: int) -> Run:
     recipe = output.parent / "stream.yaml"
     recipe.write_text("method: swav\n")
     logs = output.with_suffix(".logs")
     logs.mkdir(exist_ok=True)
-    start = [sys.executable]
-    if processes > 1:
-        config = recipes_folder() / "accelerate" / "ddp.yaml"
-        start += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--mixed_precision", "no"]
-        start += ["--num_processes", str(processes)]
     command = [
-        *(*start, str(ROOT / "tests" / "training" / "stream_run.py"), str(logs), "pretrain", str(recipe)),
+        *(str(logs), "pretrain", str(recipe)),
         *(f"data.path={data}", f"train.output_dir={output}", "data.streaming=true", f"data.num_workers={workers}"),
         *(f"data.partitions={PARTITIONS}", "data.shuffle_block=10", f"train.batch_size={BATCH}"),
         *(f"train.steps={STEPS}", "train.checkpoint_every=0.25", "train.log_every=1", "optim.name=larc"),
         *("model.backbone=test_resnet", "model.projector_dims=[32,16]", "model.num_prototypes=20"),
         *("model.freeze_prototypes_steps=5", "views.all.size=16", "views.local.count=1"),
     ]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    error = output.with_suffix(".stderr").open("a")
-    return subprocess.Popen(command, env=env, stdout=error, stderr=error)
-
-
-def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to all processes; those of a launcher are in sessions of their own."""
-    started = psutil.Process(process.pid)
-    for one in [started, *started.children(recursive=True)]:
-        one.kill()
-    process.wait(timeout=60)
+    return start(stream_run.run, *command, processes=processes, log=output.with_suffix(".stderr"))
 
 
 def killed_at(data: Path, output: Path, processes: int, workers: int, step: int, delay: float) -> None:
@@ -69,7 +51,7 @@ def finished(data: Path, output: Path, processes: int, workers: int) -> None:
     ends_well(launch(data, output, processes, workers), output)
 
 
-def ends_well(process: subprocess.Popen, output: Path, seconds: float = 200) -> None:
+def ends_well(process: Run | subprocess.Popen, output: Path, seconds: float = 200) -> None:
     """A run that hangs is killed with all its processes, and fails like one that ends badly."""
     try:
         code = process.wait(timeout=seconds)
