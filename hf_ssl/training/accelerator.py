@@ -61,7 +61,9 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
     FSDP shards contiguous weights only; images are channels_last all the same, and convolutions follow them.
     """
     if train.channels_last and not accelerator.is_fsdp2:
-        model = model.to(memory_format=torch.channels_last)
+        for parameter in model.parameters():
+            if parameter.ndim == 4:  # `Module.to` refuses a model that has 3-D convolutions, too
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if train.sync_batchnorm and accelerator.num_processes > 1:
         model = synchronize_batchnorm(model, accelerator.device)
     if train.gradient_checkpointing:
