@@ -44,3 +44,21 @@ def digits(tmp_path_factory) -> Path:
     digit_dataset(0, 128).to_parquet(folder / "train.parquet")
     digit_dataset(128, 192).to_parquet(folder / "test.parquet")
     return folder
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    """A folder with train/ (24 videos with sound in two class folders) and test/ (8), a second each."""
+    from tests.data.clips_fixture import write_clip
+
+    folder = tmp_path_factory.mktemp("videos")
+    for split, count in (("train", 24), ("test", 8)):
+        for i in range(count):
+            label, generator = i % 2, np.random.default_rng(i + 100 * (split == "test"))
+            place = folder / split / ("high", "low")[label]
+            place.mkdir(parents=True, exist_ok=True)
+            greys = [int(g) for g in generator.integers(0, 100, 8) + 155 * label]
+            time = np.arange(16000) / 16000
+            sound = 0.3 * np.sin(2 * np.pi * (2000, 300)[label] * time) + 0.02 * generator.standard_normal(16000)
+            write_clip(place / f"{i:02}.mp4", seconds=1.0, greys=greys, sound=sound)
+    return folder

@@ -17,6 +17,14 @@ from tests.runs import Run, start
 
 
 METHOD_OVERRIDES = {
+    "avid": [
+        *("model.video_backbone=test_resnet", "model.audio_backbone=test_resnet", "model.projector_dims=[32,16]"),
+        *("model.num_frames=2", "model.frame_rate=4", "model.sampling_rate=8000", "model.audio_seconds=0.5"),
+        *("model.n_fft=256", "model.hop_length=200", "model.num_bands=17", "model.num_negatives=16"),
+        *("model.head_batch_norm=true", "model.cma=true", "model.num_positives=4", "model.partition=per_term"),
+        *("model.num_negatives_within=8", "model.positives_every_epochs=5", "optim.name=adam"),
+        *("train.batch_size=8", "train.checkpoint_every=1", "monitor.every=5"),
+    ],
     "barlow_twins": ["model.projector_dims=[64,64]", "optim.name=lars", "optim.lr=0.5"],
     "byol": ["model.projector_hidden=64", "model.projector_dim=32", "model.predictor_hidden=64", "optim.name=adamw"],
     "simsiam": ["model.projector_dim=64", "model.predictor_hidden=16", "optim.fixed_predictor_lr=true"],
@@ -39,7 +47,8 @@ def command(method: str, data: Path, output: Path, *more: str) -> list[str]:
     recipe.write_text(f"method: {method}\n")
     return [
         *("pretrain", str(recipe), f"data.path={data}", f"train.output_dir={output}"),
-        *("model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=40"),
+        *(() if method == "avid" else ("model.backbone=test_resnet",)),
+        *("views.all.size=32", "train.batch_size=16", "train.steps=40"),
         *("train.checkpoint_every=0.5", "train.log_every=3", "monitor.every=2", "data.num_workers=0"),
         *METHOD_OVERRIDES[method],
         *more,
@@ -84,18 +93,19 @@ def assert_same_weights(first: Path, second: Path) -> None:
 @pytest.mark.parametrize(
     "method", [m if m == "swav" else pytest.param(m, marks=pytest.mark.slow) for m in METHOD_OVERRIDES]
 )
-def test_killed_several_times_ends_bit_for_bit_like_uninterrupted(method, digits, tmp_path):
+def test_killed_several_times_ends_bit_for_bit_like_uninterrupted(method, digits, videos, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finished(command(method, digits, whole), whole)
+    data = videos if method == "avid" else digits
+    finished(command(method, data, whole), whole)
     chance = random.Random(f"{method}{time.time()}")  # other moments at every run of the test
     kills = []
     for least in (3, 12, 24):
         moment = (least + chance.randrange(9), chance.random() * 0.1)
         kills.append(moment)
-        code = stop_at(started(command(method, digits, broken), broken), broken, *moment, signal.SIGKILL)
+        code = stop_at(started(command(method, data, broken), broken), broken, *moment, signal.SIGKILL)
         if code == 0:  # it was faster than the signal
             break
-    finished(command(method, digits, broken), broken)
+    finished(command(method, data, broken), broken)
     print("killed at", kills)  # noqa: T201
     last = "checkpoints/step_00000040/model.safetensors"
     assert_same_weights(whole / last, broken / last)

@@ -1,0 +1,193 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""AVID and CMA as a user meets them: a folder of videos with sound, one command, a model for others."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_ssl.cli import main
+from hf_ssl.models import AvidModel
+from hf_ssl.models.processing_avid import avid_processor
+from hf_ssl.recipe import RecipeError, load_recipe
+from hf_ssl.training.metrics import read_metrics
+from hf_ssl.training.pretrain import pretrain
+from tests.training.test_resume import METHOD_OVERRIDES
+
+
+FRESH = """
+import sys
+sys.modules["hf_ssl"] = None  # importing it fails, as where it is not installed
+import torch
+from transformers import AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification, AutoProcessor
+folder, file, output = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    inputs = processor(file, return_tensors="pt")
+    found = dict(model(**inputs))
+    whole = AutoModelForPreTraining.from_pretrained(folder, subfolder="pretraining", trust_remote_code=True)
+    found["embeddings"] = whole(**inputs).embeddings
+    load = AutoModelForVideoClassification.from_pretrained
+    classifier = load(folder, num_labels=3, trust_remote_code=True)
+    found["logits"] = classifier(inputs["pixel_values_videos"]).logits
+torch.save(found, output)
+"""
+
+
+def run(output: Path, videos: Path, *more: str):
+    recipe = output.parent / "avid.yaml"
+    recipe.write_text("method: avid\n")
+    common = [f"data.path={videos}", f"train.output_dir={output}", "data.num_workers=0", "views.all.size=32"]
+    changes = ["train.steps=6", "monitor.every=1", "model.cma=false", *more]
+    return pretrain(load_recipe(recipe, [*common, *METHOD_OVERRIDES["avid"], *changes]))
+
+
+def checkpoint(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((output / "checkpoints").glob("step_*"))[-1] / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def avid(videos, tmp_path_factory):
+    """A finished AVID run, and its result."""
+    output = tmp_path_factory.mktemp("avid") / "run"
+    return output, run(output, videos)
+
+
+def test_metrics_tell_of_both_towers(avid):
+    output, result = avid
+    for measured in (result.baseline, result.final):
+        assert {
+            "knn_video",
+            "knn_audio",
+            "video_to_audio_r1",
+            "audio_to_video_median_rank",
+            "video_to_audio_p1",
+        } <= set(measured)
+    logged = [line for line in read_metrics(output / "metrics.jsonl") if "loss" in line]
+    assert all({"clips_per_second", "loss_cross", "z", "skipped"} <= line.keys() for line in logged)
+    assert not {"positive_precision", "knn"} & set(result.final)
+
+
+def test_the_memories_are_in_checkpoints_and_not_in_what_is_shared(avid):
+    output, result = avid
+    kept = checkpoint(output)
+    assert kept["video_memory"].shape == kept["audio_memory"].shape == (24, 16)
+    assert (kept["normalizer"][0] > 0).all()
+    shared = load_file(result.model_dir / "pretraining" / "model.safetensors")
+    assert not [name for name in shared if "memory" in name or name in ("normalizer", "draw_seed")]
+    assert all(kept[name].equal(tensor) for name, tensor in shared.items())
+
+
+def test_a_file_becomes_both_embeddings_where_hf_ssl_is_not_installed(avid, videos, tmp_path):
+    file = next((videos / "test").rglob("*.mp4"))
+    folder = avid[1].model_dir
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "home")}
+    arguments = [str(folder), str(file), str(tmp_path / "out.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "out.pt")
+    inputs = avid_processor(AvidModel.from_pretrained(folder).config)(str(file), return_tensors="pt")
+    with torch.no_grad():
+        expected = AvidModel.from_pretrained(folder)(**inputs)
+    for name in ("video_embeds", "audio_embeds", "video_pooler_output", "audio_pooler_output"):
+        torch.testing.assert_close(found[name], expected[name])
+    torch.testing.assert_close(found["embeddings"], torch.stack([expected.video_embeds, expected.audio_embeds], 1))
+    assert found["logits"].shape == (1, 3)
+
+
+def test_the_card_says_how_to_load_it(avid):
+    card = (avid[1].model_dir / "README.md").read_text()
+    assert "AutoProcessor" in card and "test_resnet and test_resnet" in card and "24 clips" in card
+    assert "video to audio: first one of the same class" in card
+
+
+def test_cma_starts_from_the_memories_of_a_run(avid, videos, tmp_path):
+    before = checkpoint(avid[0])
+    result = run(
+        tmp_path / "cma", videos, f"train.init_from={avid[0]}", "model.cma=true", "optim.lr=0", "train.steps=1"
+    )
+    after = checkpoint(tmp_path / "cma")
+    name = "encoder.video_projector.0.weight"
+    assert after[name].equal(before[name]), "the weights, at a learning rate of 0"
+    moved = (after["video_memory"] != before["video_memory"]).any(1).sum()
+    assert moved == 8, "the rows of one batch"
+    assert after["normalizer"][0] == before["normalizer"][0] and (after["normalizer"] > 0).all()
+    assert (after["positive_set"] >= 0).all()
+    assert 0 <= result.final["positive_precision"] <= 1
+
+
+@pytest.mark.parametrize("part", ["model", "model/pretraining"])
+def test_an_exported_model_has_its_memories_refilled(part, avid, videos, tmp_path):
+    exported = tmp_path / "elsewhere"
+    shutil.copytree(avid[1].model_dir, exported / "model")  # without the run's checkpoints beside it
+    place = exported / part
+    run(tmp_path / "cma", videos, f"train.init_from={place}", "model.cma=true", "optim.lr=0", "train.steps=1")
+    after, before = checkpoint(tmp_path / "cma"), checkpoint(avid[0])
+    own = torch.nn.functional.cosine_similarity(after["audio_memory"], before["audio_memory"])
+    assert own.mean() > 0.3, "what the trained encoder says; random rows would give 0 within 0.05"
+
+
+def test_a_warm_start_from_another_model_names_what_does_not_fit(avid, videos, tmp_path):
+    with pytest.raises(RecipeError, match="projector"):
+        run(tmp_path / "other", videos, f"train.init_from={avid[0]}", "model.projector_dims=[24,16]")
+    with pytest.raises(RecipeError, match="has no weights"):
+        run(tmp_path / "other", videos, f"train.init_from={tmp_path}")
+
+
+def test_evaluate_both_towers_and_retrieval(avid, videos, capsys):
+    common = [str(avid[0]), "--data", str(videos), "--clips", "2", "--num-workers", "0", "--json"]
+    for protocol, keys in (
+        ("knn", {"knn_video", "knn_audio", "bank", "queries"}),
+        ("linear", {"linear_video", "linear_audio"}),
+        ("retrieval", {"video_to_audio_r1", "audio_to_video_p1", "examples"}),
+    ):
+        main(["evaluate", protocol, *common])
+        found = json.loads(capsys.readouterr().out)
+        assert keys <= found.keys() and not found["failed"]
+        assert all(0 <= value <= 1 for key, value in found.items() if key in keys and key.startswith(protocol))
+
+
+def test_evaluate_sound_alone_by_folds(avid, tmp_path, capsys):
+    import wave
+
+    import numpy as np
+    from datasets import Audio, Dataset
+
+    files = []
+    for i in range(12):
+        tone = np.sin(2 * np.pi * (2000, 300)[i % 2] * np.arange(8000) / 8000)
+        with wave.open(str(tmp_path / f"{i}.wav"), "wb") as out:
+            out.setnchannels(1), out.setsampwidth(2), out.setframerate(8000)
+            out.writeframes((tone * 9000).astype(np.int16).tobytes())
+        files.append(str(tmp_path / f"{i}.wav"))
+    columns = {"audio": files, "label": [i % 2 for i in range(12)], "fold": [i // 4 for i in range(12)]}
+    Dataset.from_dict(columns).cast_column("audio", Audio()).save_to_disk(tmp_path / "tones")
+    arguments = [
+        str(avid[0]),
+        "--data",
+        str(tmp_path / "tones"),
+        "--folds",
+        "fold",
+        "--clips",
+        "2",
+        "--num-workers",
+        "0",
+    ]
+    main(["evaluate", "linear", *arguments, "--classifier", "svm", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["linear_audio"] == 1.0 and "linear_video" not in found and found["examples"] == 12
+
+
+def test_a_stream_of_videos_trains_too(videos, tmp_path):
+    result = run(tmp_path / "run", videos, "data.streaming=true", "data.partitions=4", "train.steps=3")
+    assert checkpoint(tmp_path / "run")["video_memory"].shape == (24, 16)
+    assert "embedding_std" in result.final
