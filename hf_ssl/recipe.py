@@ -297,7 +297,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     A key that an older version did not know has had its default.
     """
-    defaults = _flatten(Recipe(new["method"]).to_dict())
+    defaults = _flatten(Recipe(METHODS[0]).to_dict())
     a, b = defaults | _flatten(old), defaults | _flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]

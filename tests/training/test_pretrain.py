@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_checkpoint_and_the_same_comman
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full)
+        patch.setattr(module, "save_torch_state_dict", full)
         with pytest.raises(RecipeError, match="No space left.*checkpoints are kept"):
             pretrain(recipe, dataset=dataset)
     assert not (tmp_path / "run" / "model").exists()
