@@ -52,6 +52,9 @@ def small(method: str = "swav", **changes):
     if method == "swav":
         content["views"]["local"] = {"size": 32, "count": 2}
         content["model"] |= {"projector_dims": [128, 64], "num_prototypes": 40}
+    if method == "avid":
+        content["model"] = {"video_backbone": "test_resnet", "audio_backbone": "test_resnet", "num_frames": 2}
+        content["model"] |= {"num_instances": 1000, "num_negatives": 16}
     for section, values in changes.items():
         content[section] |= values
     return recipe_from_dict(content)
@@ -64,6 +67,9 @@ def measured(recipe, batch: int, size: int = 48) -> float:
     inputs = [torch.randn(batch, 2, 3, size, size)]
     if recipe.method == "swav":
         inputs.append(torch.randn(batch, 2, 3, 32, 32))
+    if recipe.method == "avid":
+        sound = torch.randn(batch, config.num_audio_frames, config.num_bands)
+        inputs = [torch.randn(batch, config.num_frames, 3, size, size), sound, torch.arange(batch)]
     if dist.is_initialized():
         fully_shard_units(model, init_device_mesh("cpu", (dist.get_world_size(),)), "no")
         tracker = FSDPMemTracker(model)
