@@ -209,7 +209,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 with meter.paused():
                     values = monitor.measure(model)
                 journal.record(done, values)
-                if headline := monitor.headline(values):
+                headline = monitor.headline(values)
+                if headline and not progress.disable:
                     progress.write(f"epoch {done / steps_per_epoch:.4g}: {headline}", file=sys.stderr)
             if done == num_steps or done % every_checkpoint == 0:
                 with meter.paused():
