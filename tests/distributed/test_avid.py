@@ -83,7 +83,7 @@ def one() -> dict:
     return compute()
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda world: f"processes{world}")
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=lambda n: f"processes{n}")
 def ranks(request, tmp_path_factory) -> list[dict]:
     return run_on_ranks(compute, request.param, tmp_path_factory.mktemp("ranks"))
 

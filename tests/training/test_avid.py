@@ -125,7 +125,7 @@ def test_cma_starts_from_the_memories_of_a_run(avid, videos, tmp_path):
     assert 0 <= result.final["positive_precision"] <= 1
 
 
-@pytest.mark.parametrize("part", ["model", "model/pretraining"])
+@pytest.mark.parametrize("part", ["model", pytest.param("model/pretraining", marks=pytest.mark.slow)])
 def test_an_exported_model_has_its_memories_refilled(part, avid, videos, tmp_path):
     exported = tmp_path / "elsewhere"
     shutil.copytree(avid[1].model_dir, exported / "model")  # without the run's checkpoints beside it
