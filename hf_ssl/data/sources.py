@@ -74,6 +74,11 @@ class Source:
     def label(self, index: int) -> int | None:
         return None if self._labels is None else self._labels[index][self.label_column]
 
+    def labels(self) -> list[int]:
+        """Of all examples, -1 for none."""
+        known = [None] * len(self) if self._labels is None else self._labels[self.label_column]
+        return [-1 if label is None else label for label in known]
+
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
         cell = self.cell(index) or {"bytes": None, "path": None}
