@@ -269,9 +269,9 @@ class _StreamViews(_ViewBatches):
         }
 
     def _rows(self, items: list[StreamItem]) -> list[int]:
-        """A shard that has grown since it was counted has no rows for the new examples; they share the last one."""
+        """A shard that has grown since it was counted has no rows for the new examples; they share its last one."""
         starts = self.source.rows()
-        return [min(starts[item.shard] + item.offset, starts[-1] - 1) for item in items]
+        return [max(0, min(starts[item.shard] + item.offset, starts[item.shard + 1] - 1)) for item in items]
 
     def _try(self, item: StreamItem, key: tuple[int, ...], skipped: list[tuple[str, str]]):
         """Views of an item, or None when it cannot be read."""

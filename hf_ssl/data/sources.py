@@ -74,6 +74,11 @@ class Source:
     def label(self, index: int) -> int | None:
         return None if self._labels is None else self._labels[index][self.label_column]
 
+    def labels(self) -> list[int]:
+        """Of all examples, -1 for none."""
+        known = [None] * len(self) if self._labels is None else self._labels[self.label_column]
+        return [-1 if label is None else label for label in known]
+
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
         cell = self.cell(index) or {"bytes": None, "path": None}
@@ -389,14 +394,15 @@ def _list_files(root: Path, kind: str) -> dict[str, Dataset]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     named = [p for p in folders if p.name.lower() in _SPLIT_NAMES]
     if named and (named == folders or any(entry.is_dir() for p in named for entry in os.scandir(p))):
-        parts = {_SPLIT_NAMES.get(p.name.lower(), p.name): _files(p, kind) for p in folders}
+        parts, tops = {_SPLIT_NAMES.get(p.name.lower(), p.name): _files(p, kind) for p in folders}, folders
     else:
-        parts = {"train": _files(root, kind)}
+        parts, tops = {"train": _files(root, kind)}, [root]
     parts = {split: files for split, files in parts.items() if files}
     parents = [{os.path.dirname(file) for file in files} for files in parts.values()]
     classes = sorted({os.path.basename(folder) for folders in parents for folder in folders})
     depths = {folder.count(os.sep) for folders in parents for folder in folders}
-    labelled = len(classes) > 1 and len(depths) == 1
+    loose = {str(top.absolute()) for top in tops} & set().union(*parents)  # no class is called "test"
+    labelled = len(classes) > 1 and len(depths) == 1 and not loose
     number = {name: i for i, name in enumerate(classes)}
     features = Features({kind: _FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))
     found = {}

@@ -99,14 +99,15 @@ def extract_clips(
     for _ in range(math.ceil(math.ceil(total / world_size) / loader.batch_size)):
         frames, sound, batch_labels, batch_failed = next(batches, (None, None, None, []))
         failed += batch_failed
-        pair = (black, silence) if sound is None else (frames, sound)
+        pair = (black if "video" in source.columns else None, silence) if sound is None else (frames, sound)
         vectors = embed(transform.normalize(*pair, device))
         if sound is not None:
             found.append({name: v.float().unflatten(0, (-1, num_clips)) for name, v in vectors.items()})
             labels.append(batch_labels)
-    names = found[0] if found else {}
+    if not found and total:  # a process without clips has vectors of the others' widths: they are gathered
+        found = [{name: v.new_zeros(0, num_clips, v.shape[1], dtype=torch.float32) for name, v in vectors.items()}]
     return ClipFeatures(
-        {name: torch.cat([vectors[name] for vectors in found]) for name in names},
+        {name: torch.cat([vectors[name] for vectors in found]) for name in (found[0] if found else {})},
         torch.cat(labels).to(device) if labels else torch.zeros(0, dtype=torch.long, device=device),
         failed,
     )

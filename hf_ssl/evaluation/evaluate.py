@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from .. import models  # registers our classes with AutoModel
 from ..data.sources import available_splits, check_source, labelled_sources, load_source, open_place
+from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .clips import ClipFeatures, clip_embedding, evaluate_clips, extract_clips, tower_features
 from .features import EvalTransform, Features, clip_average, encoder_embedding, extract_features
@@ -76,15 +77,23 @@ def evaluate(
     clips = isinstance(encoder.config, models.AvidConfig)
     if protocol == "retrieval" and not clips:
         raise RecipeError(f"{model} is no model of video and sound; retrieval is between the two.")
+    if clips:
+        try:
+            import_av()
+        except ImportError as error:
+            raise RecipeError(str(error)) from None
     kind = _kind(data) if clips else "image"
+    if protocol == "retrieval" and kind == "audio":
+        raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
     sources = _sources(data, monitor, kind, folds, labelled=protocol != "retrieval")
     how = {"device": device, "batch_size": monitor.batch_size, "num_workers": data.num_workers}
     found = []
-    for source, limit in zip(sources, (monitor.max_bank, monitor.max_queries), strict=False):
-        if source is None:
-            continue
+    limits = (monitor.max_bank, monitor.max_queries)
+    if len(sources) == 1:
+        limits = (None,) if folds else limits[1:]
+    for source, limit in zip(sources, limits, strict=True):
         if clips:
             embed = clip_embedding(encoder)
             part = extract_clips(embed, source, encoder.config, num_clips=num_clips, max_examples=limit, **how)
@@ -92,6 +101,10 @@ def evaluate(
             embed = encoder_embedding(encoder)
             features = extract_features(embed, source, transform, max_examples=limit, **how)
             part = ClipFeatures({"": features.vectors[:, None]}, features.labels, features.failed)
+        if len(part.labels) == 0:
+            raise RecipeError(f"None of {len(part.failed)} files could be read, the first is {part.failed[0]}.")
+        if protocol != "retrieval" and not (part.labels >= 0).any():
+            raise RecipeError(f"No example of the split {source.split!r} of {data.path} has a label.")
         found.append(part)
     result: dict[str, Any] = {"failed": [name for part in found for name in part.failed]}
     names = ("examples",) if folds or protocol == "retrieval" else ("bank", "queries")
@@ -107,7 +120,9 @@ def evaluate(
             sides = [Features(clip_average(side.vectors), side.labels, side.failed) for side in sides]
             result[key] = knn_accuracy(*sides, k=monitor.k, temperature=monitor.temperature)
         elif folds:
-            result[key] = kfold_accuracy(sides[0], _folds(data, folds, sides[0], kind), accuracy=fit)
+            result[key] = kfold_accuracy(
+                sides[0], _folds(data, monitor.bank_split, folds, found[0], kind), accuracy=fit
+            )
         else:
             result[key] = fit(*sides)
     return result
@@ -135,11 +150,18 @@ def _sources(data: DataConfig, monitor: MonitorConfig, kind: str, folds: str | N
     return labelled_sources(data, monitor, kind)
 
 
-def _folds(data: DataConfig, column: str, features: Features, kind: str) -> torch.Tensor:
-    dataset = open_place(data, False, kind)[data.split]
+def _folds(data: DataConfig, split: str, column: str, found: ClipFeatures, kind: str) -> torch.Tensor:
+    """The folds of the labelled examples."""
+    dataset = open_place(data, False, kind)[split]
     if column not in dataset.features:
         raise RecipeError(f"{data.path} has no column {column!r}{nearest(column, dataset.features)}")
-    folds = torch.tensor(dataset[column])
-    if len(folds) != len(features.labels):
-        raise RecipeError(f"{len(features.failed)} files of {data.path} could not be read; mend or remove them first.")
-    return folds
+    if found.failed:
+        raise RecipeError(
+            f"{len(found.failed)} files of {data.path} could not be read, the first is {found.failed[0]}; mend or "
+            "remove them first."
+        )
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(dataset[column]))}
+    folds = torch.tensor([numbers[name] for name in dataset[column]])[(found.labels >= 0).cpu()]
+    if len(folds.unique()) < 2:
+        raise RecipeError(f"The column {column!r} of {data.path} has one fold only.")
+    return folds.to(found.labels.device)

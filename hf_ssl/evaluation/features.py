@@ -117,8 +117,9 @@ def extract_features(
         if images is not None:
             vectors.append(embedded.float())
             labels.append(batch_labels)
-    if not vectors:
-        return Features(torch.zeros(0, 0, device=device), torch.zeros(0, dtype=torch.long, device=device), failed)
+    if not vectors:  # as wide as those of other processes, with which they are gathered
+        width = embedded.shape[1] if total else 0
+        return Features(torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.long, device=device), failed)
     return Features(torch.cat(vectors), torch.cat(labels).to(device), failed)
 
 

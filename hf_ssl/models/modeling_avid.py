@@ -266,6 +266,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
                 self.register_buffer("positive_set", empty)
         self._step = self._micro = 0
         self._seed: int | None = None
+        self._found = not config.cma  # the positive sets
         self._known: set[int] = set()  # normalisers that are no longer to be estimated
         self._seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._terms: dict[str, torch.Tensor] = {}
@@ -305,6 +306,8 @@ class AvidForPreTraining(AvidPreTrainedModel):
     def _loss(self, video: torch.Tensor, audio: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """The weighted mean of the terms (section 3.2 and 4.2), each itself a mean over the modalities."""
         self._recall()
+        if not self._found:
+            raise ValueError("CMA has no positive sets yet; call before_step before every step, or find_positives.")
         config, own = self.config, indices[:, None]
         positives = self.positive_set[indices].long() if config.cma else None
         negatives = self._draw_negatives(own, positives)
@@ -360,16 +363,18 @@ class AvidForPreTraining(AvidPreTrainedModel):
         if self._seed is None:
             self._seed = int(self.draw_seed)
             self._known = {group for group, z in enumerate(self.normalizer.tolist()) if z >= 0}
+            self._found = self._found or bool(self.positive_set[0, 0] >= 0)
 
     def assume_started(self) -> None:
-        self._seed, self._known = 0, {0, 1, 2}
+        self._seed, self._known, self._found = 0, {0, 1, 2}, True
 
     def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         """Finds CMA's positive sets when it is time."""
         self._step, self._micro = step, 0
         if self.config.cma:
             every = max(1, round(self.config.positives_every_epochs * steps_per_epoch))
-            if (step and step % every == 0) or self.positive_set[0, 0] < 0:
+            self._recall()
+            if (step and step % every == 0) or not self._found:
                 self.find_positives()
 
     @torch.no_grad()
@@ -382,6 +387,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
         memories = (self.video_memory, self.audio_memory)
         found = cma_positives(*memories, config.num_positives, config.agreement, part)
         self.positive_set.copy_(gather_batch(found)[:total])
+        self._found = True
 
     @torch.no_grad()
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
@@ -394,13 +400,13 @@ class AvidForPreTraining(AvidPreTrainedModel):
     def remember(self, video: torch.Tensor, audio: torch.Tensor, indices: torch.Tensor, momentum: float) -> None:
         """Move the rows of this batch's instances, on all processes, towards their embeddings."""
         indices = gather_batch(indices)
-        different, inverse = indices.unique(return_inverse=True)
         order = torch.arange(len(indices), device=indices.device)
-        last = order.new_zeros(len(different)).scatter_reduce_(0, inverse, order, "amax")
+        # Of clips of one instance all become the last one: so nothing waits for the device, as `unique` would.
+        last = order.new_zeros(len(self.video_memory)).scatter_reduce_(0, indices, order, "amax")[indices]
         for memory, z in ((self.video_memory, video), (self.audio_memory, audio)):
             z = at_least_float32(gather_batch(z)[last])
-            rows = momentum * memory[different].to(z.dtype) + (1 - momentum) * z
-            memory[different] = F.normalize(rows, dim=1).to(memory.dtype)
+            rows = momentum * memory[indices].to(z.dtype) + (1 - momentum) * z
+            memory[indices] = F.normalize(rows, dim=1).to(memory.dtype)
 
     @torch.no_grad()
     def refill(self, pixel_values_videos: torch.Tensor, input_values: torch.Tensor, indices: torch.Tensor) -> None:

@@ -188,8 +188,9 @@ class ClipMonitor(Monitor):
             results = evaluate_clips(parts[:-1], parts[-1], k=self.config.k, temperature=self.config.temperature)
         positives = getattr(model, "positive_set", None)
         if positives is not None and getattr(self.source, "label_column", None) and positives[0, 0] >= 0:
-            labels = torch.tensor([self.source.label(i) for i in range(len(positives))], device=positives.device)
-            results["positive_precision"] = positive_precision(positives, labels)
+            labels = torch.tensor(self.source.labels(), device=positives.device)
+            if (labels >= 0).any():
+                results["positive_precision"] = positive_precision(positives, labels)
         return results
 
     def _clips(self, model: nn.Module, source, limit: int | None) -> ClipFeatures:

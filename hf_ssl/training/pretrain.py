@@ -10,6 +10,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -91,13 +92,15 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     checkpoints = Checkpoints(output_dir / "checkpoints", train.keep_checkpoints, accelerator)
     if train.resume == "never" and checkpoints.complete():
         raise RecipeError(f"{output_dir} already holds a run; set another train.output_dir or train.resume=auto.")
-    if getattr(config, "num_instances", None) == 0:  # a row of the memories for each
-        config.num_instances = int(source.rows(checkpoints.state().get("stream"))[-1]) if streamed else num_examples
+    if kind == "video":
+        kept = checkpoints.state()
+        instances = int(source.rows(kept.get("stream"))[-1]) if streamed else num_examples
+        _count_instances(config, instances, kept.get("num_instances", instances), output_dir)
 
     # Build: the same weights on every process, then random states of their own.
     set_seed(train.seed)
     with build_once(accelerator):
-        model = METHODS[recipe.method][1](config).train()
+        model = _build(recipe, config).train()
         forgotten = warm_start(model, train.init_from) if train.init_from and not checkpoints.complete() else []
     model = fit_model(model, train, accelerator)
     make_optimizer = partial(build_optimizer, optim=recipe.optim, batch_size=train.batch_size)
@@ -136,7 +139,12 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     )
     if model.refilled & set(forgotten):
         with torch.no_grad(), evaluating(model):
-            for batch in make_loader(start_step=0, num_steps=steps_per_epoch):
+            loaders = [make_loader(start_step=0, num_steps=steps_per_epoch)]
+            rest = 0 if streamed else num_examples % train.batch_size
+            if rest:  # one by one, and all of them on every process
+                alone = {"batch_size": 1, "accumulation": 1, "rank": 0, "world_size": 1}
+                loaders.append(make_loader(start_step=num_examples - rest, num_steps=num_examples, **alone))
+            for batch in chain.from_iterable(loaders):
                 model.refill(**to_inputs(batch, accelerator.device))
     loader = make_loader(start_step=start, num_steps=num_steps, state=state.get("stream") if state else None)
     batches = iter(loader)
@@ -147,6 +155,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         totals.synchronize()
         _stop_if_not_finite(bad_step, checkpoints)
         kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict()}
+        if kind == "video":
+            kept["num_instances"] = config.num_instances
         if streamed:
             kept["stream"] = merge_states(gather_object([loader.state()]))
         return checkpoints.save(step, model, optimizer, kept)
@@ -234,6 +244,32 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     )
 
 
+def _count_instances(config, instances: int, before: int, output_dir: Path) -> None:
+    """Give the memories a row for each of the data's clips.
+
+    Raises:
+        RecipeError: the recipe, or the checkpoint, has another number.
+    """
+    if before != instances:
+        raise RecipeError(
+            f"The data have {instances:,} clips, but the run in {output_dir} was begun with {before:,}, a row of its "
+            "memories for each; restore them, or start another train.output_dir from it with train.init_from."
+        )
+    if config.num_instances not in (0, instances):
+        raise RecipeError(
+            f"model.num_instances={config.num_instances}, but the data have {instances:,} clips; leave it out, it is "
+            "counted."
+        )
+    config.num_instances = instances
+
+
+def _build(recipe: Recipe, config):
+    try:
+        return METHODS[recipe.method][1](config)
+    except ValueError as error:  # sizes that do not fit each other, or the data
+        raise RecipeError(f"model: {error}") from None
+
+
 def count_steps(train: TrainConfig, num_examples: int | None) -> tuple[int, int]:
     """Steps of a run, and of an epoch; a stream of unknown length is one epoch.
 
@@ -263,12 +299,17 @@ def _monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple
         return source_of(bank, columns, kind), source_of(queries, columns, kind)
     if monitor.path is None and (dataset is not None or data.streaming):
         return None, None  # a stream is not indexed for the sake of its labels
-    found = labelled_sources(data, monitor, kind)
-    if kind == "video" and found[1] is None:
-        where = replace(data, path=monitor.path or data.path, max_examples=None)
-        if monitor.query_split in available_splits(where, kind):
-            return None, load_source(where, monitor.query_split, kind)
-    return found
+    if kind == "image":
+        return labelled_sources(data, monitor, kind)
+    where = replace(data, path=monitor.path or data.path, max_examples=None)
+    unseen = monitor.query_split in available_splits(where, kind)
+    try:
+        found = labelled_sources(data, monitor, kind)
+    except RecipeError:
+        if monitor.label_column is not None or not unseen:
+            raise
+        found = None, None
+    return (None, load_source(where, monitor.query_split, kind)) if found[1] is None and unseen else found
 
 
 def _stop_if_not_finite(bad_step: torch.Tensor, checkpoints: Checkpoints) -> None:

@@ -351,6 +351,13 @@ def test_the_rows_of_a_continued_stream_are_those_of_its_beginning(videos, tmp_p
     assert stream.rows().tolist() == [0, 5, 10, 12]
 
 
+def test_new_examples_of_a_shard_share_its_last_row_and_take_none_of_the_next(videos, tmp_path):
+    stream = stream_of(write_shards(videos, tmp_path / "tar", "tar"))
+    stream.shard_lengths = [3, 0, 2]  # as counted before two of them had grown
+    seen = [i for batch in loader_of(stream) for i in batch["index"].tolist()]
+    assert sorted(set(seen)) == [0, 1, 2, 3, 4] and [seen.count(row) for row in (3, 4)] == [4, 4]  # in two epochs
+
+
 def test_broken_files_are_named_replaced_and_the_rows_are_those_that_are_seen(videos, tmp_path):
     folder = tmp_path / "some_broken"
     folder.mkdir()

@@ -81,6 +81,15 @@ def test_a_class_that_is_called_like_a_split_stays_a_class(tmp_path):
     assert labels(load_source(DataConfig(path=str(tmp_path)))) == [0, 1, 2]
 
 
+def test_files_that_stand_in_the_splits_themselves_have_no_class(tmp_path):
+    for split in ("train", "test"):
+        for i in range(2):
+            draw(tmp_path / split / f"{i}.png")
+    data = DataConfig(path=str(tmp_path))
+    assert len(load_source(data)) == len(load_source(data, "test")) == 2
+    assert labels(load_source(data)) == [None, None], "not the name of the split"
+
+
 def test_broken_files_are_met_only_when_they_are_decoded(tmp_path):
     folder_of_classes(tmp_path)
     for name, content in (("0.png", b""), ("1.png", b"no image")):

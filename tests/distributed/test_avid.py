@@ -1,16 +1,25 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """AVID and CMA do not depend on the number of processes: loss, gradients, memories, normalisers, positive sets."""
 
+import os
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_ssl.data.sources import ImageSource, load_source
+from hf_ssl.evaluation.features import EvalTransform
 from hf_ssl.models import AvidForPreTraining
 from hf_ssl.models.modeling_avid import negatives_of_draws
+from hf_ssl.recipe import DataConfig, MonitorConfig
 from hf_ssl.training.accelerator import synchronize_batchnorm
+from hf_ssl.training.monitor import ClipMonitor, Monitor
+from tests.conftest import digit_dataset
 from tests.distributed.processes import run_on_ranks, share
 from tests.models.test_avid import of_case, tiny
 from tests.models.test_losses import assert_close, cases
@@ -117,3 +126,25 @@ def test_training_stays_on_the_course_of_one_process(objective, ranks, one):
     if objective == "cma":
         first, last = one["cma"][0]["positive_set"], one["cma"][-1]["positive_set"]
         assert (first >= 0).all() and (first != last).any(), "the sets were found, and found anew"
+
+
+def measure_one(videos: str) -> dict:
+    """Of the only query, and of the only image, on processes of which the others have none."""
+    rank = str(dist.get_rank())
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(dist.get_world_size()), ACCELERATE_USE_CPU="true")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # not asked for: the processes have met
+    accelerator = Accelerator()
+    assert accelerator.num_processes == dist.get_world_size()
+    torch.manual_seed(0)
+    model = AvidForPreTraining(tiny())
+    clip = load_source(DataConfig(path=videos), "test", "video").select([0])
+    clips = ClipMonitor(MonitorConfig(), model.config, accelerator, None, clip).measure(model)
+    image = ImageSource(digit_dataset(0, 1))
+    transform = EvalTransform(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    images = Monitor(MonitorConfig(), transform, accelerator, image, image)
+    return {"clips": clips["video_to_audio_r1"], "images": images.raw_pixels()}
+
+
+def test_a_process_without_any_clip_or_image_of_the_monitor_waits_for_the_others(videos, tmp_path):
+    found = run_on_ranks(partial(measure_one, str(videos)), 2, tmp_path)
+    assert found == [{"clips": 1.0, "images": 1.0}] * 2

@@ -263,6 +263,15 @@ def test_positive_sets_are_found_anew_when_it_is_time():
     assert changed == [4, 8]
 
 
+def test_cma_without_positive_sets_is_refused():
+    """As it would be under a loop that does not call the hooks: rows -1 would be the last instance's."""
+    model = AvidForPreTraining(tiny(cma=True, num_positives=3))
+    with pytest.raises(ValueError, match="before_step"):
+        model(**inputs())
+    model.find_positives()
+    assert model(**inputs()).loss.isfinite()
+
+
 @pytest.mark.parametrize("partition", ["shared", "per_term"])
 def test_normalisers(partition):
     torch.manual_seed(0)

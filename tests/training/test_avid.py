@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Value, Video
 from safetensors.torch import load_file
 
 from hf_ssl.cli import main
@@ -191,3 +192,91 @@ def test_a_stream_of_videos_trains_too(videos, tmp_path):
     result = run(tmp_path / "run", videos, "data.streaming=true", "data.partitions=4", "train.steps=3")
     assert checkpoint(tmp_path / "run")["video_memory"].shape == (24, 16)
     assert "embedding_std" in result.final
+
+
+def plain(videos: Path, folder: Path) -> Path:
+    """The same videos without class folders."""
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        for file in (videos / split).rglob("*.mp4"):
+            shutil.copy(file, folder / split / f"{file.parent.name}{file.name}")
+    return folder
+
+
+def test_clips_without_labels_are_monitored_by_retrieval_alone(videos, tmp_path):
+    folder = plain(videos, tmp_path / "plain")
+    for name, more in (("own", []), ("other", [f"data.path={videos}", f"monitor.path={folder}"])):
+        final = run(tmp_path / name, folder, *more, "train.steps=1").final
+        assert "video_to_audio_r1" in final and not {"video_to_audio_p1", "knn_video"} & final.keys()
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_labels_that_are_kept_secret_do_not_stop_cma(label, videos, tmp_path):
+    files = sorted(map(str, (videos / "train").rglob("*.mp4")))
+    columns = {"video": [{"path": file, "bytes": None} for file in files], "label": [label] * len(files)}
+    features = Features({"video": Video(), "label": Value("int64")})
+    Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "secret")
+    final = run(tmp_path / "run", tmp_path / "secret", "model.cma=true", "train.steps=1").final
+    assert "embedding_std" in final and "positive_precision" not in final
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (("model.num_instances=5",), "model.num_instances=5, but the data have 24 clips"),
+        (("model.cma=true", "model.num_positives=32"), "24 leaves no negatives beside 32"),
+    ],
+)
+def test_a_wrong_number_of_clips_is_said_in_a_sentence(more, said, videos, tmp_path):
+    with pytest.raises(RecipeError, match=said):
+        run(tmp_path / "run", videos, *more)
+
+
+def test_a_run_does_not_go_on_with_other_clips(videos, tmp_path):
+    folder = plain(videos, tmp_path / "plain")
+    run(tmp_path / "run", folder, "train.steps=1")
+    next((folder / "train").iterdir()).unlink()
+    with pytest.raises(RecipeError, match="have 23 clips, but the run in .* was begun with 24"):
+        run(tmp_path / "run", folder, "train.steps=1")
+
+
+def test_a_refill_reaches_the_clips_that_no_whole_batch_of_an_epoch_has(avid, videos, tmp_path):
+    place = tmp_path / "elsewhere"
+    shutil.copytree(avid[1].model_dir, place)
+    more = (f"train.init_from={place}", "train.batch_size=14", "optim.lr=0", "train.steps=1")
+    run(tmp_path / "run", videos, *more)
+    after, before = checkpoint(tmp_path / "run"), checkpoint(avid[0])
+    own = torch.nn.functional.cosine_similarity(after["audio_memory"], before["audio_memory"])
+    assert own[10:].mean() > 0.3 and own.sort().values[:10].mean() > 0.1, own
+
+
+def test_evaluate_says_what_is_missing(avid, videos, tmp_path, monkeypatch, capsys):
+    def said(protocol: str, data: Path, *more: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["evaluate", protocol, str(avid[0]), "--data", str(data), "--num-workers", "0", *more])
+        return capsys.readouterr().err
+
+    broken = tmp_path / "broken"
+    for split in ("train", "test"):
+        for name in "ab":
+            (broken / split / name).mkdir(parents=True)
+            (broken / split / name / "x.mp4").write_bytes(b"123" * 100)
+    for protocol in ("knn", "retrieval"):
+        assert "None of 2 files could be read, the first is" in said(protocol, broken)
+    assert "has no labels" in said("knn", plain(videos, tmp_path / "plain"))
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "PyAV, which is not installed" in said("linear", videos)
+
+
+def test_folds_are_those_of_the_split_that_is_judged(avid, videos, tmp_path, capsys):
+    for split, count in (("train", 6), ("test", 8)):
+        (tmp_path / "table" / split).mkdir(parents=True)
+        rows = ["file_name,label,fold"]
+        for i, file in enumerate(sorted((videos / "test").rglob("*.mp4"))[:count]):
+            shutil.copy(file, tmp_path / "table" / split / f"{i}.mp4")
+            rows.append(f"{i}.mp4,{-1 if i == 7 else i % 2},{'ab'[i // 4]}")
+        (tmp_path / "table" / split / "metadata.csv").write_text("\n".join(rows))
+    common = [str(avid[0]), "--data", str(tmp_path / "table"), "--num-workers", "0", "--clips", "1", "--json"]
+    main(["evaluate", "linear", *common, "--folds", "fold", "--bank-split", "test"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["examples"] == 8 and 0 <= found["linear_video"] <= 1
