@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "fsspec", "timm", "filelock"):
+    for noisy in ("httpx", "datasets", "fsspec", "timm", "filelock", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         args.command(args)
