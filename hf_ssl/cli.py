@@ -44,9 +44,8 @@ Any key of the recipe can be set behind it, for example:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "fsspec", "timm", "filelock", "huggingface_hub"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hf_ssl").setLevel(logging.INFO)
     try:
         args.command(args)
     except RecipeError as error:
