@@ -243,7 +243,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(result))
         return
     numbers = ", ".join(f"{result[key]:,} {key}" for key in ("examples", "bank", "queries") if key in result)
-    detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{args.__dict__.get('classifier')}; "}
+    detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{given.get('classifier')}; "}
     print(f"{args.protocol} of {args.model} on {args.data} ({detail.get(args.protocol, '')}{numbers})")
     for key, value in result.items():
         if key not in ("failed", "examples", "bank", "queries"):
