@@ -47,17 +47,31 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What a card says of the run beside its measurements; `seconds` of training, over all restarts.
+class Results:
+    """`results.json`: what was measured before and after training, and how the run was.
 
-    `num_examples` is None for a stream, which nobody has counted.
+    `seconds` of training over all restarts; `num_examples` is None for a stream, which nobody has counted.
     """
 
+    baseline: dict[str, Any]
+    final: dict[str, Any]
     num_examples: int | None
     steps: int
     seconds: float
-    processes: int
-    device: str
+    hardware: str
+    versions: dict[str, str]
+
+
+def hardware(processes: int, device: str) -> str:
+    """What a run is on, for `Results`."""
+    cuda = device.startswith("cuda")
+    return f"{processes} x {torch.cuda.get_device_name()}" if cuda else f"{processes} CPU process(es)"
+
+
+def versions() -> dict[str, str]:
+    """Those that decide a run's figures, for `Results`."""
+    modules = (hf_ssl, torch, timm, transformers, datasets, accelerate)
+    return {"Python": platform.python_version()} | {module.__name__: module.__version__ for module in modules}
 
 
 def templates_folder() -> Path:
@@ -66,15 +80,7 @@ def templates_folder() -> Path:
     return inside if inside.is_dir() else Path(hf_ssl.__file__).parent.parent / "model_cards"
 
 
-def render_card(
-    config: SSLConfig,
-    recipe: Recipe,
-    *,
-    baseline: dict[str, Any],
-    final: dict[str, Any],
-    facts: RunFacts,
-    sharded: bool = False,
-) -> str:
+def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded: bool = False) -> str:
     """README.md of a repo folder, with Hub metadata; only figures of this run are in it.
 
     Args:
@@ -85,21 +91,21 @@ def render_card(
     kind = "images" if images else "clips"
     template = Template((templates_folder() / "template.md").read_text())
     return template.substitute(
-        metadata=_metadata(recipe, plain, final).to_yaml(),
+        metadata=_metadata(recipe, plain, results.final).to_yaml(),
         method=method,
         title=title,
         paper=paper,
         backbone=config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}",
         purpose=_PURPOSE[kind].format(config=config),
         data=_data_name(recipe),
-        examples=f"{facts.num_examples:,} {kind}" if facts.num_examples else f"a stream of {kind}",
+        examples=f"{results.num_examples:,} {kind}" if results.num_examples else f"a stream of {kind}",
         kind=kind,
-        steps=f"{facts.steps:,}",
+        steps=f"{results.steps:,}",
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
         usage=_usage(plain, images, sharded),
-        results=_table(recipe, baseline, final),
-        environment=_environment(facts),
+        results=_table(recipe, results.baseline, results.final),
+        environment=_environment(results),
         recipe=recipe.shareable().to_yaml(),
     )
 
@@ -151,22 +157,12 @@ def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> s
     return "\n".join(rows)
 
 
-def _environment(facts: RunFacts) -> str:
-    cuda = facts.device.startswith("cuda")
-    hardware = f"{facts.processes} x {torch.cuda.get_device_name()}" if cuda else f"{facts.processes} CPU process(es)"
-    versions = {
-        "hf_ssl": hf_ssl.__version__,
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "transformers": transformers.__version__,
-        "datasets": datasets.__version__,
-        "accelerate": accelerate.__version__,
-    }
-    lines = [f"- Hardware: {hardware}"]
-    if cuda:
-        lines.append(f"- Training time: {facts.seconds / 60:.1f} minutes")
-    return "\n".join([*lines, "- " + ", ".join(f"{name} {version}" for name, version in versions.items())])
+def _environment(results: Results) -> str:
+    lines = [f"- Hardware: {results.hardware}"]
+    if "CPU" not in results.hardware:
+        lines.append(f"- Training time: {results.seconds / 60:.1f} minutes")
+    lines.append("- " + ", ".join(f"{name} {version}" for name, version in results.versions.items()))
+    return "\n".join(lines)
 
 
 _PURPOSE = {

@@ -8,6 +8,7 @@ An encoder that timm rebuilds from its name stands at the root in timm's own for
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +20,74 @@ from transformers import BitImageProcessor, PreTrainedModel
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError
-from .card import RunFacts, render_card
+from .card import Results, render_card
 
 
-MAX_FILE_SIZE = "5GB"
+MAX_FILE_SIZE = 5_000_000_000  # bytes
 
 
 def export(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    folder: Path | str,
-    *,
-    tensors: dict[str, torch.Tensor],
-    baseline: dict[str, Any],
-    final: dict[str, Any],
-    facts: RunFacts,
+    model: PreTrainedModel, recipe: Recipe, folder: Path | str, *, tensors: dict[str, torch.Tensor], results: Results
 ) -> Path:
-    """Write the repo folder of a trained `XForPreTraining`; an older one is replaced only by a complete one.
-
-    Args:
-        tensors: the whole state of `model`, whose own may be shards.
-        baseline, final: measurements before and after training, for the card.
+    """The repo folder of a trained `XForPreTraining`, with its recipe, its measurements and a card that shows them.
 
     Raises:
         RecipeError: the disk refused it.
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
         model = METHODS[model.config.model_type][1](model.export_config())
+    files = {
+        "recipe.yaml": recipe.shareable().to_yaml(),
+        "results.json": json.dumps(asdict(results), indent=2),
+        "README.md": render_card(model.config, recipe, results, sharded=in_several_files(tensors)),
+    }
+    return write_repo(folder, model, tensors, files)
+
+
+def write_repo(
+    folder: Path | str,
+    model: PreTrainedModel,
+    tensors: dict[str, torch.Tensor],
+    files: dict[str, str],
+    *,
+    encoder_only: bool = False,
+) -> Path:
+    """Write a repo folder; an older one is replaced only by a complete one.
+
+    Args:
+        model: an `XForPreTraining`, of which only the configuration and the names of its tensors count.
+        tensors: its whole state, since its own may be shards or have no memory.
+        files: name -> text of what else belongs to it.
+        encoder_only: leave out `pretraining/`, where the heads are not known.
+
+    Raises:
+        RecipeError: the disk refused it.
+    """
     folder = Path(folder)
     partial = folder.with_name(f".partial_{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_pretraining(model, tensors, partial)
+        if not encoder_only:
+            save_pretraining(model, tensors, partial)
         save_encoder(model, tensors, partial)
-        (partial / "recipe.yaml").write_text(recipe.shareable().to_yaml())
-        sharded = (partial / "model.safetensors.index.json").exists()
-        card = render_card(model.config, recipe, baseline=baseline, final=final, facts=facts, sharded=sharded)
-        (partial / "README.md").write_text(card)
+        for name, text in files.items():
+            (partial / name).write_text(text)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RecipeError(
-            f"The model could not be written to {folder} ({error}); the checkpoints are kept, so free some space and "
-            "run the same command again."
+            f"The model could not be written to {folder} ({error}); free some space and run the same command again."
         ) from error
     return folder
+
+
+def in_several_files(tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether the encoder's weights exceed one file, which is all that timm reads by itself."""
+    encoder = _below(tensors, "encoder.").values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in encoder) > MAX_FILE_SIZE
 
 
 def save_pretraining(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:

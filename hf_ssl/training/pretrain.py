@@ -26,7 +26,8 @@ from ..data.sources import Source, available_splits, check_source, labelled_sour
 from ..data.streams import ImageStream, merge_states, open_stream
 from ..data.views import resolve_views
 from ..evaluation.features import EvalTransform
-from ..hub.export import RunFacts, export
+from ..hub.card import Results, hardware, versions
+from ..hub.export import export
 from ..models import METHODS, SSLConfig, rebuildable_by_timm
 from ..optim import build_optimizer, set_learning_rates
 from ..recipe import Recipe, RecipeError, TrainConfig, model_config
@@ -151,10 +152,16 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     journal = Journal(recipe, accelerator, start, steps_per_epoch)
     bad_step = torch.full((), -1, device=accelerator.device, dtype=torch.long)
 
+    def facts(step: int) -> dict:
+        counted = None if streamed else num_examples  # a recipe's own word is no count
+        where = hardware(accelerator.num_processes, str(accelerator.device))
+        run = {"num_examples": counted, "steps": step, "seconds": totals.seconds}
+        return {**run, "hardware": where, "versions": versions()}
+
     def save(step: int) -> bool:
         totals.synchronize()
         _stop_if_not_finite(bad_step, checkpoints)
-        kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict()}
+        kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict(), "facts": facts(step)}
         if kind == "video":
             kept["num_instances"] = config.num_instances
         if streamed:
@@ -234,9 +241,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     baseline, final = journal.at(0), journal.at(num_steps)
     tensors = full_state_dict(model)
     if accelerator.is_main_process:
-        counted = None if streamed else num_examples  # a recipe's own word is no count
-        facts = RunFacts(counted, num_steps, totals.seconds, accelerator.num_processes, str(accelerator.device))
-        export(model, recipe, output_dir / "model", tensors=tensors, baseline=baseline, final=final, facts=facts)
+        results = Results(baseline, final, **facts(num_steps))
+        export(model, recipe, output_dir / "model", tensors=tensors, results=results)
     accelerator.wait_for_everyone()
     journal.close()
     return PretrainResult(

@@ -138,7 +138,7 @@ def test_an_older_model_is_replaced_whole(tmp_path):
 
 
 def test_an_encoder_that_is_too_large_for_one_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_ssl.hub.export.MAX_FILE_SIZE", "400KB")
+    monkeypatch.setattr("hf_ssl.hub.export.MAX_FILE_SIZE", 400_000)
     result, model = trained(tmp_path / "run", "simsiam")
     assert len(list(result.model_dir.glob("model-*.safetensors"))) > 1
     assert not (result.model_dir / "model.safetensors").exists()
