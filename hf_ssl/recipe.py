@@ -26,6 +26,9 @@ FREE_ON_RESUME = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.output_dir",
+    "train.push_every",
+    "train.push_private",
+    "train.push_to_hub",
     "train.resume",
     "train.track",
 )
@@ -139,6 +142,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     resume: Literal["auto", "never"] = "auto"
     track: tuple[str, ...] = ()  # trackers: trackio, tensorboard, wandb
+    push_to_hub: str | None = None  # "user/name": published while it trains and at the end; see `hf auth login`
+    push_every: int = 1  # checkpoints
+    push_private: bool | None = None  # default: as the account has it
 
 
 @dataclass
@@ -162,7 +168,9 @@ class MonitorConfig:
 
 @dataclass
 class Recipe:
-    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`)."""
+    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`), and `init_from`: pretrained
+    weights of the encoder, "timm/resnet50.a1_in1k", a Hub id or a folder.
+    """
 
     method: Literal["avid", "barlow_twins", "byol", "simsiam", "swav"]
     data: DataConfig = field(default_factory=DataConfig)
@@ -187,6 +195,9 @@ class Recipe:
         for section in (copy.data, copy.monitor):
             if section.path is not None and Path(section.path).exists():
                 section.path = Path(section.path).name
+        for section in (copy.train.__dict__, copy.model):
+            if section.get("init_from") and Path(section["init_from"]).exists():
+                section["init_from"] = Path(section["init_from"]).name
         return copy
 
     def to_yaml(self) -> str:
@@ -314,11 +325,12 @@ def model_config(recipe: Recipe, image_size: int):
 
     config_class = classes[recipe.method][0]
     names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
-    for key in recipe.model:
+    settings = {key: value for key, value in recipe.model.items() if key != "init_from"}
+    for key in settings:
         if key not in names:
             raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names, 'model.')}")
     try:
-        config = config_class(**{"image_size": image_size, **recipe.model})
+        config = config_class(**{"image_size": image_size, **settings})
         for backbone in config.timm_backbones:
             check_backbone(backbone)
     except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
@@ -353,6 +365,7 @@ def _check_values(recipe: Recipe) -> None:
         "train.log_every": train.log_every,
         "train.checkpoint_every": train.checkpoint_every,
         "train.keep_checkpoints": train.keep_checkpoints,
+        "train.push_every": train.push_every,
         "data.max_examples": data.max_examples,
         "data.num_examples": data.num_examples,
         "data.partitions": data.partitions,
