@@ -8,7 +8,7 @@ An encoder that timm rebuilds from its name stands at the root in timm's own for
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError
 from .card import Results, render_card
+from .refresh import said_of
 
 
 MAX_FILE_SIZE = 5_000_000_000  # bytes
@@ -36,9 +37,10 @@ def export(
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
         model = METHODS[model.config.model_type][1](model.export_config())
+    recipe, results = recipe.shareable(), replace(results, card=results.card or said_of(folder))
     files = {
-        "recipe.yaml": recipe.shareable().to_yaml(),
-        "results.json": json.dumps(asdict(results), indent=2),
+        "recipe.yaml": recipe.to_yaml(),
+        "results.json": results.to_json(),
         "README.md": render_card(model.config, recipe, results, sharded=in_several_files(tensors)),
     }
     return write_repo(folder, model, tensors, files)
