@@ -27,6 +27,9 @@ FREE_ON_RESUME = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.output_dir",
+    "train.push_every",
+    "train.push_private",
+    "train.push_to_hub",
     "train.resume",
     "train.track",
 )
@@ -140,6 +143,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     resume: Literal["auto", "never"] = "auto"
     track: tuple[str, ...] = ()  # trackers: trackio, tensorboard, wandb
+    push_to_hub: str | None = None  # "user/name": published while it trains and at the end; see `hf auth login`
+    push_every: int = 1  # checkpoints
+    push_private: bool | None = None  # default: as the account has it
 
 
 @dataclass
@@ -163,7 +169,9 @@ class MonitorConfig:
 
 @dataclass
 class Recipe:
-    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`)."""
+    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`), and `init_from`: pretrained
+    weights of the encoder, "timm/resnet50.a1_in1k", a Hub id or a folder.
+    """
 
     method: Literal["avid", "barlow_twins", "byol", "simsiam", "swav"]
     data: DataConfig = field(default_factory=DataConfig)
@@ -186,10 +194,10 @@ class Recipe:
         """A copy without the folders of whoever ran it: local paths become their last part, Hub ids stay."""
         copy = recipe_from_dict(self.to_dict())
         copy.train.output_dir = None
-        for section, key in ((copy.data, "path"), (copy.monitor, "path"), (copy.train, "init_from")):
-            place = getattr(section, key)
-            if place is not None and not _is_hub_id(place):
-                setattr(section, key, Path(place).expanduser().resolve().name)
+        sections = ((vars(copy.data), "path"), (vars(copy.monitor), "path"))
+        for section, key in (*sections, (vars(copy.train), "init_from"), (copy.model, "init_from")):
+            if section.get(key) and not _is_hub_id(section[key]):
+                section[key] = Path(section[key]).expanduser().resolve().name
         return copy
 
     def to_yaml(self) -> str:
@@ -320,11 +328,12 @@ def model_config(recipe: Recipe, image_size: int):
 
     config_class = classes[recipe.method][0]
     names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
-    for key in recipe.model:
+    settings = {key: value for key, value in recipe.model.items() if key != "init_from"}
+    for key in settings:
         if key not in names:
             raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names, 'model.')}")
     try:
-        config = config_class(**{"image_size": image_size, **recipe.model})
+        config = config_class(**{"image_size": image_size, **settings})
         for backbone in config.timm_backbones:
             check_backbone(backbone)
     except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
@@ -359,6 +368,7 @@ def _check_values(recipe: Recipe) -> None:
         "train.log_every": train.log_every,
         "train.checkpoint_every": train.checkpoint_every,
         "train.keep_checkpoints": train.keep_checkpoints,
+        "train.push_every": train.push_every,
         "data.max_examples": data.max_examples,
         "data.num_examples": data.num_examples,
         "data.partitions": data.partitions,

@@ -168,15 +168,15 @@ def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
         pipeline_tag="feature-extraction" if recipe.method == "avid" else "image-feature-extraction",
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
         datasets=said.get("datasets", _hub_ids(recipe.data.path)),
-        base_model=_hub_ids(recipe.train.init_from),
+        base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
         model_name=said["name"],
         eval_results=measured,
     )
 
 
-def _hub_ids(place: str | None) -> list[str] | None:
+def _hub_ids(*places: str | None) -> list[str] | None:
     """A recipe that is shared has a slash only where a place is on the Hub."""
-    return [place] if place and "/" in place else None
+    return [place for place in places if place and "/" in place] or None
 
 
 def _evaluated_on(recipe: Recipe) -> str:

@@ -17,8 +17,8 @@ from ..recipe import Recipe, load_recipe, model_config, recipe_header, shipped_r
 # Keys that decide neither the weights nor what a figure means, only where, how fast or on what a run was.
 IGNORED = re.compile(
     r"name|data\.(num_\w+|\w+_column|streaming|partitions|shuffle_block|max_megapixels|max_failed_share)|monitor\..*"
-    r"|train\.(output_dir|resume|track|seed|channels_last|compile|gradient_checkpointing|log_every|\w+_checkpoints"
-    r"|checkpoint_every)"
+    r"|train\.(output_dir|resume|track|seed|channels_last|compile|gradient_checkpointing|push_\w+|log_every"
+    r"|checkpoint_every|keep_checkpoints)"
 )
 
 KNN_KEYS = ("k", "temperature", "bank_split", "query_split", "max_bank", "max_queries")
@@ -76,6 +76,7 @@ def _settings(recipe: Recipe, knn: bool) -> dict[str, str]:
     kept = {key: value for key, value in flat.items() if not IGNORED.fullmatch(key)}
     kept |= {f"monitor.{key}": flat[f"monitor.{key}"] for key in KNN_KEYS if knn}
     kept |= {f"model.{key}": value for key, value in model.items() if not key.startswith(("transformers", "_"))}
+    kept["model.init_from"] = recipe.model.get("init_from")
     return {key: "unset" if str(value) == "None" else str(value) for key, value in kept.items()}
 
 

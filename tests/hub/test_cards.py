@@ -156,10 +156,12 @@ def test_metadata_name_what_is_on_the_hub_and_nothing_that_is_not(tmp_path):
     assert card.data.datasets is None and card.data.base_model is None
     assert str(tmp_path) not in card.content and "person" not in card.content
     assert "Data: photos" in card.text
-    card = card_of("my_images", ["data.path=/gone/shards/*.tar", "train.init_from=runs/first"])
+    gone = ["data.path=/gone/shards/*.tar", "train.init_from=runs/first", "model.init_from=/gone/encoder"]
+    card = card_of("my_images", gone)
     assert card.data.datasets is None and card.data.base_model is None and "/gone" not in card.content
-    card = card_of("my_images", [DATA, "train.init_from=someone/simsiam"])
-    assert card.data.datasets == ["uoft-cs/cifar10"] and card.data.base_model == ["someone/simsiam"]
+    card = card_of("my_images", [DATA, "train.init_from=me/first", "model.init_from=timm/resnet50.a1_in1k"])
+    assert card.data.datasets == ["uoft-cs/cifar10"]
+    assert card.data.base_model == ["me/first", "timm/resnet50.a1_in1k"]
     assert all(validate_repo_id(name) is None for name in card.data.datasets)
 
 
