@@ -27,7 +27,7 @@ REMEDIES = {
 class PushError(RecipeError):
     """The Hub could not be reached, or refused; what stood there before still stands.
 
-    `status`: the HTTP status, or None where there was no answer.
+    `status`: the HTTP status, 400 for a name that cannot be one, or None where there was no answer.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -97,7 +97,7 @@ def explained(error: BaseException, repo_id: str) -> PushError:
     said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     remedy = REMEDIES.get(status)
     if isinstance(error, HFValidationError):
-        remedy = "give it as user/name"
+        status, remedy = 400, "give it as user/name"
     elif status is not None and status >= 500:
         remedy = "the Hub has trouble: run the same command again later"
     elif remedy is None:

@@ -32,7 +32,7 @@ class Publisher:
             try:
                 create_repo(self.repo_id, self.private)
             except PushError as error:
-                if error.status in (400, 401, 403, 404) or error.status is None and "user/name" in str(error):
+                if error.status in (400, 401, 403, 404):
                     raise RecipeError(f"train.push_to_hub: {error}") from error
                 logger.warning(f"{error} Training starts, and the push is tried again at every checkpoint.")
 

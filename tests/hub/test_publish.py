@@ -99,7 +99,7 @@ def test_a_token_that_may_not_write_is_said_before_training(tmp_path, monkeypatc
 def randomised(model):
     """Statistics and scales that would betray a wrong order of layers."""
     torch.manual_seed(0)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.dim() == 1 and tensor.is_floating_point():
             tensor.data.uniform_(0.5, 1.5)
     return model.eval()

@@ -18,6 +18,7 @@ from tests.models.test_avid import INPUTS, TINY
 
 
 SMALL = {"backbone": "test_resnet", "image_size": 32}
+BASIC = {**SMALL, "backbone": "resnet10t"}
 CASES = {
     "barlow_twins": {**SMALL, "projector_dims": [32, 32]},
     "byol": {**SMALL, "projector_hidden": 32, "projector_dim": 16, "predictor_hidden": 32},
