@@ -100,6 +100,21 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_plan)
 
     command = commands.add_parser(
+        "card",
+        help="write the card of an exported model anew, with its licence, name and data",
+        description="README.md from the folder's results.json, recipe.yaml and pretraining/config.json: the run's own "
+        "figures, beside the published ones. What is given here is kept for the next time, and an empty text takes it "
+        "back; what was written into README.md by hand is not.",
+    )
+    command.add_argument("folder", help="a run's folder, or an exported model's")
+    command.add_argument("--license", metavar="NAME", help="of the weights, as the Hub calls it: apache-2.0, mit ...")
+    command.add_argument("--name", metavar="TEXT", help="the model's name (default: method and backbone)")
+    command.add_argument(
+        "--datasets", nargs="+", metavar="ID", help="Hub names of what it was trained on (default: data.path)"
+    )
+    command.set_defaults(command=_card)
+
+    command = commands.add_parser(
         "export",
         help="write the folder to share of a checkpoint, or an encoder for serving",
         description="Of a run (its newest checkpoint) or of one of its checkpoints: the folder that `hf-ssl push` "
@@ -227,6 +242,12 @@ def _plan(args: argparse.Namespace) -> None:
         images_per_second=args.images_per_second,
     )
     print(json.dumps(result) if args.json else table(result))
+
+
+def _card(args: argparse.Namespace) -> None:
+    from .hub.refresh import refresh_card
+
+    print(refresh_card(args.folder, license=args.license, name=args.name, datasets=args.datasets))
 
 
 def _export(args: argparse.Namespace) -> None:

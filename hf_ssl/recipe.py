@@ -22,6 +22,7 @@ FREE_ON_RESUME = (
     "data.num_workers",
     "data.path",
     "monitor",
+    "name",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
@@ -180,6 +181,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    name: str | None = None  # of the shipped recipe that it was read from, whatever was changed since
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict; `views` keeps only what differs from the preset."""
@@ -189,15 +191,13 @@ class Recipe:
         return plain
 
     def shareable(self) -> "Recipe":
-        """A copy without the folders of whoever ran it: local paths become their last part."""
+        """A copy without the folders of whoever ran it: local paths become their last part, Hub ids stay."""
         copy = recipe_from_dict(self.to_dict())
         copy.train.output_dir = None
-        for section in (copy.data, copy.monitor):
-            if section.path is not None and Path(section.path).exists():
-                section.path = Path(section.path).name
-        for section in (copy.train.__dict__, copy.model):
-            if section.get("init_from") and Path(section["init_from"]).exists():
-                section["init_from"] = Path(section["init_from"]).name
+        sections = ((vars(copy.data), "path"), (vars(copy.monitor), "path"))
+        for section, key in (*sections, (vars(copy.train), "init_from"), (copy.model, "init_from")):
+            if section.get(key) and not _is_hub_id(section[key]):
+                section[key] = Path(section[key]).expanduser().resolve().name
         return copy
 
     def to_yaml(self) -> str:
@@ -241,6 +241,9 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     for override in overrides:
         _apply_override(content, override)
     recipe = recipe_from_dict(content)
+    root = recipes_folder().resolve()
+    if path.resolve().is_relative_to(root):
+        recipe.name = str(path.resolve().relative_to(root).with_suffix(""))
     recipe.data.path = _locate_data(recipe.data.path, path.parent)
     recipe.monitor.path = _locate_data(recipe.monitor.path, path.parent)
     if recipe.train.output_dir is None:
@@ -402,6 +405,12 @@ def _locate_data(path: str | None, folder: Path) -> str | None:
     if path is not None and not Path(path).exists() and (folder / path).exists():
         return str(folder / path)
     return path
+
+
+def _is_hub_id(place: str) -> bool:
+    """Whether "user/name" cannot be a path here; runs/ is where runs are by default."""
+    match = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place)
+    return bool(match) and not place.startswith("runs/") and not Path(place).exists()
 
 
 def _plain(value: Any) -> Any:

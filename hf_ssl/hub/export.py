@@ -8,7 +8,7 @@ An encoder that timm rebuilds from its name stands at the root in timm's own for
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError, model_config, recipe_from_dict
 from .card import Results, render_card
+from .refresh import said_of
 from .weights import find_weights, read_weights
 
 
@@ -38,9 +39,10 @@ def export(
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
         model = METHODS[model.config.model_type][1](model.export_config())
+    recipe, results = recipe.shareable(), replace(results, card=results.card or said_of(folder))
     files = {
-        "recipe.yaml": recipe.shareable().to_yaml(),
-        "results.json": json.dumps(asdict(results), indent=2),
+        "recipe.yaml": recipe.to_yaml(),
+        "results.json": results.to_json(),
         "README.md": render_card(model.config, recipe, results, sharded=in_several_files(tensors)),
     }
     return write_repo(folder, model, tensors, files)

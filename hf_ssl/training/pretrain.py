@@ -76,6 +76,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         NonFiniteLoss: the loss became NaN or infinite.
         Interrupted: SIGTERM or SIGINT came.
     """
+    if dataset is not None:  # what the recipe names was not trained on, and no card may say so
+        recipe = replace(recipe, data=replace(recipe.data, path=None))
     train = recipe.train
     views = resolve_views(recipe.views, recipe.method)
     encoder = start_from_encoder(recipe)
