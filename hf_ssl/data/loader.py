@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
@@ -158,19 +159,17 @@ class ViewCollator:
     """
 
     def __init__(self, views: list[View], mean, std, *, image_column: str = "image", reference: bool = False):
-        self.views, self.image_column, self.reference = views, image_column, reference
-        self.channels, self.photometric = len(mean), Photometric(mean, std)
+        self.views, self.image_column = _ImageViews(views, reference, len(mean)), image_column
+        self.photometric = Photometric(mean, std)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """[{image column: PIL image}, ...] -> `pixel_values` (B, V, C, S, S) and, with small crops,
         `local_pixel_values`.
         """
         keys = torch.randint(2**31, (len(examples), 2)).tolist()
-        made = [
-            make_views(example[self.image_column], self.views, key, reference=self.reference, channels=self.channels)
-            for example, key in zip(examples, keys, strict=True)
-        ]
-        return self.photometric(_as_tensors(_stack(made, self.views)))
+        images = [example[self.image_column] for example in examples]
+        made = [self.views.of(image, key) for image, key in zip(images, keys, strict=True)]
+        return self.photometric(_as_tensors(self.views.stack(made)))
 
 
 class _Order(Sampler):
@@ -209,15 +208,25 @@ class _ImageViews:
     channels: int
 
     def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
-        image = open_image(cell, max_megapixels)
+        return self.of(open_image(cell, max_megapixels), key)
+
+    def of(self, image: Image.Image, key: tuple[int, ...]):
         return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
 
     def blank(self):
         blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
         return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
 
-    def stack(self, made: list) -> dict[str, np.ndarray]:
-        return _stack(made, self.views)
+    def stack(self, made: list[tuple[list[np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays of B images, view by view; small crops apart from global views."""
+        params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
+        batch = {}
+        for prefix, local in (("", False), ("local_", True)):
+            group = [v for v, view in enumerate(self.views) if view.local == local]
+            if group:
+                batch[f"{prefix}pixel_values"] = np.stack([[pixels[v] for pixels, _ in made] for v in group])
+                batch[f"{prefix}params"] = params[group]
+        return batch
 
 
 class _ViewBatches(Dataset):
@@ -284,18 +293,6 @@ class _StreamViews(_ViewBatches):
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _stack(made: list[tuple[list[np.ndarray], np.ndarray]], views: list[View]) -> dict[str, np.ndarray]:
-    """What `make_views` made of B images -> arrays of all, view by view; small crops apart from global views."""
-    params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
-    batch = {}
-    for prefix, local in (("", False), ("local_", True)):
-        group = [v for v, view in enumerate(views) if view.local == local]
-        if group:
-            batch[f"{prefix}pixel_values"] = np.stack([[pixels[v] for pixels, _ in made] for v in group])
-            batch[f"{prefix}params"] = params[group]
-    return batch
 
 
 def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:

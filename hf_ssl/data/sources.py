@@ -12,6 +12,7 @@ import io
 import os
 import re
 import warnings
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any, Self
@@ -71,6 +72,10 @@ class Source:
         """The encoded file, see `cell_of`."""
         return cell_of(self._cells[index], self.columns)
 
+    def image(self, index: int) -> Image.Image:
+        """The image, opened but not yet decoded; see `open_image`."""
+        return open_image(self.cell(index), self.max_megapixels)
+
     def label(self, index: int) -> int | None:
         return None if self._labels is None else self._labels[index][self.label_column]
 
@@ -81,11 +86,7 @@ class Source:
 
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
-        cell = self.cell(index) or {"bytes": None, "path": None}
-        row = f"row {index} of {self.split}"
-        if cell["path"] and cell["bytes"] is None:
-            return cell["path"]
-        return f"{cell['path']} ({row})" if cell["path"] else row
+        return name_of(self.cell(index), f"row {index} of {self.split}")
 
     def select(self, indices: list[int] | range) -> Self:
         """A part of the source."""
@@ -108,24 +109,6 @@ class ImageSource(Source):
         super().__init__(dataset, {"image": image_column}, label_column, max_megapixels)
         self.image_column = self.columns["image"]
 
-    def image(self, index: int) -> Image.Image:
-        """The image, opened but not yet decoded; see `open_image`."""
-        return open_image(self.cell(index), self.max_megapixels)
-
-
-class ClipSource(Source):
-    """Videos with sound of a map-style dataset, see `Source`; the sound may stand in a column of its own."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        video_column: str | None = None,
-        audio_column: str | None = None,
-        label_column: str | None = None,
-        max_megapixels: float = 50.0,
-    ):
-        super().__init__(dataset, {"video": video_column, "audio": audio_column}, label_column, max_megapixels)
-
 
 def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dataset") -> tuple[Any, dict[str, str]]:
     """A dataset reduced to its images, or videos and sounds, which stay encoded; and their columns."""
@@ -140,6 +123,13 @@ def cell_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any] 
     """{"bytes", "path"} of an example's file or None; with "audio", another such, where it has a column of its own."""
     cell = example[next(iter(columns.values()))]
     return {**cell, "audio": example[columns["audio"]]} if cell and "audio" in columns else cell
+
+
+def name_of(cell: dict[str, Any] | None, place: str) -> str:
+    """What a message calls an example: its file, or its place in the dataset."""
+    if not cell or not cell["path"]:
+        return place
+    return cell["path"] if cell["bytes"] is None else f"{cell['path']} ({place})"
 
 
 def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
@@ -165,8 +155,8 @@ def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
     return image
 
 
-def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> ImageSource | ClipSource:
-    """The images, or with `kind` "video" the clips, of a recipe's `data` section.
+def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Source:
+    """The images, or with `kind` "video" or "audio" the clips, of a recipe's `data` section.
 
     Raises:
         RecipeError: see `check_source`; or the split is empty.
@@ -183,10 +173,7 @@ def load_source(data: DataConfig, split: str | None = None, kind: str = "image")
 
 def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> Source:
     """A dataset of one's own with the columns and limits of a recipe's `data` section."""
-    if kind == "audio":
-        return Source(dataset, wanted_columns(data, kind), data.label_column)
-    make = ClipSource if kind == "video" else ImageSource
-    return make(dataset, *wanted_columns(data, kind).values(), data.label_column, data.max_megapixels)
+    return Source(dataset, wanted_columns(data, kind), data.label_column, data.max_megapixels)
 
 
 def check_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Features:
@@ -234,15 +221,10 @@ def labelled_sources(
         RecipeError: `monitor.path` or `monitor.label_column` is set but cannot be used.
     """
     own = monitor.path is not None
-    where = DataConfig(
-        path=monitor.path or data.path,
-        name=monitor.name if own else data.name,
-        revision=None if own else data.revision,
-        image_column=monitor.image_column or (None if own else data.image_column),
-        video_column=None if own else data.video_column,
-        audio_column=None if own else data.audio_column,
-        label_column=monitor.label_column or (None if own else data.label_column),
-    )
+    where = DataConfig(path=monitor.path, name=monitor.name) if own else replace(data, max_examples=None)
+    where.image_column = monitor.image_column or where.image_column
+    where.label_column = monitor.label_column or where.label_column
+    where.max_megapixels = DataConfig.max_megapixels  # `data` limits what is trained on
     splits = available_splits(where, kind)
     try:
         features = check_source(where, monitor.bank_split, kind)
@@ -290,10 +272,7 @@ def find_columns(
         if name is None and kind == "audio" and "video" in wanted and not typed:
             continue
         if name is not None:
-            if name not in features:
-                raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
-            if name not in [*typed, *structs, *binary]:
-                raise RecipeError(f"The column {name!r} of {where} does not hold {kind}s{nearest(name, choice)}")
+            _check_column(name, features, [*typed, *structs, *binary], f"{kind}s", where)
         elif len(choice) != 1:
             said = f"several {kind} columns ({', '.join(choice)})" if choice else f"no {kind} column"
             raise RecipeError(f"{where} has {said}; set data.{kind}_column to one of {', '.join(choice or features)}.")
@@ -313,14 +292,18 @@ def find_label_column(features: Features, name: str | None, where: str | None = 
         if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype)
     ]
     if name is not None:
-        if name not in features:
-            raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
-        if name not in numbers:
-            raise RecipeError(f"The column {name!r} of {where} does not hold class numbers{nearest(name, numbers)}")
+        _check_column(name, features, numbers, "class numbers", where)
         return name
-    classes = [column for column in numbers if isinstance(features[column], ClassLabel)]
     named = [column for column in numbers if column in ("label", "labels")]
-    return next(iter([*named, *classes]), None)
+    classes = [column for column in numbers if isinstance(features[column], ClassLabel)]
+    return next(iter(named + classes), None)
+
+
+def _check_column(name: str, features: Features, possible: list[str], what: str, where: str | None) -> None:
+    if name not in features:
+        raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
+    if name not in possible:
+        raise RecipeError(f"The column {name!r} of {where} does not hold {what}{nearest(name, possible)}")
 
 
 def open_place(data: DataConfig, streaming: bool, kind: str = "image") -> dict:

@@ -28,7 +28,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .sources import ClipSource, ImageSource, Source, cell_of, check_source, encoded, open_place, wanted_columns
+from .sources import Source, cell_of, check_source, encoded, name_of, open_place, wanted_columns
 
 
 logger = logging.getLogger(__name__)
@@ -140,21 +140,13 @@ class ImageStream:
         """
         self.shard_lengths = (state or {}).get("shard_lengths", self.shard_lengths)
         if self.shard_lengths is None:
-            self.shard_lengths = self._footers() or self._lengths()
+            count, shards = _footer, [self._file(shard) or "" for shard in range(self.num_shards)]
+            if len(set(shards)) < len(shards) or not all(file.endswith(".parquet") for file in shards):
+                logger.info(f"Counting the examples of {self.num_shards} shards of {self.name}: they are read once.")
+                count, shards = lambda shard: sum(1 for _ in self._readable(shard)), range(self.num_shards)
+            with ThreadPoolExecutor(_READERS) as pool:
+                self.shard_lengths = list(pool.map(count, shards))
         return np.cumsum([0, *self.shard_lengths])
-
-    def _footers(self) -> list[int] | None:
-        """Lengths of Parquet files that are a shard each."""
-        files = [self._file(shard) or "" for shard in range(self.num_shards)]
-        if len(set(files)) < len(files) or not all(file.endswith(".parquet") for file in files):
-            return None
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(_footer, files))
-
-    def _lengths(self) -> list[int]:
-        logger.info(f"Counting the examples of {self.num_shards} shards of {self.name}: they are read once.")
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(lambda shard: sum(1 for _ in self._readable(shard)), range(self.num_shards)))
 
     def shard_name(self, shard: int) -> str:
         """The file of a shard where `datasets` tells it, else its number."""
@@ -162,11 +154,7 @@ class ImageStream:
 
     def item_name(self, item: StreamItem) -> str:
         """What a message calls an example: its file, or its place in a shard."""
-        path = item.cell and item.cell["path"]
-        if path and item.cell["bytes"] is None:
-            return path
-        place = f"example {item.offset} of {self.shard_name(item.shard)}"
-        return f"{path} ({place})" if path else place
+        return name_of(item.cell, f"example {item.offset} of {self.shard_name(item.shard)}")
 
     def state_of(self, cursors: dict[int, Cursor]) -> dict[str, Any]:
         """Plain data of cursors, for a checkpoint."""
@@ -199,8 +187,7 @@ class ImageStream:
         columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
         storage = {"bytes": Value("binary"), "path": Value("string")}  # making an Audio takes torchcodec
         dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, storage)))
-        make = ImageSource if kinds == ["image"] else ClipSource
-        return make(dataset, *kinds, max_megapixels=self.max_megapixels)
+        return Source(dataset, dict(zip(kinds, kinds, strict=True)), max_megapixels=self.max_megapixels)
 
     def _readable(self, shard: int) -> Iterator[dict[str, Any] | None]:
         with suppress(UnreadableShard):
@@ -224,11 +211,7 @@ class ImageStream:
         first = self._file(0)
         if not first or not first.endswith(".parquet") or not Path(first).is_file():
             return None
-        rows = 0
-        for file in {self._file(shard) for shard in range(self.num_shards)}:
-            with suppress(Exception):  # a corrupt one has no rows
-                rows += pq.read_metadata(file).num_rows
-        return rows or None
+        return sum(map(_footer, {self._file(shard) for shard in range(self.num_shards)})) or None
 
 
 def _footer(file: str) -> int:
