@@ -176,26 +176,23 @@ class _Order(Sampler):
     """(epoch, example) pairs of this process's micro-batches."""
 
     def __init__(self, n, *, batch_size, seed, start_step, num_steps, accumulation, rank, world_size):
-        steps_in_epoch(n, batch_size)
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.start_step, self.num_steps = start_step, num_steps
-        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+        self.n, self.seed, self.rank = n, seed, rank
+        self.first, self.last = start_step * accumulation, num_steps * accumulation
+        self.per_epoch = steps_in_epoch(n, batch_size) * accumulation
+        self.batch = batch_size // accumulation
+        self.own_batch = self.batch // world_size
 
     def __len__(self) -> int:
-        return (self.num_steps - self.start_step) * self.accumulation
+        return self.last - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_epoch = steps_in_epoch(self.n, self.batch_size)
-        micro = self.batch_size // self.accumulation
-        own = micro // self.world_size
         epoch_of_order, order = -1, None
-        for step in range(self.start_step, self.num_steps):
-            epoch, position = divmod(step, per_epoch)
+        for micro in range(self.first, self.last):
+            epoch, position = divmod(micro, self.per_epoch)
             if epoch != epoch_of_order:
                 epoch_of_order, order = epoch, epoch_order(self.n, self.seed, epoch)
-            for part in range(self.accumulation):
-                first = position * self.batch_size + part * micro + self.rank * own
-                yield [(epoch, int(index)) for index in order[first : first + own]]
+            first = position * self.batch + self.rank * self.own_batch
+            yield [(epoch, int(index)) for index in order[first : first + self.own_batch]]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -242,7 +243,7 @@ def labelled_sources(
     for name in ("test", "validation", "val"):
         if name in splits:
             queries = load_source(where, name, kind)
-            if (queries.label(0) if queries.label_column else None) not in (None, -1):
+            if queries.label(0) not in (None, -1):
                 return bank, queries
     return bank.select([i for i in range(len(bank)) if i % 5]), bank.select(range(0, len(bank), 5))
 
@@ -313,10 +314,10 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image") -> dict:
         if path.is_dir():
             return _open_folder(path, data.name, streaming, kind)
         if path.suffix in _SHARDS:  # a file or a glob
-            if not path.is_file() and not glob(str(path), recursive=True):
+            files = sorted(glob(str(path), recursive=True))
+            if not files and not path.is_file():
                 raise RecipeError(f"No file matches data.path={data.path}.")
-            options = {"data_files": {"train": str(path)}, "streaming": streaming}
-            return _load_shards(_SHARDS[path.suffix], sorted(glob(str(path), recursive=True)), **options)
+            return _load_shards(_SHARDS[path.suffix], files, data_files={"train": str(path)}, streaming=streaming)
         if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data.path):
             fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
             raise RecipeError(
@@ -337,7 +338,8 @@ def _open_folder(path: Path, name: str | None, streaming: bool, kind: str) -> di
     """
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         saved = load_from_disk(str(path))
-        return saved if isinstance(saved, dict) else {_split_name(str(saved.split)): saved}
+        # "train[:100]" is "train" too
+        return saved if isinstance(saved, dict) else {re.split(r"\W", str(saved.split or "train"))[0]: saved}
     shards = sorted(str(p) for p in path.rglob("*") if p.suffix in _SHARDS)
     tables = shards or [*path.glob("metadata.*"), *path.glob("*/metadata.csv")]
     listed = {} if tables else _list_files(path, kind)
@@ -351,21 +353,12 @@ def _load_shards(what: str, files: list[str], **options) -> dict:
     try:
         return load_dataset(what, **options)
     except Exception:
-        if not options["streaming"]:
-            raise
-        for file in files[1:]:
-            try:
+        for file in files[1:] if options["streaming"] else []:
+            with suppress(Exception):  # corrupt, too
                 kind = _SHARDS[Path(file).suffix]
                 features = load_dataset(kind, data_files=file, split="train", streaming=True).features
                 return load_dataset(what, features=features, **options)
-            except Exception:  # corrupt, too
-                continue
         raise
-
-
-def _split_name(text: str) -> str:
-    """ "train[:100]" -> "train"; what has no split is "train" too."""
-    return "train" if text == "None" else re.split(r"\W", text)[0]
 
 
 def _list_files(root: Path, kind: str) -> dict[str, Dataset]:

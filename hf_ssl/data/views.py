@@ -7,13 +7,12 @@ applies the drawn numbers on the device.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from ..recipe import RecipeError, ViewOverride, ViewsConfig
+from ..recipe import RecipeError, ViewsConfig
 from .photometric import NEUTRAL, reference_photometric
 
 
@@ -97,8 +96,8 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
     """
     views: list[View] = []
     for name, (count, view) in PRESETS[config.preset or method].items():
-        own: ViewOverride = getattr(config, name)
-        changes = {**_set(config.all), **_set(own)}
+        changes = vars(config.all) | {k: v for k, v in vars(getattr(config, name)).items() if v is not None}
+        changes = {key: value for key, value in changes.items() if value is not None}
         count = changes.pop("count", count)
         if count < 0:
             raise RecipeError(f"views.{name}.count must not be negative, it is {count}.")
@@ -114,11 +113,6 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         if len({view.size for view in views if view.local == local}) > 1:
             raise RecipeError(f"{where} must have one size.")
     return views
-
-
-def _set(override: ViewOverride) -> dict[str, Any]:
-    values = {f.name: getattr(override, f.name) for f in fields(override)}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _check(view: View, where: str) -> None:

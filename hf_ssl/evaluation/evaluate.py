@@ -39,15 +39,9 @@ def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, EvalT
         return encoder, ClipEvalTransform(encoder.config, num_clips)
     if isinstance(encoder.config, models.SSLConfig):
         return encoder, EvalTransform.of(encoder.config)
-    settings = encoder.config.pretrained_cfg
-    transform = EvalTransform(
-        size=settings["input_size"][-1],
-        crop_pct=settings["crop_pct"],
-        interpolation=settings["interpolation"],
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-    )
-    return encoder, transform
+    timm = encoder.config.pretrained_cfg
+    mean, std = tuple(timm["mean"]), tuple(timm["std"])
+    return encoder, EvalTransform(timm["input_size"][-1], timm["crop_pct"], timm["interpolation"], mean, std)
 
 
 def evaluate(
@@ -88,22 +82,26 @@ def evaluate(
         raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
-    sources = _sources(data, monitor, kind, folds, labelled=protocol != "retrieval")
+    if folds is not None:
+        where = replace(data, label_column=monitor.label_column)
+        sources = {"examples": (load_source(where, monitor.bank_split, kind), None)}
+    elif protocol == "retrieval":
+        sources = {"examples": (load_source(data, monitor.query_split, kind), monitor.max_queries)}
+    else:
+        bank, queries = labelled_sources(data, monitor, kind)
+        sources = {"bank": (bank, monitor.max_bank), "queries": (queries, monitor.max_queries)}
     how = {"device": device, "batch_size": monitor.batch_size, "num_workers": data.num_workers}
+    result: dict[str, Any] = {"failed": []}
     found = []
-    limits = (monitor.max_bank, monitor.max_queries)
-    if len(sources) == 1:
-        limits = (None,) if folds else limits[1:]
-    for source, limit in zip(sources, limits, strict=True):
+    for name, (source, limit) in sources.items():
         part = extract(encoder_embedding(encoder), source, transform, max_examples=limit, **how)
         if len(part.labels) == 0:
             raise RecipeError(f"None of {len(part.failed)} files could be read, the first is {part.failed[0]}.")
         if protocol != "retrieval" and not (part.labels >= 0).any():
             raise RecipeError(f"No example of the split {source.split!r} of {data.path} has a label.")
         found.append(part)
-    result: dict[str, Any] = {"failed": [name for part in found for name in part.failed]}
-    names = ("examples",) if folds or protocol == "retrieval" else ("bank", "queries")
-    result |= dict(zip(names, (len(part.labels) for part in found), strict=False))
+        result["failed"] += part.failed
+        result[name] = len(part.labels)
     if protocol == "retrieval":
         return result | evaluate_clips([], found[-1])
     fit = linear_svm_accuracy if classifier == "svm" else linear_accuracy
@@ -130,14 +128,6 @@ def _kind(data: DataConfig) -> str:
         except RecipeError as error:
             faults.append(error)
     raise faults[0]
-
-
-def _sources(data: DataConfig, monitor: MonitorConfig, kind: str, folds: str | None, labelled: bool) -> tuple:
-    if folds is not None:
-        return (load_source(replace(data, label_column=monitor.label_column), monitor.bank_split, kind),)
-    if not labelled:
-        return (load_source(data, monitor.query_split, kind),)
-    return labelled_sources(data, monitor, kind)
 
 
 def _folds(data: DataConfig, split: str, column: str, found: Extracted, kind: str) -> torch.Tensor:
