@@ -17,10 +17,13 @@ _WHERE = {
     "TrainLoader": ".data.loader",
     "ViewCollator": ".data.loader",
     "export": ".hub.export",
+    "export_checkpoint": ".hub.export",
+    "export_for_serving": ".hub.serve",
     "knn_accuracy": ".evaluation.knn",
     "load_recipe": ".recipe",
     "pretrain": ".training.pretrain",
     "preview": ".preview",
+    "push": ".hub.push",
     "resolve_views": ".data.views",
 }
 _MODELS = [

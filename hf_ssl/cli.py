@@ -23,6 +23,7 @@ examples:
   hf-ssl plan     seer/regnety_10b --processes 496 --memory 80GiB
   hf-ssl pretrain my_images data.path=photos train.epochs=100  your own folder
   hf-ssl evaluate knn runs/quickstart --data recipes/quickstart
+  hf-ssl push runs/quickstart user/name
   accelerate launch --config_file recipes/accelerate/ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
 """
 
@@ -97,6 +98,49 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--precision", choices=("bf16", "fp16", "no"), default="bf16", help="(default bf16)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     command.set_defaults(command=_plan)
+
+    command = commands.add_parser(
+        "card",
+        help="write the card of an exported model anew, with its licence, name and data",
+        description="README.md from the folder's results.json, recipe.yaml and pretraining/config.json: the run's own "
+        "figures, beside the published ones. What is given here is kept for the next time, and an empty text takes it "
+        "back; what was written into README.md by hand is not.",
+    )
+    command.add_argument("folder", help="a run's folder, or an exported model's")
+    command.add_argument("--license", metavar="NAME", help="of the weights, as the Hub calls it: apache-2.0, mit ...")
+    command.add_argument("--name", metavar="TEXT", help="the model's name (default: method and backbone)")
+    command.add_argument(
+        "--datasets", nargs="+", metavar="ID", help="Hub names of what it was trained on (default: data.path)"
+    )
+    command.set_defaults(command=_card)
+
+    command = commands.add_parser(
+        "export",
+        help="write the folder to share of a checkpoint, or an encoder for serving",
+        description="Of a run (its newest checkpoint) or of one of its checkpoints: the folder that `hf-ssl push` "
+        "publishes. With --onnx or --torch: the encoder of a run, folder or Hub id as one graph with a batch of any "
+        "size, which is run against the model.",
+    )
+    command.add_argument(
+        "place", help="a run's folder or checkpoint; with --onnx, --torch also a model's folder or Hub id"
+    )
+    command.add_argument("--output", metavar="PATH", help="default: the run's model/, and a file in it")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--onnx", action="store_true", help="encoder.onnx")
+    kind.add_argument("--torch", action="store_true", help="encoder.pt2, a torch.export program")
+    command.set_defaults(command=_export)
+
+    command = commands.add_parser(
+        "push",
+        help="publish an exported model on the Hugging Face Hub",
+        description="One commit, whole or not at all; after a failure the same command sends what is missing. Log in "
+        "first with `hf auth login`.",
+    )
+    command.add_argument("folder", help="a run's folder, or an exported model's")
+    command.add_argument("name", help="user/name or organisation/name; made if it does not exist")
+    command.add_argument("--private", action="store_true", default=None, help="if it is made, others cannot see it")
+    command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
+    command.set_defaults(command=_push)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained encoder")
     protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
@@ -198,6 +242,30 @@ def _plan(args: argparse.Namespace) -> None:
         images_per_second=args.images_per_second,
     )
     print(json.dumps(result) if args.json else table(result))
+
+
+def _card(args: argparse.Namespace) -> None:
+    from .hub.refresh import refresh_card
+
+    print(refresh_card(args.folder, license=args.license, name=args.name, datasets=args.datasets))
+
+
+def _export(args: argparse.Namespace) -> None:
+    if args.onnx or args.torch:
+        from .hub.serve import export_for_serving
+
+        file, error = export_for_serving(args.place, args.output, onnx=args.onnx)
+        print(f"{file}: its outputs differ from the model's by {error:.1e} at most, relative to the largest")
+        return
+    from .hub.export import export_checkpoint
+
+    print(export_checkpoint(args.place, args.output))
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .hub.push import push
+
+    print(push(args.folder, args.name, private=args.private, revision=args.revision))
 
 
 def _recipes(args: argparse.Namespace) -> None:

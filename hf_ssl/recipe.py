@@ -23,17 +23,22 @@ FREE_ON_RESUME = (
     "data.num_workers",
     "data.path",
     "monitor",
+    "name",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
     "train.output_dir",
+    "train.push_every",
+    "train.push_private",
+    "train.push_to_hub",
     "train.resume",
     "train.track",
 )
 _POSITIVE = (
     *("train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.log_every"),
-    *("train.checkpoint_every", "train.keep_checkpoints", "data.max_examples", "data.num_examples", "data.partitions"),
-    *("data.shuffle_block", "data.max_megapixels", "monitor.k", "monitor.temperature", "optim.lr_per"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.push_every", "data.max_examples"),
+    *("data.num_examples", "data.partitions", "data.shuffle_block", "data.max_megapixels"),
+    *("monitor.k", "monitor.temperature", "optim.lr_per"),
 )
 _NOT_NEGATIVE = ("optim.lr", "optim.weight_decay", "optim.warmup_epochs", "data.num_workers", "monitor.every")
 
@@ -146,6 +151,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     resume: Literal["auto", "never"] = "auto"
     track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
+    push_to_hub: str | None = None  # "user/name": published while it trains and at the end; see `hf auth login`
+    push_every: int = 1  # checkpoints
+    push_private: bool | None = None  # default: as the account has it
 
 
 @dataclass
@@ -169,7 +177,9 @@ class MonitorConfig:
 
 @dataclass
 class Recipe:
-    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`)."""
+    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`), and `init_from`: pretrained
+    weights of the encoder, "timm/resnet50.a1_in1k", a Hub id or a folder.
+    """
 
     method: Literal["avid", "barlow_twins", "byol", "simsiam", "swav"]
     data: DataConfig = field(default_factory=DataConfig)
@@ -179,6 +189,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    name: str | None = None  # of the shipped recipe that it was read from, whatever was changed since
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict; `views` keeps only what differs from the preset."""
@@ -188,12 +199,13 @@ class Recipe:
         return plain
 
     def shareable(self) -> "Recipe":
-        """A copy without the folders of whoever ran it: local paths become their last part."""
+        """A copy without the folders of whoever ran it: local paths become their last part, Hub ids stay."""
         copy = recipe_from_dict(self.to_dict())
         copy.train.output_dir = None
-        for section in (copy.data, copy.monitor):
-            if section.path is not None and Path(section.path).exists():
-                section.path = Path(section.path).name
+        sections = ((vars(copy.data), "path"), (vars(copy.monitor), "path"))
+        for section, key in (*sections, (vars(copy.train), "init_from"), (copy.model, "init_from")):
+            if section.get(key) and not _is_hub_id(section[key]):
+                section[key] = Path(section[key]).expanduser().resolve().name
         return copy
 
     def to_yaml(self) -> str:
@@ -237,6 +249,9 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     for override in overrides:
         _apply_override(content, override)
     recipe = recipe_from_dict(content)
+    root = recipes_folder().resolve()
+    if path.resolve().is_relative_to(root):
+        recipe.name = str(path.resolve().relative_to(root).with_suffix(""))
     recipe.data.path = _locate_data(recipe.data.path, path.parent)
     recipe.monitor.path = _locate_data(recipe.monitor.path, path.parent)
     if recipe.train.output_dir is None:
@@ -314,11 +329,12 @@ def model_config(recipe: Recipe, image_size: int):
 
     config_class = classes[recipe.method][0]
     names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
-    for key in recipe.model:
+    settings = {key: value for key, value in recipe.model.items() if key != "init_from"}
+    for key in settings:
         if key not in names:
             raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names, 'model.')}")
     try:
-        config = config_class(**{"image_size": image_size, **recipe.model})
+        config = config_class(**{"image_size": image_size, **settings})
         for backbone in config.timm_backbones:
             check_backbone(backbone)
     except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
@@ -363,6 +379,12 @@ def _locate_data(path: str | None, folder: Path) -> str | None:
     if path is not None and not Path(path).exists() and (folder / path).exists():
         return str(folder / path)
     return path
+
+
+def _is_hub_id(place: str) -> bool:
+    """Whether "user/name" cannot be a path here; runs/ is where runs are by default."""
+    match = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place)
+    return bool(match) and not place.startswith("runs/") and not Path(place).exists()
 
 
 def _plain(value: Any) -> Any:

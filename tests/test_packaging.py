@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a wheel holds: recipes found by name, the quickstart's photographs, the card's template."""
+"""What a wheel holds: recipes found by name, the quickstart's photographs, the cards and their template."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 PROBE = """
 import json, pathlib, hf_ssl
-from hf_ssl.hub.card import templates_folder
+from hf_ssl.hub.card import bibtex, templates_folder
 from hf_ssl.recipe import load_recipe, shipped_recipes
 recipe = load_recipe("quickstart")
 print(json.dumps({
@@ -23,6 +23,8 @@ print(json.dumps({
     "recipes": sorted(shipped_recipes()),
     "photographs": sorted(p.name for p in pathlib.Path(recipe.data.path).glob("*.parquet")),
     "template": (templates_folder() / "template.md").exists(),
+    "cards": sorted(str(p.relative_to(templates_folder())) for p in templates_folder().rglob("*/*.md")),
+    "citation": bibtex("byol"),
 }))
 """
 
@@ -45,5 +47,7 @@ def test_an_installed_wheel_finds_its_recipes_photographs_and_template(tmp_path)
         if p.parent.name != "accelerate"
     )
     assert found["photographs"] == ["test.parquet", "train.parquet"]
-    assert found["template"]
+    assert found["template"] and "grill2020byol" in found["citation"]
+    assert found["cards"] == sorted(str(p.relative_to(ROOT / "model_cards")) for p in ROOT.glob("model_cards/*/*.md"))
+    assert found["cards"]
     assert (target / "bin" / "hf-ssl").exists()

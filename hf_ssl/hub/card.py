@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """The model card of a run: what was measured, where, and the recipe that makes it again."""
 
+import json
 import platform
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,6 +20,7 @@ import hf_ssl
 
 from ..models import SSLConfig, rebuildable_by_timm
 from ..recipe import Recipe
+from .published import beside
 
 
 PAPERS = {
@@ -26,6 +29,15 @@ PAPERS = {
     "byol": ("BYOL", "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", "2006.07733"),
     "simsiam": ("SimSiam", "Exploring Simple Siamese Representation Learning", "2011.10566"),
     "swav": ("SwAV", "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", "2006.09882"),
+}
+
+CITED = {  # method, or preset of the views -> entries of citations.bib
+    "avid": ("morgado2021avid",),
+    "barlow_twins": ("zbontar2021barlow",),
+    "byol": ("grill2020byol",),
+    "simsiam": ("chen2021simsiam",),
+    "swav": ("caron2020swav",),
+    "seer": ("goyal2021seer", "goyal2022seer", "caron2020swav"),
 }
 
 ROWS = (
@@ -50,7 +62,8 @@ ROWS = (
 class Results:
     """`results.json`: what was measured before and after training, and how the run was.
 
-    `seconds` of training over all restarts; `num_examples` is None for a stream, which nobody has counted.
+    `seconds` of training over all restarts; `num_examples` is None for a stream, which nobody has counted. `card`:
+    what whoever shares the model has said about it (`license`, `name`, `datasets`).
     """
 
     baseline: dict[str, Any]
@@ -60,6 +73,10 @@ class Results:
     seconds: float
     hardware: str
     versions: dict[str, str]
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
 
 
 def hardware(processes: int, device: str) -> str:
@@ -80,34 +97,46 @@ def templates_folder() -> Path:
     return inside if inside.is_dir() else Path(hf_ssl.__file__).parent.parent / "model_cards"
 
 
+def bibtex(subject: str) -> str:
+    """The entries of a method, or of "seer", as a fenced block."""
+    entries = (templates_folder() / "citations.bib").read_text().strip().split("\n\n")
+    found = {entry.partition("{")[2].partition(",")[0]: entry for entry in entries}
+    return "```bibtex\n" + "\n\n".join(found[key] for key in CITED[subject]) + "\n```"
+
+
 def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded: bool = False) -> str:
-    """README.md of a repo folder, with Hub metadata; only figures of this run are in it.
+    """README.md of a repo folder, with Hub metadata; every figure of its own is this run's.
 
     Args:
+        recipe: the one to share, `recipe.shareable()`.
         sharded: the encoder's weights are in several files, which timm does not read by itself.
     """
     method, title, paper = PAPERS[recipe.method]
     plain, images = rebuildable_by_timm(config), isinstance(config, SSLConfig)
     kind = "images" if images else "clips"
+    backbone = config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}"
     template = Template((templates_folder() / "template.md").read_text())
-    return template.substitute(
-        metadata=_metadata(recipe, plain, results.final).to_yaml(),
-        method=method,
+    text = template.substitute(
+        metadata=_metadata(recipe, plain, results).to_yaml(),
+        name=results.card.get("name", f"{method}, {backbone}"),
         title=title,
         paper=paper,
-        backbone=config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}",
+        backbone=backbone,
         purpose=_PURPOSE[kind].format(config=config),
-        data=_data_name(recipe),
+        data=", ".join(results.card.get("datasets", ())) or recipe.data.path or _UNNAMED,
         examples=f"{results.num_examples:,} {kind}" if results.num_examples else f"a stream of {kind}",
         kind=kind,
         steps=f"{results.steps:,}",
-        batch_size=recipe.train.batch_size,
-        seed=recipe.train.seed,
+        batch_size=f"{recipe.train.batch_size:,}",
         usage=_usage(plain, images, sharded),
-        results=_table(recipe, results.baseline, results.final),
+        results=_results(recipe, results),
+        published=beside(recipe, results.final.get("knn")),
         environment=_environment(results),
-        recipe=recipe.shareable().to_yaml(),
+        recipe=recipe.to_yaml().strip(),
+        license=_LICENSED.format(**results.card) if "license" in results.card else _UNLICENSED,
+        citation=bibtex("seer" if recipe.views.preset == "seer" else recipe.method),
     )
+    return re.sub(r"\n{3,}", "\n\n", text)  # where a section is empty
 
 
 def _usage(plain: bool, images: bool, sharded: bool) -> str:
@@ -116,34 +145,58 @@ def _usage(plain: bool, images: bool, sharded: bool) -> str:
     return _PLAIN_USAGE.replace(*_ONE_FILE) if sharded else _PLAIN_USAGE
 
 
-def _metadata(recipe: Recipe, plain: bool, final: dict[str, Any]) -> ModelCardData:
+def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
     method = PAPERS[recipe.method][0]
-    results = None
-    if "knn" in final:
-        data = _data_name(recipe)
-        results = [
+    said = {"name": f"{method} {recipe.model.get('backbone', '')}".strip()} | results.card
+    measured = None
+    if "knn" in results.final:
+        data = _evaluated_on(recipe)
+        measured = [
             EvalResult(
                 task_type="image-classification",
                 dataset_type=data,
                 dataset_name=data,
+                dataset_split=recipe.monitor.query_split,
                 metric_type="accuracy",
                 metric_name=f"kNN accuracy (k={recipe.monitor.k}, T={recipe.monitor.temperature})",
-                metric_value=round(100 * final["knn"], 2),
+                metric_value=round(100 * results.final["knn"], 2),
             )
         ]
     return ModelCardData(
+        license=said.get("license"),
         library_name="timm" if plain else "transformers",
         pipeline_tag="feature-extraction" if recipe.method == "avid" else "image-feature-extraction",
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
-        model_name=f"{method} {recipe.model.get('backbone', '')}".strip(),
-        eval_results=results,
+        datasets=said.get("datasets", _hub_ids(recipe.data.path)),
+        base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
+        model_name=said["name"],
+        eval_results=measured,
     )
 
 
-def _data_name(recipe: Recipe) -> str:
-    """The dataset's name without the folders of whoever trained."""
-    path = recipe.monitor.path or recipe.data.path or "a dataset given from Python"
-    return Path(path).name if Path(path).exists() else path
+def _hub_ids(*places: str | None) -> list[str] | None:
+    """A recipe that is shared has a slash only where a place is on the Hub."""
+    return [place for place in places if place and "/" in place] or None
+
+
+def _evaluated_on(recipe: Recipe) -> str:
+    return recipe.monitor.path or recipe.data.path or _UNNAMED
+
+
+def _results(recipe: Recipe, results: Results) -> str:
+    """The table, and how its figures were measured."""
+    final, monitor = results.final, recipe.monitor
+    where = f"the split `{monitor.query_split}` of {_evaluated_on(recipe)}"
+    how = f"Measured once, with seed {recipe.train.seed}, behind the last step; no step was chosen by it. "
+    if "knn" in final:
+        how += f"kNN: the encoder is frozen, and the nearest images of the split `{monitor.bank_split}` by cosine "
+        how += f"similarity vote, weighted, on {where}."
+    elif "video_to_audio_r1" in final:
+        how += f"Each clip's other half is looked for among {where}, by cosine similarity."
+    else:
+        how += "These are taken from the last training batches. No accuracy was measured: `hf-ssl evaluate` does, on "
+        how += "data with labels."
+    return f"{_table(recipe, results.baseline, final)}\n\n{how}"
 
 
 def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> str:
@@ -158,12 +211,26 @@ def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> s
 
 
 def _environment(results: Results) -> str:
-    lines = [f"- Hardware: {results.hardware}"]
-    if "CPU" not in results.hardware:
-        lines.append(f"- Training time: {results.seconds / 60:.1f} minutes")
+    lines = [f"- Hardware: {results.hardware}", f"- Training time: {_duration(results.seconds)}, measurements aside"]
     lines.append("- " + ", ".join(f"{name} {version}" for name, version in results.versions.items()))
     return "\n".join(lines)
 
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} seconds"
+
+
+_UNNAMED = "a dataset given from Python"
+
+_LICENSED = "The weights' licence is `{license}`, as whoever shares them has said."
+
+_UNLICENSED = (
+    "The weights carry no licence of their own until whoever shares them adds one to the metadata above\n"
+    "(`hf-ssl card FOLDER --license apache-2.0`)."
+)
 
 _PURPOSE = {
     "images": "It turns an image of {config.image_size} pixels into a feature vector for nearest-neighbour search, "

@@ -8,7 +8,7 @@ An encoder that timm rebuilds from its name stands at the root in timm's own for
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import BitImageProcessor, PreTrainedModel
 
+from ..data.views import resolve_views
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..models.processing_avid import avid_processor
-from ..recipe import Recipe, RecipeError
+from ..recipe import Recipe, RecipeError, model_config, recipe_from_dict
 from .card import Results, render_card
+from .refresh import said_of
+from .weights import find_weights, read_weights
 
 
 MAX_FILE_SIZE = 5_000_000_000  # bytes
@@ -36,12 +39,36 @@ def export(
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
         model = METHODS[model.config.model_type][1](model.export_config())
+    recipe, results = recipe.shareable(), replace(results, card=results.card or said_of(folder))
     files = {
-        "recipe.yaml": recipe.shareable().to_yaml(),
-        "results.json": json.dumps(asdict(results), indent=2),
+        "recipe.yaml": recipe.to_yaml(),
+        "results.json": results.to_json(),
         "README.md": render_card(model.config, recipe, results, sharded=in_several_files(tensors)),
     }
     return write_repo(folder, model, tensors, files)
+
+
+def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Path:
+    """The repo folder of a run's newest checkpoint, or of the one that `place` is, as the end of the run writes it.
+
+    Args:
+        folder: default: the run's `model/`.
+
+    Raises:
+        RecipeError: no checkpoint there, or one that cannot be read.
+    """
+    found = find_weights(place)
+    if not (found / "state.json").exists():
+        raise RecipeError(f"{place} has no checkpoint to export; it is an exported model already.")
+    state = json.loads((found / "state.json").read_text())
+    recipe = recipe_from_dict(state["recipe"])
+    config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+    if "num_instances" in state:
+        config.num_instances = state["num_instances"]
+    with torch.device("meta"):
+        model = METHODS[recipe.method][1](config)
+    folder = found.parent.parent / "model" if folder is None else folder
+    return export(model, recipe, folder, tensors=read_weights(found), results=Results(**state["results"]))
 
 
 def write_repo(
@@ -79,7 +106,8 @@ def write_repo(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RecipeError(
-            f"The model could not be written to {folder} ({error}); free some space and run the same command again."
+            f"The model could not be written to {folder} ({error}); free some space and run the same command again "
+            "(a run's checkpoints are kept)."
         ) from error
     return folder
 

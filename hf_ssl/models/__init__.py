@@ -7,7 +7,14 @@ Every file here ships inside model repositories: flat, importing only from its s
 import transformers
 from transformers import AutoConfig
 
-from .backbones_ssl import backbone_kwargs, check_backbone, rebuildable_by_timm
+from .backbones_ssl import (
+    backbone_kwargs,
+    check_backbone,
+    create_backbone,
+    load_backbone,
+    rebuildable_by_timm,
+    timm_fields,
+)
 from .configuration_avid import AvidConfig
 from .configuration_barlow_twins import BarlowTwinsConfig
 from .configuration_byol import ByolConfig
@@ -79,9 +86,12 @@ __all__ = [
     "byol_loss",
     "check_backbone",
     "cma_positives",
+    "create_backbone",
+    "load_backbone",
     "nce_loss",
     "rebuildable_by_timm",
     "simsiam_loss",
     "sinkhorn",
     "swav_loss",
+    "timm_fields",
 ]

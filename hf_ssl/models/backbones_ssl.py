@@ -85,6 +85,25 @@ def create_backbone(config: SSLConfig) -> nn.Module:
     return backbone
 
 
+def load_backbone(backbone: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Load pretrained tensors of `source`, all of them.
+
+    Raises:
+        ValueError: tensors that are missing, left over or of another shape, with their names.
+    """
+    ours = backbone.state_dict()
+    wrong = sorted(k for k in ours.keys() | tensors.keys() if k not in ours or k not in tensors)
+    wrong += [k for k in ours.keys() & tensors.keys() if ours[k].shape != tensors[k].shape]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        name = backbone.pretrained_cfg.get("architecture", "the backbone")
+        raise ValueError(
+            f"The weights of {source} do not fit {name} as configured (stem, padding and backbone_args count, too): "
+            f"{shown}."
+        )
+    backbone.load_state_dict(tensors)
+
+
 def _make_stem_small(backbone: nn.Module, config: SSLConfig) -> None:
     modules = dict(backbone.named_children())
     if "conv1" in modules and "maxpool" in modules:  # ResNet

@@ -33,6 +33,7 @@ from .towers_avid import AudioTower, VideoTower
 
 _REMEMBERED = [r"_memory$", r"^positive_set$", r"^normalizer$", r"^draw_seed$"]
 _SIMILARITIES = 2**26  # held at once while positives are looked for
+_UNREMEMBERED = 512  # batches of one optimiser step, at most
 _FULL_PRODUCT = 32  # memories of so many times the scored rows are multiplied whole: cheaper than copying rows
 
 
@@ -286,6 +287,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
 
         Raises:
             ValueError: `indices` for a model without memories.
+            RuntimeError: a loop without the hooks, in which the memories would never move.
         """
         output = self.encoder(pixel_values_videos, input_values)
         video, audio = output.video_embeds, output.audio_embeds
@@ -295,6 +297,11 @@ class AvidForPreTraining(AvidPreTrainedModel):
                 raise ValueError("The loss needs memories; set num_instances to the number of clips in the data.")
             loss = self._loss(video, audio, indices)
             if self.training:
+                if len(self._seen) == _UNREMEMBERED:
+                    raise RuntimeError(
+                        f"{_UNREMEMBERED} batches were seen and not remembered; call model.before_step and "
+                        "model.after_step around every optimiser step, as hf_ssl's loop does."
+                    )
                 self._seen.append((video.detach(), audio.detach(), indices))
         pooled = [output.video_pooler_output, output.audio_pooler_output]
         features = [None if x is None else x.detach()[:, None] for x in pooled]

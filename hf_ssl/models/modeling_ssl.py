@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_ssl import backbone_blocks, create_backbone, timm_fields, use_checkpointing
+from .backbones_ssl import backbone_blocks, create_backbone, load_backbone, timm_fields, use_checkpointing
 from .configuration_ssl import SSLConfig
 
 
@@ -142,20 +142,19 @@ class SSLPreTrainedModel(PreTrainedModel):
         if config is None:
             config = cls.config_class(**timm_fields(name, source) | changes)
         model = cls(config)
-        encoder = model if isinstance(model, SSLModel) else model.encoder
-        ours, theirs = encoder.backbone.state_dict(), source.state_dict()
-        wrong = sorted(k for k in ours.keys() | theirs.keys() if k not in ours or k not in theirs)
-        wrong += [k for k in ours.keys() & theirs.keys() if ours[k].shape != theirs[k].shape]
-        if wrong:
-            shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-            raise ValueError(
-                f"The weights of {name} do not fit {config.backbone} as configured (stem, padding and backbone_args "
-                f"count, too): {shown}."
-            )
-        encoder.backbone.load_state_dict(theirs)
-        model.copy_missing_targets({name for name, _ in model.named_parameters()})
-        model.freeze_targets()
+        model.load_encoder(source.state_dict(), name)
         return model
+
+    def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
+        """Give the encoder, and a target's, the tensors of a timm network; `source` names them in errors.
+
+        Raises:
+            ValueError: tensors that are missing, left over or of another shape, with their names.
+        """
+        encoder = self if isinstance(self, SSLModel) else self.encoder
+        load_backbone(encoder.backbone, tensors, source)
+        self.copy_missing_targets({name for name, _ in self.named_parameters()})
+        self.freeze_targets()
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with the code of every class of the method beside the weights."""

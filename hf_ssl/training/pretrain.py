@@ -8,7 +8,7 @@ step, and a checkpoint holds everything else. The loop knows no method by name (
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..data.streams import ImageStream, merge_states, open_stream
 from ..data.views import resolve_views
 from ..evaluation.features import EvalTransform
 from ..hub.card import Results, hardware, versions
+from ..hub.encoders import start_from_encoder
 from ..hub.export import export
 from ..models import METHODS, SSLConfig, rebuildable_by_timm
 from ..optim import build_optimizer, set_learning_rates
@@ -36,6 +37,7 @@ from .checkpoint import Checkpoints
 from .fsdp import build_once, full_state_dict
 from .metrics import Journal, Meter, Totals
 from .monitor import ClipMonitor, Monitor, evaluating
+from .publish import Publisher
 from .signals import Interrupted, StopSignals
 from .warm_start import warm_start
 
@@ -74,14 +76,18 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         NonFiniteLoss: the loss became NaN or infinite.
         Interrupted: SIGTERM or SIGINT came.
     """
+    if dataset is not None:  # what the recipe names was not trained on, and no card may say so
+        recipe = replace(recipe, data=replace(recipe.data, path=None))
     train = recipe.train
     views = resolve_views(recipe.views, recipe.method)
+    encoder = start_from_encoder(recipe)
     config = model_config(recipe, image_size=views[0].size)
     kind = "image" if isinstance(config, SSLConfig) else "video"
     if dataset is None:
         check_source(recipe.data, kind=kind)
     accelerator = build_accelerator(train)
     recipe.per_process_batch(accelerator.num_processes)
+    publisher = Publisher(train, accelerator)
     output_dir = Path(train.output_dir)
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
         source = _training_source(recipe, dataset, kind)
@@ -103,6 +109,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     with build_once(accelerator):
         model = _build(recipe, config).train()
         forgotten = warm_start(model, train.init_from) if train.init_from and not checkpoints.complete() else []
+        if encoder is not None:
+            model.load_encoder(encoder, recipe.model["init_from"])
     model = fit_model(model, train, accelerator)
     make_optimizer = partial(build_optimizer, optim=recipe.optim, batch_size=train.batch_size)
     wrapped, optimizer = prepare(model, make_optimizer, accelerator)
@@ -152,16 +160,16 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     journal = Journal(recipe, accelerator, start, steps_per_epoch)
     bad_step = torch.full((), -1, device=accelerator.device, dtype=torch.long)
 
-    def facts(step: int) -> dict:
+    def results(step: int) -> Results:
         counted = None if streamed else num_examples  # a recipe's own word is no count
         where = hardware(accelerator.num_processes, str(accelerator.device))
-        run = {"num_examples": counted, "steps": step, "seconds": totals.seconds}
-        return {**run, "hardware": where, "versions": versions()}
+        measured = (journal.at(0), journal.at(step))
+        return Results(*measured, counted, step, totals.seconds, where, versions())
 
     def save(step: int) -> bool:
         totals.synchronize()
         _stop_if_not_finite(bad_step, checkpoints)
-        kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict(), "facts": facts(step)}
+        kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict(), "results": asdict(results(step))}
         if kind == "video":
             kept["num_instances"] = config.num_instances
         if streamed:
@@ -184,6 +192,11 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         mininterval=0.2 if sys.stderr.isatty() else 20.0,  # a log file gets a line now and then
         disable=not accelerator.is_local_main_process,
     )
+
+    def push(step: int) -> None:
+        measured, tensors = results(step), full_state_dict(model)
+        publisher.start(lambda folder: export(model, recipe, folder, tensors=tensors, results=measured), step)
+
     with StopSignals() as stop, progress:
         for step in range(start, num_steps):
             now = (step, num_steps, steps_per_epoch)
@@ -232,21 +245,26 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
             if done == num_steps or done % every_checkpoint == 0:
                 with meter.paused():
                     save(done)
+                    if publisher.due() and done < num_steps:
+                        push(done)
             signum = stop.agreed()
             if signum is not None:
                 saved = save(done)
                 journal.close()
                 raise Interrupted(signum, done, saved)
 
-    baseline, final = journal.at(0), journal.at(num_steps)
-    tensors = full_state_dict(model)
+    measured, tensors = results(num_steps), full_state_dict(model)
     if accelerator.is_main_process:
-        results = Results(baseline, final, **facts(num_steps))
-        export(model, recipe, output_dir / "model", tensors=tensors, results=results)
+        export(model, recipe, output_dir / "model", tensors=tensors, results=measured)
     accelerator.wait_for_everyone()
+    publisher.finish(num_steps)
     journal.close()
     return PretrainResult(
-        output_dir / "model", baseline, final, not rebuildable_by_timm(config), accelerator.is_main_process
+        output_dir / "model",
+        measured.baseline,
+        measured.final,
+        not rebuildable_by_timm(config),
+        accelerator.is_main_process,
     )
 
 

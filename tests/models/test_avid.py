@@ -211,6 +211,15 @@ def test_memories_move_only_after_a_training_step_and_the_last_clip_of_an_instan
     assert (model.video_memory != before).any(1).sum() == 3
 
 
+def test_a_loop_without_hooks_is_told(monkeypatch):
+    monkeypatch.setattr("hf_ssl.models.modeling_avid._UNREMEMBERED", 2)
+    model = AvidForPreTraining(tiny()).train()
+    model(**inputs())
+    model(**inputs())
+    with pytest.raises(RuntimeError, match="after_step"):
+        model(**inputs())
+
+
 def test_two_micro_batches_are_one_batch():
     """In evaluation mode of the norms, which is where accumulation differs for every method."""
     given = inputs(8)

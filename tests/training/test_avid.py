@@ -14,11 +14,13 @@ from datasets import Dataset, Features, Value, Video
 from safetensors.torch import load_file
 
 from hf_ssl.cli import main
+from hf_ssl.hub.weights import find_weights, read_weights
 from hf_ssl.models import AvidModel
 from hf_ssl.models.processing_avid import avid_processor
 from hf_ssl.recipe import RecipeError, load_recipe
 from hf_ssl.training.metrics import read_metrics
 from hf_ssl.training.pretrain import pretrain
+from tests.runs import start
 from tests.training.test_resume import METHOD_OVERRIDES
 
 
@@ -124,6 +126,26 @@ def test_cma_starts_from_the_memories_of_a_run(avid, videos, tmp_path):
     assert after["normalizer"][0] == before["normalizer"][0] and (after["normalizer"] > 0).all()
     assert (after["positive_set"] >= 0).all()
     assert 0 <= result.final["positive_precision"] <= 1
+
+
+@pytest.mark.slow
+def test_sharded_over_two_processes_it_learns_and_warms_up_the_same(videos, tmp_path):
+    plain = ["optim.name=sgd", "optim.lr=0.001", "train.log_every=1"]  # Adam blows up rounding where gradients vanish
+    sharded, whole, log = tmp_path / "sharded", tmp_path / "whole", tmp_path / "stderr"
+    process = start(run, sharded, videos, *plain, processes=2, config="fsdp2", cpu=False, log=log)
+    assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    run(whole, videos, *plain)
+    found = [[m["loss"] for m in read_metrics(o / "metrics.jsonl") if "loss" in m] for o in (sharded, whole)]
+    assert len(found[0]) == 6 and found[0] == pytest.approx(found[1], rel=2e-3)
+    kept, expected = read_weights(find_weights(sharded)), checkpoint(whole)
+    assert kept.keys() == expected.keys()
+    for name in ("video_memory", "audio_memory"):
+        assert torch.nn.functional.cosine_similarity(kept[name], expected[name]).min() > 0.99, name
+    # CMA from the sharded checkpoint, on one process: its memories and normalisers are taken over.
+    run(tmp_path / "cma", videos, f"train.init_from={sharded}", "model.cma=true", "optim.lr=0", "train.steps=1")
+    after = checkpoint(tmp_path / "cma")
+    assert (after["video_memory"] != kept["video_memory"]).any(1).sum() == 8, "the rows of one batch"
+    assert after["normalizer"][0] == kept["normalizer"][0]
 
 
 @pytest.mark.parametrize("part", ["model", pytest.param("model/pretraining", marks=pytest.mark.slow)])

@@ -1,0 +1,118 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What others have published for a recipe, as its header says it, and how a run differs from that.
+
+A published figure stands beside a run's own and never in its place: with the settings it is of, and with the run's own
+measurement only where that is the same kind of figure.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.views import resolve_views
+from ..recipe import Recipe, load_recipe, model_config, recipe_header, shipped_recipes
+
+
+# Keys that decide neither the weights nor what a figure means, only where, how fast or on what a run was.
+IGNORED = re.compile(
+    r"name|data\.(num_\w+|\w+_column|streaming|partitions|shuffle_block|max_megapixels|max_failed_share)|monitor\..*"
+    r"|train\.(output_dir|resume|track|seed|channels_last|compile|gradient_checkpointing|push_\w+|log_every"
+    r"|checkpoint_every|keep_checkpoints)"
+)
+
+KNN_KEYS = ("k", "temperature", "bank_split", "query_split", "max_bank", "max_queries")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of a recipe's `# Published:` line.
+
+    Args:
+        figures: what was measured ("linear top-1") -> the figure as it is printed ("74.3").
+        settings: whatever the row says about itself ("300 ep").
+        overrides: keys that make the recipe this row's.
+    """
+
+    figures: dict[str, str]
+    settings: str
+    overrides: tuple[str, ...]
+
+
+def published_rows(path: Path) -> list[Published]:
+    """All rows of a recipe's header; none where nothing is published."""
+    rows, measure = [], ""
+    for text in filter(None, recipe_header(path).get("Published", "").split("; ")):
+        said, settings = re.fullmatch(r"(.+) \(([^()]+)\)", text).groups()
+        settings, _, overrides = settings.partition(": ")
+        several = re.findall(r"of ([\w-]+) ([\d.]+)( \(linear\))?", said)
+        if several:
+            ways = {name: "linear" if linear else "fine-tuned" for name, _, linear in several}
+            figures = {f"{said.split()[0]} of {name}, {ways[name]}": value for name, value, _ in several}
+        else:
+            first, _, value = said.rpartition(" ")
+            measure = first or measure  # further rows are of the same measure
+            figures = {measure: value}
+        rows.append(Published(figures, settings, tuple(overrides.split())))
+    return rows
+
+
+def differences(recipe: Recipe, other: Recipe, *, knn: bool = False) -> dict[str, tuple[str, str]]:
+    """Keys that decide the weights and differ: key -> both values as text.
+
+    Args:
+        knn: those that decide a kNN figure, too.
+    """
+    own, others = _settings(recipe, knn), _settings(other, knn)
+    missing = "unset"
+    pairs = {key: (own.get(key, missing), others.get(key, missing)) for key in own | others}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _settings(recipe: Recipe, knn: bool) -> dict[str, str]:
+    config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+    model = json.loads(config.to_json_string(use_diff=False))  # with the defaults that a recipe need not say
+    flat = {key: value for key, value in recipe.flat_text().items() if not key.startswith("model.")}
+    kept = {key: value for key, value in flat.items() if not IGNORED.fullmatch(key)}
+    kept |= {f"monitor.{key}": flat[f"monitor.{key}"] for key in KNN_KEYS if knn}
+    kept |= {f"model.{key}": value for key, value in model.items() if not key.startswith(("transformers", "_"))}
+    kept["model.init_from"] = recipe.model.get("init_from")
+    return {key: "unset" if str(value) == "None" else str(value) for key, value in kept.items()}
+
+
+def beside(recipe: Recipe, knn: float | None) -> str:
+    """The card's section on the figures that are published for the recipe that a run began as; "" if there are none.
+
+    Args:
+        recipe: the run's, without local paths.
+        knn: the run's own kNN accuracy.
+    """
+    path = shipped_recipes().get(recipe.name or "")
+    rows = published_rows(path) if path else []
+    if not rows:
+        return ""
+    found = []
+    for row in rows:
+        of_knn = "kNN" in row.figures
+        found.append((row, differences(recipe, load_recipe(path, row.overrides).shareable(), knn=of_knn)))
+    row, differing = min(found, key=lambda pair: len(pair[1]))
+    header = recipe_header(path)
+    lines = [
+        "## Beside what is published",
+        f"The run began as hf_ssl's recipe `{recipe.name}`. Others have published for it "
+        f"({header['Dataset']}, {row.settings.replace(' ep', ' epochs')}; source: {header['Source']}):",
+        "| | this run | published |\n| --- | --- | --- |\n"
+        + "\n".join(
+            f"| {measure} | {f'{knn:.1%}' if measure == 'kNN' and knn is not None else 'not measured'} | {figure}% |"
+            for measure, figure in row.figures.items()
+        ),
+    ]
+    if not differing:
+        lines.append("The run has the settings of that figure; it is one run all the same, on data of that name.")
+    else:
+        lines.append(
+            "**That figure is not of this run's settings**, so it is no target for it and says nothing about it. They "
+            f"differ in {len(differing)} keys:"
+        )
+        lines.append("\n".join(f"- `{k}`: `{own}`, published `{theirs}`" for k, (own, theirs) in differing.items()))
+    return "\n\n".join(lines)

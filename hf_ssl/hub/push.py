@@ -1,0 +1,105 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Share a repo folder on the Hugging Face Hub: one commit, whole or not at all."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from ..recipe import RecipeError
+
+
+# What an earlier push may have left that the folder no longer has; other people's files stay.
+STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "pretraining/*"]
+
+REMEDIES = {
+    401: "you are not logged in, or the token is not valid: run `hf auth login` with a token that may write",
+    403: "your token may not write there: check the name, or make a token with write access",
+    404: "there is no such repository, or your token may not see it",
+    409: "somebody else changes the repository at the same time: run the same command again",
+    413: "the Hub does not take files of this size",
+    429: "too many requests: wait some minutes and run the same command again",
+}
+
+
+class PushError(RecipeError):
+    """The Hub could not be reached, or refused; what stood there before still stands.
+
+    `status`: the HTTP status, 400 for a name that cannot be one, or None where there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+
+
+def push(
+    folder: Path | str,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload model",
+) -> str:
+    """Publish a repo folder, or that of a run, and return its address.
+
+    Files go up first, and one commit then makes all of them the repository's head; after a failure the same call sends
+    only what is not there yet. Files of an earlier push that the folder no longer has are removed in the same commit.
+
+    Args:
+        repo_id: "user/name" or "organisation/name"; made if it does not exist.
+        private: whether it is made so others cannot see it; by default as the account or organisation has it.
+        revision: a branch, made if it does not exist.
+
+    Raises:
+        RecipeError: the folder is not one to publish.
+        PushError: the Hub could not be reached, or refused.
+    """
+    folder = Path(folder).expanduser()
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    for names in (("config.json",), ("README.md",), ("model.safetensors", "model.safetensors.index.json")):
+        if not any((folder / name).exists() for name in names):
+            raise RecipeError(f"{folder} is no exported model: it has no {names[0]}; see `hf-ssl export`.")
+    create_repo(repo_id, private)
+    api = HfApi()
+    try:
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message, delete_patterns=STALE
+        )
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
+        raise explained(error, repo_id) from error
+    return commit.commit_url.split("/commit/")[0] + (f"/tree/{revision}" if revision else "")
+
+
+def create_repo(repo_id: str, private: bool | None = None) -> None:
+    """Make a repository unless there is one; also a test of the token.
+
+    Raises:
+        PushError: as for `push`.
+    """
+    try:
+        validate_repo_id(repo_id)
+        HfApi().create_repo(repo_id, private=private, exist_ok=True)
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise explained(error, repo_id) from error
+
+
+def explained(error: BaseException, repo_id: str) -> PushError:
+    """What the Hub said, and what to do about it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    status = None if cause is None else cause.response.status_code
+    said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    remedy = REMEDIES.get(status)
+    if isinstance(error, HFValidationError):
+        status, remedy = 400, "give it as user/name"
+    elif status is not None and status >= 500:
+        remedy = "the Hub has trouble: run the same command again later"
+    elif remedy is None:
+        remedy = "run the same command again: what was sent is not sent twice"
+    return PushError(f"{repo_id} was not published, nothing there has changed; {remedy} ({said}).", status)

@@ -1,0 +1,67 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The card of a repo folder that exists: written anew, with what whoever shares the model says about it."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..models import METHODS
+from ..recipe import RecipeError, recipe_from_dict
+from .card import Results, render_card
+
+
+def said_of(folder: Path | str) -> dict[str, Any]:
+    """What was said about the model in a repo folder, which its next export keeps."""
+    try:
+        return json.loads((Path(folder) / "results.json").read_text())["card"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def refresh_card(
+    place: Path | str, *, license: str | None = None, name: str | None = None, datasets: list[str] | None = None
+) -> Path:
+    """Write README.md of a repo folder anew from its results.json, recipe.yaml and pretraining/config.json.
+
+    Args:
+        place: the folder, or that of its run.
+        license, name, datasets: for the metadata: the Hub's word for a licence, the model's name, and Hub ids of what
+            it was trained on. They are kept in results.json; an empty one takes an earlier one back.
+
+    Raises:
+        RecipeError: no such folder, or a word that the Hub does not take.
+    """
+    folder = Path(place)
+    folder = folder / "model" if (folder / "model" / "results.json").exists() else folder
+    if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise RecipeError(f"{license!r} is no licence's name on the Hub, such as apache-2.0, cc-by-nc-4.0 or other.")
+    try:
+        for dataset in filter(None, datasets or ()):
+            validate_repo_id(dataset)
+    except HFValidationError as error:
+        raise RecipeError(f"--datasets takes names of Hub datasets, such as uoft-cs/cifar10: {error}") from None
+    try:
+        results = Results(**json.loads((folder / "results.json").read_text()))
+        recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
+        config = METHODS[recipe.method][0].from_dict(json.loads((folder / "pretraining/config.json").read_text()))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(
+            f"{place} has nothing to make a card from ({said}); give a run's folder, or that of a model which a run "
+            "exported: results.json, recipe.yaml and pretraining/config.json."
+        ) from None
+    given = {"license": license, "name": name, "datasets": datasets and [one for one in datasets if one]}
+    said = results.card | {key: value for key, value in given.items() if value is not None}
+    results = replace(results, card={key: value for key, value in said.items() if value})
+    sharded = (folder / "model.safetensors.index.json").exists()
+    files = {"README.md": render_card(config, recipe, results, sharded=sharded), "results.json": results.to_json()}
+    for file, text in files.items():
+        (folder / f".partial_{file}").write_text(text)
+        os.replace(folder / f".partial_{file}", folder / file)
+    return folder / "README.md"

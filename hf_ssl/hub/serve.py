@@ -1,0 +1,104 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Encoders for serving: ONNX, and torch's exported programs, with a batch of any size."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+from ..models import AvidConfig, SSLConfig
+from ..recipe import RecipeError
+
+
+class _Encoder(nn.Module):
+    """The named outputs of a model as a tuple, which is what graphs have."""
+
+    def __init__(self, model: PreTrainedModel, inputs: list[str], outputs: list[str]):
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.model(**dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(output[name] for name in self.outputs)
+
+
+def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bool) -> tuple[Path, float]:
+    """Write the encoder of a repo folder, a run or the Hub as `encoder.onnx` or `encoder.pt2` (torch.export).
+
+    Images have `pixel_values` (B, C, H, W) as input, `pooler_output` (B, D) and `last_hidden_state` as outputs; AVID
+    has `pixel_values_videos` (B, T, C, H, W) and `input_values` (B, frames, bands), `video_embeds` and `audio_embeds`
+    (B, D). All are normalised as the model's processor does.
+
+    Returns:
+        The file, and the largest difference of its outputs from the model's, relative to the largest output.
+
+    Raises:
+        RecipeError: no model there, a package is missing, or the graph computes something else.
+    """
+    inner = Path(place) / "model"
+    try:
+        model = AutoModel.from_pretrained(str(inner) if inner.is_dir() else place).eval()
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"No encoder could be loaded from {place!r}: {str(error).splitlines()[0]}") from error
+    if output is None:
+        output = (inner if inner.is_dir() else Path(place)) / ("encoder.onnx" if onnx else "encoder.pt2")
+    output = Path(output)
+    if not output.parent.is_dir():
+        raise RecipeError(f"There is no folder {output.parent}; name the file with --output.")
+    sizes, outputs = _shapes(model)
+    module = _Encoder(model, list(sizes), outputs)
+    examples = [tuple(torch.rand(batch, *size) for size in sizes.values()) for batch in (2, 5)]
+    batch = torch.export.Dim("batch", min=1)
+    dynamic = {"tensors": tuple({0: batch} for _ in sizes)}
+    with torch.no_grad():
+        expected = module(*examples[1])
+        if onnx:
+            found = _onnx(module, examples, dynamic, list(sizes), outputs, output)
+        else:
+            torch.export.save(torch.export.export(module, examples[0], dynamic_shapes=dynamic), output)
+            found = torch.export.load(output).module()(*examples[1])
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+    if not error < 1e-3:
+        output.unlink()
+        raise RecipeError(f"The exported graph differs from the model by {error:.1e}; nothing was kept.")
+    return output, error
+
+
+def _shapes(model: PreTrainedModel) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    config = model.config
+    if isinstance(config, AvidConfig):
+        frames = (config.num_frames, config.num_channels, config.image_size, config.image_size)
+        sound = (config.num_audio_frames, config.num_bands)
+        return {"pixel_values_videos": frames, "input_values": sound}, ["video_embeds", "audio_embeds"]
+    if isinstance(config, SSLConfig):
+        size = (config.num_channels, config.image_size, config.image_size)
+    else:
+        size = tuple(config.pretrained_cfg["input_size"])
+    return {"pixel_values": size}, ["pooler_output", "last_hidden_state"]
+
+
+def _onnx(module, examples, dynamic, inputs, outputs, file: Path) -> list[torch.Tensor]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(
+            f"ONNX needs packages that are not installed ({error}): pip install 'hf_ssl[onnx]'"
+        ) from None
+    large = sum(p.numel() * p.element_size() for p in module.parameters()) > 1.9e9  # protobuf ends at 2 GB
+    torch.onnx.export(
+        module,
+        examples[0],
+        file,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=dynamic,
+        dynamo=True,
+        external_data=large,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = session.run(outputs, {name: np.asarray(x) for name, x in zip(inputs, examples[1], strict=True)})
+    return [torch.from_numpy(array) for array in found]

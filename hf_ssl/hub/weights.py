@@ -1,0 +1,62 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The weights of a method wherever a run has left them: in a checkpoint, or in a repo folder."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+
+from ..recipe import RecipeError
+
+
+def find_weights(place: str | Path) -> Path:
+    """The folder with the weights of a run (its newest checkpoint before its exported model), of one of its
+    checkpoints, or of a repo folder.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    folder = Path(place).expanduser()
+    run = folder.parent if folder.name == "model" else folder
+    newest = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8))[-1:]
+    exported = [folder / "model" / "pretraining", folder / "pretraining", folder]
+    for found in [folder, *newest]:
+        if (found / "state.json").exists():
+            return found
+    for found in exported:
+        if (found / "config.json").exists():
+            return found
+    raise RecipeError(f"{place} has no weights; give a run's folder, one of its checkpoints, or an exported model.")
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the method in a folder that `find_weights` found, whole, on the CPU.
+
+    Raises:
+        RecipeError: a file is missing, cut or of another kind.
+    """
+    index = folder / "model.safetensors.index.json"
+    try:
+        if (folder / "shards").exists():
+            return _read_shards(folder / "shards")
+        if index.exists():
+            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return {name: t for part in parts for name, t in load_file(folder / part).items()}
+        return load_file(folder / "model.safetensors")
+    except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"The weights in {folder} cannot be read ({said}).") from error
+
+
+def _read_shards(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a checkpoint under FSDP; its `.metadata` is a pickle, so only from those whom one trusts."""
+    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved.items()
+        if name.startswith("model.")
+    }
+    dcp.load(tensors, checkpoint_id=folder, no_dist=True)
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,73 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""`train.push_to_hub`: the model on the Hub while it trains. Whatever the network does, the run goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from ..hub.push import PushError, create_repo, push
+from ..recipe import RecipeError, TrainConfig
+
+
+logger = get_logger(__name__)
+
+
+class Publisher:
+    """Pushes every `train.push_every`-th checkpoint from the main process, in the background, one at a time.
+
+    Raises:
+        RecipeError: the Hub refuses this token or this name, which is better known before training.
+    """
+
+    def __init__(self, train: TrainConfig, accelerator: Accelerator):
+        self.repo_id, self.every, self.private = train.push_to_hub, train.push_every, train.push_private
+        self.folder = Path(train.output_dir) / "model"
+        self.is_main_process = accelerator.is_main_process
+        self._thread: Thread | None = None
+        self._checkpoints = 0
+        if self.repo_id and self.is_main_process:
+            try:
+                create_repo(self.repo_id, self.private)
+            except PushError as error:
+                if error.status in (400, 401, 403, 404):
+                    raise RecipeError(f"train.push_to_hub: {error}") from error
+                logger.warning(f"{error} Training starts, and the push is tried again at every checkpoint.")
+
+    def due(self) -> bool:
+        """Called for every checkpoint, on every process: whether it is one to push."""
+        self._checkpoints += 1
+        return self.repo_id is not None and self._checkpoints % self.every == 0
+
+    def start(self, export: Callable[[Path], object], step: int) -> None:
+        """Export to a folder of its own and push that in the background; left out while an earlier push lasts."""
+        if not self.is_main_process or (self._thread is not None and self._thread.is_alive()):
+            return
+        folder = self.folder.with_name(".pushed")
+        try:
+            export(folder)
+        except RecipeError as error:
+            logger.warning(f"Step {step} is not pushed: {error}")
+            return
+        self._thread = Thread(target=self._push, args=(folder, step), daemon=True)
+        self._thread.start()
+
+    def finish(self, step: int) -> None:
+        """Push the finished model, after a push that still lasts."""
+        if self.repo_id is None or not self.is_main_process:
+            return
+        if self._thread is not None:
+            self._thread.join()
+        if not self._push(self.folder, step):
+            logger.warning(f"The model is in {self.folder}: `hf-ssl push {self.folder} {self.repo_id}` tries again.")
+
+    def _push(self, folder: Path, step: int) -> bool:
+        try:
+            address = push(folder, self.repo_id, private=self.private, message=f"Step {step}")
+        except Exception as error:  # nothing of the network may stop a run
+            logger.warning(str(error) if isinstance(error, RecipeError) else f"The push failed: {error!r}")
+            return False
+        logger.info(f"Step {step} is on the Hub: {address}")
+        return True

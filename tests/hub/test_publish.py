@@ -1,0 +1,215 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints exported by hand, pushed while training, started from pretrained encoders, and exported for serving."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, RegNetConfig, RegNetModel, ResNetConfig, ResNetModel
+
+from hf_ssl import SimSiamConfig, SimSiamModel, export_for_serving, load_recipe, pretrain
+from hf_ssl.hub.encoders import start_from_encoder
+from hf_ssl.hub.export import export_checkpoint
+from hf_ssl.hub.push import PushError
+from hf_ssl.models import AvidConfig, AvidModel
+from hf_ssl.recipe import RecipeError, recipe_from_dict
+from hf_ssl.training import publish
+from tests.conftest import digit_dataset
+from tests.models.test_avid import INPUTS, TINY
+
+
+def simsiam(folder, *more: str):
+    recipe_file = folder / "simsiam.yaml"
+    recipe_file.write_text("method: simsiam\n")
+    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=6"]
+    overrides += ["model.projector_dim=32", "data.num_workers=0", "train.checkpoint_every=0.67", "monitor.every=0"]
+    return load_recipe(recipe_file, [*overrides, f"train.output_dir={folder / 'run'}", *more])
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_checkpoint_exports_to_the_folder_that_the_run_left(tmp_path):
+    result = pretrain(simsiam(tmp_path), dataset=digit_dataset(0, 48))
+    by_hand = export_checkpoint(tmp_path / "run", tmp_path / "by_hand")
+    assert files_of(by_hand) == files_of(result.model_dir)
+    first = sorted((tmp_path / "run" / "checkpoints").iterdir())[0]
+    earlier = export_checkpoint(first, tmp_path / "earlier")
+    saved = load_file(first / "model.safetensors")
+    weights = load_file(earlier / "model.safetensors")
+    assert all(saved[f"encoder.backbone.{name}"].equal(tensor) for name, tensor in weights.items())
+    assert "- 4 steps" in (earlier / "README.md").read_text()
+    with pytest.raises(RecipeError, match="exported model already"):
+        export_checkpoint(earlier)
+
+
+class Pushes:
+    """Stands in for the network: what was pushed, and when it fails."""
+
+    def __init__(self, monkeypatch, fail: bool = False, status: int | None = None):
+        self.made, self.seen, self.fail, self.status = [], [], fail, status
+        monkeypatch.setattr(publish, "push", self.push)
+        monkeypatch.setattr(publish, "create_repo", self.create)
+
+    def create(self, repo_id, private):
+        self.made.append((repo_id, private))
+        if self.status is not None or self.fail:
+            raise PushError(f"{repo_id} was not published", self.status)
+
+    def push(self, folder, repo_id, private, message):
+        time.sleep(0.2)
+        self.seen.append((message, threading.current_thread() is threading.main_thread()))
+        if self.fail:
+            raise PushError(f"{repo_id} was not published, nothing there has changed")
+        assert (folder / "model.safetensors").exists() and (folder / "README.md").exists()
+        return "address"
+
+
+def test_checkpoints_are_pushed_in_the_background_and_the_end_in_front(tmp_path, monkeypatch, caplog):
+    pushes = Pushes(monkeypatch)
+    recipe = simsiam(tmp_path, "train.push_to_hub=user/name", "train.push_private=true")
+    pretrain(recipe, dataset=digit_dataset(0, 48))
+    assert pushes.made == [("user/name", True)]
+    assert ("Step 2", False) in pushes.seen and pushes.seen[-1] == ("Step 6", True)
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_push_that_fails_changes_nothing_of_the_run(failing, tmp_path, monkeypatch):
+    recipe = simsiam(tmp_path, *(["train.push_to_hub=user/name"] if failing else []))
+    Pushes(monkeypatch, fail=failing)
+    result = pretrain(recipe, dataset=digit_dataset(0, 48))
+    plain = simsiam(tmp_path, f"train.output_dir={tmp_path / 'plain'}")
+    expected = pretrain(plain, dataset=digit_dataset(0, 48))
+    weights, others = (load_file(r.model_dir / "model.safetensors") for r in (result, expected))
+    assert all(weights[name].equal(tensor) for name, tensor in others.items())
+
+
+def test_a_token_that_may_not_write_is_said_before_training(tmp_path, monkeypatch):
+    Pushes(monkeypatch, status=403)
+    with pytest.raises(RecipeError, match="push_to_hub: user/name was not published"):
+        pretrain(simsiam(tmp_path, "train.push_to_hub=user/name"), dataset=digit_dataset(0, 48))
+    assert not (tmp_path / "run").exists()
+
+
+def randomised(model):
+    """Statistics and scales that would betray a wrong order of layers."""
+    torch.manual_seed(0)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dim() == 1 and tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["ours", "timm-format", "resnet", "regnet"])
+def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
+    images = torch.randn(2, 3, 32, 32)
+    place, more = tmp_path / "encoder", []
+    if kind == "ours":
+        model = randomised(SimSiamModel(SimSiamConfig(backbone="resnet10t", stem="small", image_mean=(0.1, 0.2, 0.3))))
+        model.save_pretrained(place)
+    elif kind == "timm-format":
+        before = pretrain(simsiam(tmp_path, f"train.output_dir={place}"), dataset=digit_dataset(0, 48))
+        place, model = before.model_dir, AutoModel.from_pretrained(before.model_dir)
+    elif kind == "resnet":
+        config = ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic")
+        model, more = randomised(ResNetModel(config)), ["model.backbone=resnet18"]
+        model.save_pretrained(place)
+    else:
+        config = RegNetConfig(hidden_sizes=[48, 104, 208, 440], depths=[1, 3, 6, 6], groups_width=8, layer_type="y")
+        model, more = randomised(RegNetModel(config)), ["model.backbone=regnety_004"]
+        model.save_pretrained(place)
+    recipe = simsiam(tmp_path, f"model.init_from={place}", "optim.lr=0", "train.steps=1", *more)
+    if kind in ("ours", "timm-format"):
+        del recipe.model["backbone"]
+    monkeypatch.setattr(torch.nn.modules.batchnorm._BatchNorm, "momentum", 0.0, raising=False)
+    tensors = start_from_encoder(recipe)
+    result = pretrain(recipe, dataset=digit_dataset(0, 16))
+    code = {"trust_remote_code": True} if kind == "ours" else {}
+    trained = AutoModel.from_pretrained(result.model_dir, **code)
+    state = {name.split(".", 1)[1]: tensor for name, tensor in trained.state_dict().items()}
+    parameters = [name.split(".", 1)[1] for name, _ in trained.named_parameters()]
+    assert parameters and all(state[name].equal(tensors[name]) for name in parameters)
+    if kind == "ours":
+        assert list(trained.config.image_mean) == [0.1, 0.2, 0.3] and trained.config.stem == "small"
+    trained.eval()
+    source = getattr(trained, "timm_model", getattr(trained, "backbone", None))
+    source.load_state_dict(tensors)
+    with torch.no_grad():
+        expected = model(images).pooler_output.flatten(1)
+        torch.testing.assert_close(trained(images).pooler_output.flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
+    create, source = (
+        timm.create_model,
+        randomised(timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=0)),
+    )
+
+    def offline(name, pretrained=False, **kwargs):
+        return source if pretrained else create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    content = {"method": "barlow_twins", "model": {"init_from": "timm/resnet18.a1_in1k"}, "train": {"steps": 1}}
+    recipe = recipe_from_dict(content)
+    tensors = start_from_encoder(recipe)
+    assert recipe.model["backbone"] == "resnet18" and tensors["conv1.weight"].equal(source.conv1.weight)
+    recipe.model["backbone"] = "resnet50"
+    with pytest.raises(RecipeError, match="do not fit resnet50"):
+        start_from_encoder(recipe)
+
+
+@pytest.mark.parametrize(
+    ("place", "backbone", "said"),
+    [
+        ("nowhere", "resnet18", "nowhere"),
+        ("other", "resnet34", "not laid out as this backbone"),
+        ("other", None, "which"),
+    ],
+)
+def test_what_cannot_be_a_start_is_said(place, backbone, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ResNetModel(ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], embedding_size=8)).save_pretrained(
+        "other"
+    )
+    model = {"init_from": place} | ({"backbone": backbone} if backbone else {})
+    with pytest.raises(RecipeError, match=said):
+        start_from_encoder(recipe_from_dict({"method": "byol", "model": model, "train": {"steps": 1}}))
+
+
+@pytest.mark.parametrize("onnx", [True, False], ids=["onnx", "torch"])
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_a_served_graph_computes_what_the_model_does(onnx, kind, tmp_path):
+    if kind == "images":
+        model = randomised(SimSiamModel(SimSiamConfig(backbone="resnet10t", image_size=32, stem="small")))
+        inputs = {"pixel_values": torch.randn(7, 3, 32, 32)}
+    else:
+        model = randomised(AvidModel(AvidConfig(**{**TINY, **INPUTS})))
+        inputs = {"pixel_values_videos": torch.randn(7, 2, 3, 32, 32)}
+        inputs["input_values"] = torch.randn(7, model.config.num_audio_frames, 33)
+    model.save_pretrained(tmp_path)
+    file, error = export_for_serving(str(tmp_path), onnx=onnx)
+    assert file.parent == tmp_path and error < 1e-3
+    with torch.no_grad():
+        output = model(**inputs)
+    names = ("pooler_output", "last_hidden_state") if kind == "images" else ("video_embeds", "audio_embeds")
+    if onnx:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(file))
+        found = session.run(list(names), {name: tensor.numpy() for name, tensor in inputs.items()})
+    else:
+        found = torch.export.load(file).module()(*inputs.values())
+    for name, array in zip(names, found, strict=True):
+        torch.testing.assert_close(
+            torch.from_numpy(np.asarray(array.detach() if not onnx else array)), output[name], rtol=1e-3, atol=1e-4
+        )
+
+
+def test_nothing_to_serve_is_said(tmp_path):
+    with pytest.raises(RecipeError, match="No encoder could be loaded"):
+        export_for_serving(str(tmp_path), onnx=True)
