@@ -31,8 +31,7 @@ def build(cls, content: Any, prefix: str = ""):
     Raises:
         RecipeError: an unknown key or a wrong type.
     """
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {content!r}.")
     hints = typing.get_type_hints(cls)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..recipe import RecipeError
 from .photometric import PARAMS, Photometric
 from .sources import Source, open_image
-from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder
+from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
 from .views import View, make_views
 
 
@@ -82,21 +82,13 @@ class TrainLoader:
         self._what = views.what
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
-        where = {
-            "batch_size": batch_size,
-            "seed": seed,
-            "start_step": start_step,
-            "num_steps": num_steps,
-            "accumulation": accumulation,
-            "rank": rank,
-            "world_size": world_size,
-        }
+        turns = Turns(batch_size, num_steps, seed, start_step, accumulation, rank, world_size)
         if isinstance(source, ImageStream):
-            order = StreamOrder(source, **where, block=shuffle_block, cursors=source.cursors_of(state))
+            order = StreamOrder(source, turns, shuffle_block, source.cursors_of(state))
             self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
             batches = _StreamViews(source, views, seed)
         else:
-            order = _Order(len(source), **where)
+            order = _Order(len(source), turns)
             batches = _ViewBatches(source, views, seed)
         self._loader = DataLoader(
             batches,
@@ -173,26 +165,24 @@ class ViewCollator:
 
 
 class _Order(Sampler):
-    """(epoch, example) pairs of this process's micro-batches."""
+    """(epoch, example) pairs of a process's micro-batches."""
 
-    def __init__(self, n, *, batch_size, seed, start_step, num_steps, accumulation, rank, world_size):
-        self.n, self.seed, self.rank = n, seed, rank
-        self.first, self.last = start_step * accumulation, num_steps * accumulation
-        self.per_epoch = steps_in_epoch(n, batch_size) * accumulation
-        self.batch = batch_size // accumulation
-        self.own_batch = self.batch // world_size
+    def __init__(self, n: int, turns: Turns):
+        self.n, self.turns = n, turns
+        self.per_epoch = steps_in_epoch(n, turns.batch_size) * turns.accumulation
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.turns.micro_batches())
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        own, micro_batch = self.turns.own_batch(), self.turns.batch_size // self.turns.accumulation
         epoch_of_order, order = -1, None
-        for micro in range(self.first, self.last):
+        for micro in self.turns.micro_batches():
             epoch, position = divmod(micro, self.per_epoch)
             if epoch != epoch_of_order:
-                epoch_of_order, order = epoch, epoch_order(self.n, self.seed, epoch)
-            first = position * self.batch + self.rank * self.own_batch
-            yield [(epoch, int(index)) for index in order[first : first + self.own_batch]]
+                epoch_of_order, order = epoch, epoch_order(self.n, self.turns.seed, epoch)
+            first = position * micro_batch + self.turns.rank * own
+            yield [(epoch, int(index)) for index in order[first : first + own]]
 
 
 @dataclass(frozen=True)

@@ -370,14 +370,14 @@ def _list_files(root: Path, kind: str) -> dict[str, Dataset]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     named = [p for p in folders if p.name.lower() in _SPLIT_NAMES]
     if named and (named == folders or any(entry.is_dir() for p in named for entry in os.scandir(p))):
-        parts, tops = {_SPLIT_NAMES.get(p.name.lower(), p.name): _files(p, kind) for p in folders}, folders
+        tops = {_SPLIT_NAMES.get(p.name.lower(), p.name): p for p in folders}
     else:
-        parts, tops = {"train": _files(root, kind)}, [root]
-    parts = {split: files for split, files in parts.items() if files}
+        tops = {"train": root}
+    parts = {split: files for split, top in tops.items() if (files := _files(top, kind))}
     parents = [{os.path.dirname(file) for file in files} for files in parts.values()]
     classes = sorted({os.path.basename(folder) for folders in parents for folder in folders})
     depths = {folder.count(os.sep) for folders in parents for folder in folders}
-    loose = {str(top.absolute()) for top in tops} & set().union(*parents)  # no class is called "test"
+    loose = {str(top.absolute()) for top in tops.values()} & set().union(*parents)  # no class is called "test"
     labelled = len(classes) > 1 and len(depths) == 1 and not loose
     number = {name: i for i, name in enumerate(classes)}
     features = Features({kind: _FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))

@@ -68,6 +68,24 @@ class StreamBatch:
     failures: list[tuple[str, str]]
 
 
+class Turns(NamedTuple):
+    """Which micro-batches a process has; see `TrainLoader`."""
+
+    batch_size: int
+    num_steps: int
+    seed: int
+    start_step: int
+    accumulation: int
+    rank: int
+    world_size: int
+
+    def micro_batches(self) -> range:
+        return range(self.start_step * self.accumulation, self.num_steps * self.accumulation)
+
+    def own_batch(self) -> int:
+        return self.batch_size // self.accumulation // self.world_size
+
+
 class UnreadableShard(Exception):
     """A shard could not be read to its end, after several tries."""
 
@@ -333,7 +351,7 @@ class _Partition:
 
 
 class StreamOrder(Sampler):
-    """`StreamBatch`es of this process, micro-batch by micro-batch, from `start_step` on.
+    """`StreamBatch`es of a process, micro-batch by micro-batch.
 
     Args:
         cursors: of all partitions, from a checkpoint; those that are missing start at the beginning.
@@ -343,45 +361,29 @@ class StreamOrder(Sampler):
         RecipeError: fewer partitions than processes; while iterating, nothing readable in a partition.
     """
 
-    def __init__(
-        self,
-        stream: ImageStream,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int,
-        num_steps: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        block: int,
-        cursors: dict[int, Cursor] | None = None,
-    ):
-        if stream.partitions < world_size:
+    def __init__(self, stream: ImageStream, turns: Turns, block: int, cursors: dict[int, Cursor]):
+        if stream.partitions < turns.world_size:
             raise RecipeError(
-                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {world_size} processes; set "
-                "data.partitions to a multiple of the processes."
+                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {turns.world_size} processes; "
+                "set data.partitions to a multiple of the processes."
             )
-        self.stream, self.seed, self.block = stream, seed, block
-        self.first, self.last = start_step * accumulation, num_steps * accumulation
-        self.own_batch = batch_size // accumulation // world_size
-        self.own = np.array_split(np.arange(stream.partitions), world_size)[rank].tolist()
-        self.cursors = cursors or {}
+        self.stream, self.turns, self.block, self.cursors = stream, turns, block, cursors
+        self.own = np.array_split(np.arange(stream.partitions), turns.world_size)[turns.rank].tolist()
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.turns.micro_batches())
 
     def __iter__(self) -> Iterator[StreamBatch]:
         pool = ThreadPoolExecutor(min(_READERS, len(self.own)), "stream")
+        seed, batch = self.turns.seed, self.turns.own_batch()
         try:
             parts = [
-                _Partition(self.stream, number, self.seed, self.block, self.cursors.get(number, Cursor()), pool)
+                _Partition(self.stream, number, seed, self.block, self.cursors.get(number, Cursor()), pool)
                 for number in self.own
             ]
-            for micro in range(self.first, self.last):
-                turns = range(micro * self.own_batch, (micro + 1) * self.own_batch)
+            for micro in self.turns.micro_batches():
                 # Partition by partition, as the parts of one batch of all processes follow each other.
-                drawn = sorted(turn % len(parts) for turn in turns)
+                drawn = sorted(turn % len(parts) for turn in range(micro * batch, (micro + 1) * batch))
                 failures: list[tuple[str, str]] = []
                 items = [parts[i].draw(failures) for i in drawn]
                 yield StreamBatch(items, {self.own[i]: parts[i].cursor for i in set(drawn)}, failures)
