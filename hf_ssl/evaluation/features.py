@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.functional as TF
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -48,9 +49,7 @@ class EvalTransform:
 
     def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
         images = images.permute(0, 3, 1, 2).to(device, non_blocking=True)  # HWC storage = channels_last
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
-        return {"pixel_values": (images.float() / 255 - mean) / std}
+        return {"pixel_values": TF.normalize(images.float() / 255, self.mean, self.std)}
 
 
 class ClipEvalTransform:
