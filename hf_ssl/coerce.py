@@ -5,8 +5,12 @@ import difflib
 import re
 import types
 import typing
+from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 class RecipeError(ValueError):
@@ -27,8 +31,7 @@ def build(cls, content: Any, prefix: str = ""):
     Raises:
         RecipeError: an unknown key or a wrong type.
     """
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {content!r}.")
     hints = typing.get_type_hints(cls)
@@ -61,11 +64,13 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if not isinstance(value, dict | None):
             raise RecipeError(f"{key} must be a section of keys, not {value!r}.")
         return _numbers(value or {})
-    if hint is float:
-        return _coerce_float(value, key)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise RecipeError(f"{key} must be {_type_name(hint)}, not {value!r}.")
-    return value
+    if hint is bool or not isinstance(value, bool):
+        if isinstance(value, hint):
+            return value
+        if hint is float:
+            with suppress(TypeError, ValueError):
+                return float(value)
+    raise RecipeError(f"{key} must be {_NAMES[hint]}, not {value!r}.")
 
 
 def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:
@@ -79,15 +84,6 @@ def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:
     return tuple(_coerce(v, a, key) for v, a in zip(value, args, strict=True))
 
 
-def _coerce_float(value: Any, key: str) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return float(value)
-    except (TypeError, ValueError):
-        raise RecipeError(f"{key} must be a number, not {value!r}.") from None
-
-
 def _numbers(value: Any) -> Any:
     """Free-form sections: text that is a number in YAML 1.2 (1e-6) becomes one."""
     if isinstance(value, dict):
@@ -97,7 +93,3 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     return value
-
-
-def _type_name(hint: type) -> str:
-    return {int: "a whole number", str: "a text", bool: "true or false"}[hint]

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,10 +94,11 @@ def plan(
         if need["peak"] > memory:
             notes.append(f"A batch of {batch} per process does not fit {memory / GIB:.0f} GiB.")
     if images_per_second is not None:
-        images = _images(recipe)
-        if images is None:
+        train, num_examples = recipe.train, recipe.data.num_examples
+        if train.steps is None and num_examples is None:
             notes.append("The hours are not known: set train.steps, or data.num_examples for epochs.")
         else:
+            images = train.epochs * num_examples if train.steps is None else train.steps * train.batch_size
             result["images_per_second"] = images_per_second
             result["hours"] = images / images_per_second / 3600
     return result
@@ -156,18 +157,16 @@ def _need(recipe, config, views: list[View], batch: int, shards, processes: int,
     }
     both = sum(kinds.values())
     step = shards["parameters"] + 2 * shards["gradients"] + shards["optimiser"] + seen["rest"]
-    totals = {"forward and backward": both, "optimiser's step": step, "peak": max(both, step)}
-    return {**kinds, **totals}, seen["calls"]
+    return {**kinds, "forward and backward": both, "optimiser's step": step, "peak": max(both, step)}, seen["calls"]
 
 
 def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
     with torch.device("meta"):
         model = METHODS[recipe.method][1](config).train()
-    with _fake_processes(world) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), _fake_processes(world) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore")
         if recipe.train.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         if world > 1:
             fully_shard_units(model, mesh, precision)
         else:
@@ -181,18 +180,17 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
         else:
             tracker.track_external(model, *inputs)
         # Sharded weights are gathered in the run's precision, so that training uses autocast only where they are not.
-        autocast = world == 1 and precision in HALF
-        half = torch.autocast("cpu", HALF[precision]) if autocast else nullcontext()
+        half = torch.autocast("cpu", HALF.get(precision), enabled=world == 1 and precision in HALF)
         calls: Counter[str] = Counter()
         for name, child in model.named_children():
             child.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-        with warnings.catch_warnings(), tracker:
-            warnings.simplefilter("ignore")
+        with tracker:
             with half:
                 output = model(*inputs)
             output.loss.backward()
         [(_, kinds)] = tracker.get_tracker_snapshot("peak").items()
-        trained = sum(_local(p).numel() * 4 for p in model.parameters() if p.requires_grad)
+        own = [p.to_local() if world > 1 else p for p in model.parameters() if p.requires_grad]
+        trained = sum(p.numel() * 4 for p in own)
     found = {getattr(kind, "value", kind): size for kind, size in kinds.items()}
     gradients = found.get("Sharded Grad", 0) + found.get("Gradient", 0)
     known = ("Sharded Param", "Parameter", "Sharded Grad", "Gradient", "Total")
@@ -212,10 +210,6 @@ def track_frozen(model: nn.Module) -> None:
     """torch's plain tracker hooks every gradient, which a frozen parameter refuses; a target gets none anyway."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _inputs(views: list[View], batch: int, config) -> list[torch.Tensor]:
@@ -270,13 +264,6 @@ def _traffic(model: nn.Module, calls: Counter, processes: int, precision: str, a
             passes = 1 if norm and p.requires_grad else calls[part_of.get(id(p))] * (2 if p.requires_grad else 1)
             total += p.numel() * (width * passes + (4 if p.requires_grad else 0))
     return total * accumulation * (processes - 1) / processes
-
-
-def _images(recipe: Recipe) -> float | None:
-    train = recipe.train
-    if train.steps is not None:
-        return train.steps * train.batch_size
-    return None if recipe.data.num_examples is None else train.epochs * recipe.data.num_examples
 
 
 def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .data.loader import epoch_order
 from .data.photometric import ORDERS, Photometric
-from .data.sources import ImageSource, load_source
+from .data.sources import ImageSource, Source, load_source
 from .data.streams import open_stream
 from .data.views import Drawn, View, draw_views, make_views, resolve_views, to_channels
 from .recipe import Recipe, RecipeError, model_config
@@ -53,7 +53,7 @@ def preview(
     if recipe.data.streaming:
         source = open_stream(recipe.data).head(num_images + 100)
     else:
-        source = ImageSource(dataset, recipe.data.image_column) if dataset is not None else load_source(recipe.data)
+        source = load_source(recipe.data) if dataset is None else ImageSource(dataset, recipe.data.image_column)
     seed = recipe.train.seed if seed is None else seed
     reference = recipe.views.photometric == "reference"
     rows, problem = [], ""
@@ -95,7 +95,7 @@ def terminal_image(path: Path, environment: Mapping[str, str]) -> str | None:
 
 
 def _row(
-    source: ImageSource, index: int, views: list[View], key: tuple[int, ...], reference: bool, channels: int
+    source: Source, index: int, views: list[View], key: tuple[int, ...], reference: bool, channels: int
 ) -> list[_Picture]:
     """The original with its crops framed, and the views."""
     original = to_channels(source.image(index), channels)

@@ -7,6 +7,7 @@ sentence (`RecipeError`) that names the key and the nearest valid one.
 
 import re
 from dataclasses import asdict, dataclass, field, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,13 @@ FREE_ON_RESUME = (
     "train.resume",
     "train.track",
 )
+_POSITIVE = (
+    *("train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.log_every"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.push_every", "data.max_examples"),
+    *("data.num_examples", "data.partitions", "data.shuffle_block", "data.max_megapixels"),
+    *("monitor.k", "monitor.temperature", "optim.lr_per"),
+)
+_NOT_NEGATIVE = ("optim.lr", "optim.weight_decay", "optim.warmup_epochs", "data.num_workers", "monitor.every")
 
 
 @dataclass
@@ -142,7 +150,7 @@ class TrainConfig:
     checkpoint_every: float = 1.0  # epochs
     keep_checkpoints: int = 2
     resume: Literal["auto", "never"] = "auto"
-    track: tuple[str, ...] = ()  # trackers: trackio, tensorboard, wandb
+    track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
     push_to_hub: str | None = None  # "user/name": published while it trains and at the end; see `hf auth login`
     push_every: int = 1  # checkpoints
     push_private: bool | None = None  # default: as the account has it
@@ -275,17 +283,10 @@ def shipped_recipes() -> dict[str, Path]:
 
 def recipe_header(path: Path) -> dict[str, str]:
     """Facts of a recipe's comment header: its title, and its `# Key: value` lines (Published, Source, Hardware)."""
-    lines = []
-    for line in path.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# ").rstrip())
-    header = {"Title": lines[0] if lines else path.stem}
-    for line in lines[1:]:
-        match = re.match(r"([A-Z][a-z]+): (.+)", line)
-        if match:
-            header[match[1]] = match[2]
-    return header
+    comments = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    title, *lines = [line.lstrip("# ").rstrip() for line in comments] or [path.stem]
+    matches = [re.match(r"([A-Z][a-z]+): (.+)", line) for line in lines]
+    return {"Title": title} | {match[1]: match[2] for match in matches if match}
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -357,47 +358,20 @@ def _apply_override(content: dict, override: str) -> None:
 
 
 def _check_values(recipe: Recipe) -> None:
-    train, optim, data, monitor = recipe.train, recipe.optim, recipe.data, recipe.monitor
+    train, optim, data = recipe.train, recipe.optim, recipe.data
     if (train.epochs is None) == (train.steps is None):
         raise RecipeError("Set train.epochs or train.steps, and only one of them.")
-    positive = {
-        "train.epochs": train.epochs,
-        "train.steps": train.steps,
-        "train.batch_size": train.batch_size,
-        "train.accumulation": train.accumulation,
-        "train.log_every": train.log_every,
-        "train.checkpoint_every": train.checkpoint_every,
-        "train.keep_checkpoints": train.keep_checkpoints,
-        "train.push_every": train.push_every,
-        "data.max_examples": data.max_examples,
-        "data.num_examples": data.num_examples,
-        "data.partitions": data.partitions,
-        "data.shuffle_block": data.shuffle_block,
-        "data.max_megapixels": data.max_megapixels,
-        "monitor.k": monitor.k,
-        "monitor.temperature": monitor.temperature,
-        "optim.lr_per": optim.lr_per,
-    }
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise RecipeError(f"{key} must be greater than 0, not {value}.")
+    values = _flatten(recipe.to_dict())
+    for key in _POSITIVE:
+        if values[key] is not None and values[key] <= 0:
+            raise RecipeError(f"{key} must be greater than 0, not {values[key]}.")
     if optim.warmup_steps is not None and (optim.warmup_epochs or optim.warmup_steps < 0):
         raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, only one of them, and not negative.")
     if data.streaming and data.max_examples is not None:
         raise RecipeError("data.max_examples needs data.streaming=false; a stream is read whole.")
-    not_negative = {
-        "optim.lr": optim.lr,
-        "optim.weight_decay": optim.weight_decay,
-        "optim.warmup_epochs": optim.warmup_epochs,
-        "data.num_workers": data.num_workers,
-        "monitor.every": monitor.every,
-    }
-    for key, value in not_negative.items():
-        if value < 0:
-            raise RecipeError(f"{key} must not be negative, it is {value}.")
-    for name in train.track:
-        if name not in ("trackio", "tensorboard", "wandb"):
-            raise RecipeError(f"There is no tracker {name!r}{nearest(name, ('trackio', 'tensorboard', 'wandb'))}")
+    for key in _NOT_NEGATIVE:
+        if values[key] < 0:
+            raise RecipeError(f"{key} must not be negative, it is {values[key]}.")
 
 
 def _locate_data(path: str | None, folder: Path) -> str | None:

@@ -85,21 +85,18 @@ class ClipTransform:
         """`pixel_values_videos` (B, T, C, H, W), `input_values` (B, frames, bands), and `indices` (B,): rows of the
         training set.
         """
-        inputs = self._inputs(batch["pixel_values_videos"], batch["params"], batch["waveforms"], device)
+        inputs = self.normalize(batch["pixel_values_videos"], batch["waveforms"], device, batch["params"])
         return {**inputs, "indices": batch["index"].to(device, non_blocking=True)}
 
     def normalize(
-        self, frames: torch.Tensor | None, waveforms: torch.Tensor, device: torch.device | str = "cpu"
+        self, frames: torch.Tensor | None, waveforms: torch.Tensor, device="cpu", params: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """The same without colours and indices, for uint8 (B, T, S, S, C), if any, and (B, samples) of `eval_clip`."""
-        params = torch.from_numpy(NEUTRAL).expand(len(waveforms), -1)
-        return self._inputs(frames, params, waveforms, device)
-
-    def _inputs(self, frames, params, waveforms, device) -> dict[str, torch.Tensor]:
+        """The same without indices, for uint8 (B, T, S, S, C), if any, and (B, samples); colours only by `params`."""
         self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
         sound = waveforms.to(device, non_blocking=True)
         inputs = {"input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes)}
         if frames is not None:
+            params = torch.from_numpy(NEUTRAL).expand(len(frames), -1) if params is None else params
             rows = params[:, None].expand(-1, frames.shape[1], len(PARAMS)).contiguous()
             inputs["pixel_values_videos"] = self.photometric.apply(frames, rows, device).transpose(0, 1)
         return inputs
@@ -134,18 +131,10 @@ def eval_sound(cell: dict[str, Any] | None, config: AvidConfig, num_clips: int =
 def _read(cell, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
     if cell is None or cell.get("audio", cell) is None:
         raise MediaError(f"the row has no {'sound' if cell else 'video'}")
+    how = {key: getattr(config, key) for key in ("num_frames", "frame_rate", "sampling_rate", "audio_seconds")}
     with ExitStack() as opened:
-        return read_clips(
-            _file(cell, opened),
-            draws,
-            num_frames=config.num_frames,
-            frame_rate=config.frame_rate,
-            sampling_rate=config.sampling_rate,
-            audio_seconds=config.audio_seconds,
-            offset=offset,
-            audio=_file(cell["audio"], opened) if "audio" in cell else None,
-            max_megapixels=max_megapixels,
-        )
+        file, audio = _file(cell, opened), _file(cell["audio"], opened) if "audio" in cell else None
+        return read_clips(file, draws, **how, offset=offset, audio=audio, max_megapixels=max_megapixels)
 
 
 def _file(cell: dict[str, Any], opened: ExitStack):

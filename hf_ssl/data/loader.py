@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
 from .photometric import PARAMS, Photometric
 from .sources import Source, open_image
-from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder
+from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
 from .views import View, make_views
 
 
@@ -81,21 +82,13 @@ class TrainLoader:
         self._what = views.what
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
-        where = {
-            "batch_size": batch_size,
-            "seed": seed,
-            "start_step": start_step,
-            "num_steps": num_steps,
-            "accumulation": accumulation,
-            "rank": rank,
-            "world_size": world_size,
-        }
+        turns = Turns(batch_size, num_steps, seed, start_step, accumulation, rank, world_size)
         if isinstance(source, ImageStream):
-            order = StreamOrder(source, **where, block=shuffle_block, cursors=source.cursors_of(state))
+            order = StreamOrder(source, turns, shuffle_block, source.cursors_of(state))
             self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
             batches = _StreamViews(source, views, seed)
         else:
-            order = _Order(len(source), **where)
+            order = _Order(len(source), turns)
             batches = _ViewBatches(source, views, seed)
         self._loader = DataLoader(
             batches,
@@ -158,45 +151,38 @@ class ViewCollator:
     """
 
     def __init__(self, views: list[View], mean, std, *, image_column: str = "image", reference: bool = False):
-        self.views, self.image_column, self.reference = views, image_column, reference
-        self.channels, self.photometric = len(mean), Photometric(mean, std)
+        self.views, self.image_column = _ImageViews(views, reference, len(mean)), image_column
+        self.photometric = Photometric(mean, std)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """[{image column: PIL image}, ...] -> `pixel_values` (B, V, C, S, S) and, with small crops,
         `local_pixel_values`.
         """
         keys = torch.randint(2**31, (len(examples), 2)).tolist()
-        made = [
-            make_views(example[self.image_column], self.views, key, reference=self.reference, channels=self.channels)
-            for example, key in zip(examples, keys, strict=True)
-        ]
-        return self.photometric(_as_tensors(_stack(made, self.views)))
+        images = [example[self.image_column] for example in examples]
+        made = [self.views.of(image, key) for image, key in zip(images, keys, strict=True)]
+        return self.photometric(_as_tensors(self.views.stack(made)))
 
 
 class _Order(Sampler):
-    """(epoch, example) pairs of this process's micro-batches."""
+    """(epoch, example) pairs of a process's micro-batches."""
 
-    def __init__(self, n, *, batch_size, seed, start_step, num_steps, accumulation, rank, world_size):
-        steps_in_epoch(n, batch_size)
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.start_step, self.num_steps = start_step, num_steps
-        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+    def __init__(self, n: int, turns: Turns):
+        self.n, self.turns = n, turns
+        self.per_epoch = steps_in_epoch(n, turns.batch_size) * turns.accumulation
 
     def __len__(self) -> int:
-        return (self.num_steps - self.start_step) * self.accumulation
+        return len(self.turns.micro_batches())
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_epoch = steps_in_epoch(self.n, self.batch_size)
-        micro = self.batch_size // self.accumulation
-        own = micro // self.world_size
+        own, micro_batch = self.turns.own_batch(), self.turns.batch_size // self.turns.accumulation
         epoch_of_order, order = -1, None
-        for step in range(self.start_step, self.num_steps):
-            epoch, position = divmod(step, per_epoch)
+        for micro in self.turns.micro_batches():
+            epoch, position = divmod(micro, self.per_epoch)
             if epoch != epoch_of_order:
-                epoch_of_order, order = epoch, epoch_order(self.n, self.seed, epoch)
-            for part in range(self.accumulation):
-                first = position * self.batch_size + part * micro + self.rank * own
-                yield [(epoch, int(index)) for index in order[first : first + own]]
+                epoch_of_order, order = epoch, epoch_order(self.n, self.turns.seed, epoch)
+            first = position * micro_batch + self.turns.rank * own
+            yield [(epoch, int(index)) for index in order[first : first + own]]
 
 
 @dataclass(frozen=True)
@@ -209,15 +195,25 @@ class _ImageViews:
     channels: int
 
     def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
-        image = open_image(cell, max_megapixels)
+        return self.of(open_image(cell, max_megapixels), key)
+
+    def of(self, image: Image.Image, key: tuple[int, ...]):
         return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
 
     def blank(self):
         blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
         return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
 
-    def stack(self, made: list) -> dict[str, np.ndarray]:
-        return _stack(made, self.views)
+    def stack(self, made: list[tuple[list[np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays of B images, view by view; small crops apart from global views."""
+        params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
+        batch = {}
+        for prefix, local in (("", False), ("local_", True)):
+            group = [v for v, view in enumerate(self.views) if view.local == local]
+            if group:
+                batch[f"{prefix}pixel_values"] = np.stack([[pixels[v] for pixels, _ in made] for v in group])
+                batch[f"{prefix}params"] = params[group]
+        return batch
 
 
 class _ViewBatches(Dataset):
@@ -284,18 +280,6 @@ class _StreamViews(_ViewBatches):
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _stack(made: list[tuple[list[np.ndarray], np.ndarray]], views: list[View]) -> dict[str, np.ndarray]:
-    """What `make_views` made of B images -> arrays of all, view by view; small crops apart from global views."""
-    params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
-    batch = {}
-    for prefix, local in (("", False), ("local_", True)):
-        group = [v for v, view in enumerate(views) if view.local == local]
-        if group:
-            batch[f"{prefix}pixel_values"] = np.stack([[pixels[v] for pixels, _ in made] for v in group])
-            batch[f"{prefix}params"] = params[group]
-    return batch
 
 
 def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:

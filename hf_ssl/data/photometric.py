@@ -9,7 +9,7 @@ pipelines' arithmetic (Pillow, torchvision). Both apply the same drawn numbers.
 import math
 from functools import lru_cache
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,20 +85,15 @@ class Photometric:
         return out.view(views, size, side, side, channels).permute(1, 0, 4, 2, 3)
 
 
-class _Constants(NamedTuple):
-    """Small tensors that live where they are used: making them there anew would stall a GPU."""
-
-    luma: torch.Tensor  # (C,)
-    eye: torch.Tensor  # (C, C)
-    orders: torch.Tensor  # (24, 4)
-    cross: torch.Tensor  # (3, 3): cross product with the direction of grey
-
-
 @lru_cache
-def _constants(device: torch.device, channels: int) -> _Constants:
+def _constants(device: torch.device, channels: int) -> list[torch.Tensor]:
+    """Luma (C,), identity (C, C), ORDERS (24, 4), and as (3, 3) the cross product with the direction of grey.
+
+    They live where they are used: making them there anew would stall a GPU.
+    """
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     made = (torch.tensor(LUMA if channels == 3 else [1.0]), torch.eye(channels), torch.tensor(ORDERS), cross)
-    return _Constants(*(t.to(device) for t in made))
+    return [t.to(device) for t in made]
 
 
 def colour_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

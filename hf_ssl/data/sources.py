@@ -12,6 +12,8 @@ import io
 import os
 import re
 import warnings
+from contextlib import suppress
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any, Self
@@ -71,6 +73,10 @@ class Source:
         """The encoded file, see `cell_of`."""
         return cell_of(self._cells[index], self.columns)
 
+    def image(self, index: int) -> Image.Image:
+        """The image, opened but not yet decoded; see `open_image`."""
+        return open_image(self.cell(index), self.max_megapixels)
+
     def label(self, index: int) -> int | None:
         return None if self._labels is None else self._labels[index][self.label_column]
 
@@ -81,11 +87,7 @@ class Source:
 
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
-        cell = self.cell(index) or {"bytes": None, "path": None}
-        row = f"row {index} of {self.split}"
-        if cell["path"] and cell["bytes"] is None:
-            return cell["path"]
-        return f"{cell['path']} ({row})" if cell["path"] else row
+        return name_of(self.cell(index), f"row {index} of {self.split}")
 
     def select(self, indices: list[int] | range) -> Self:
         """A part of the source."""
@@ -108,24 +110,6 @@ class ImageSource(Source):
         super().__init__(dataset, {"image": image_column}, label_column, max_megapixels)
         self.image_column = self.columns["image"]
 
-    def image(self, index: int) -> Image.Image:
-        """The image, opened but not yet decoded; see `open_image`."""
-        return open_image(self.cell(index), self.max_megapixels)
-
-
-class ClipSource(Source):
-    """Videos with sound of a map-style dataset, see `Source`; the sound may stand in a column of its own."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        video_column: str | None = None,
-        audio_column: str | None = None,
-        label_column: str | None = None,
-        max_megapixels: float = 50.0,
-    ):
-        super().__init__(dataset, {"video": video_column, "audio": audio_column}, label_column, max_megapixels)
-
 
 def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dataset") -> tuple[Any, dict[str, str]]:
     """A dataset reduced to its images, or videos and sounds, which stay encoded; and their columns."""
@@ -140,6 +124,13 @@ def cell_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any] 
     """{"bytes", "path"} of an example's file or None; with "audio", another such, where it has a column of its own."""
     cell = example[next(iter(columns.values()))]
     return {**cell, "audio": example[columns["audio"]]} if cell and "audio" in columns else cell
+
+
+def name_of(cell: dict[str, Any] | None, place: str) -> str:
+    """What a message calls an example: its file, or its place in the dataset."""
+    if not cell or not cell["path"]:
+        return place
+    return cell["path"] if cell["bytes"] is None else f"{cell['path']} ({place})"
 
 
 def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
@@ -165,8 +156,8 @@ def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
     return image
 
 
-def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> ImageSource | ClipSource:
-    """The images, or with `kind` "video" the clips, of a recipe's `data` section.
+def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Source:
+    """The images, or with `kind` "video" or "audio" the clips, of a recipe's `data` section.
 
     Raises:
         RecipeError: see `check_source`; or the split is empty.
@@ -183,10 +174,7 @@ def load_source(data: DataConfig, split: str | None = None, kind: str = "image")
 
 def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> Source:
     """A dataset of one's own with the columns and limits of a recipe's `data` section."""
-    if kind == "audio":
-        return Source(dataset, wanted_columns(data, kind), data.label_column)
-    make = ClipSource if kind == "video" else ImageSource
-    return make(dataset, *wanted_columns(data, kind).values(), data.label_column, data.max_megapixels)
+    return Source(dataset, wanted_columns(data, kind), data.label_column, data.max_megapixels)
 
 
 def check_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Features:
@@ -234,15 +222,10 @@ def labelled_sources(
         RecipeError: `monitor.path` or `monitor.label_column` is set but cannot be used.
     """
     own = monitor.path is not None
-    where = DataConfig(
-        path=monitor.path or data.path,
-        name=monitor.name if own else data.name,
-        revision=None if own else data.revision,
-        image_column=monitor.image_column or (None if own else data.image_column),
-        video_column=None if own else data.video_column,
-        audio_column=None if own else data.audio_column,
-        label_column=monitor.label_column or (None if own else data.label_column),
-    )
+    where = DataConfig(path=monitor.path, name=monitor.name) if own else replace(data, max_examples=None)
+    where.image_column = monitor.image_column or where.image_column
+    where.label_column = monitor.label_column or where.label_column
+    where.max_megapixels = DataConfig.max_megapixels  # `data` limits what is trained on
     splits = available_splits(where, kind)
     try:
         features = check_source(where, monitor.bank_split, kind)
@@ -260,7 +243,7 @@ def labelled_sources(
     for name in ("test", "validation", "val"):
         if name in splits:
             queries = load_source(where, name, kind)
-            if (queries.label(0) if queries.label_column else None) not in (None, -1):
+            if queries.label(0) not in (None, -1):
                 return bank, queries
     return bank.select([i for i in range(len(bank)) if i % 5]), bank.select(range(0, len(bank), 5))
 
@@ -290,10 +273,7 @@ def find_columns(
         if name is None and kind == "audio" and "video" in wanted and not typed:
             continue
         if name is not None:
-            if name not in features:
-                raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
-            if name not in [*typed, *structs, *binary]:
-                raise RecipeError(f"The column {name!r} of {where} does not hold {kind}s{nearest(name, choice)}")
+            _check_column(name, features, [*typed, *structs, *binary], f"{kind}s", where)
         elif len(choice) != 1:
             said = f"several {kind} columns ({', '.join(choice)})" if choice else f"no {kind} column"
             raise RecipeError(f"{where} has {said}; set data.{kind}_column to one of {', '.join(choice or features)}.")
@@ -313,14 +293,18 @@ def find_label_column(features: Features, name: str | None, where: str | None = 
         if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype)
     ]
     if name is not None:
-        if name not in features:
-            raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
-        if name not in numbers:
-            raise RecipeError(f"The column {name!r} of {where} does not hold class numbers{nearest(name, numbers)}")
+        _check_column(name, features, numbers, "class numbers", where)
         return name
-    classes = [column for column in numbers if isinstance(features[column], ClassLabel)]
     named = [column for column in numbers if column in ("label", "labels")]
-    return next(iter([*named, *classes]), None)
+    classes = [column for column in numbers if isinstance(features[column], ClassLabel)]
+    return next(iter(named + classes), None)
+
+
+def _check_column(name: str, features: Features, possible: list[str], what: str, where: str | None) -> None:
+    if name not in features:
+        raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
+    if name not in possible:
+        raise RecipeError(f"The column {name!r} of {where} does not hold {what}{nearest(name, possible)}")
 
 
 def open_place(data: DataConfig, streaming: bool, kind: str = "image") -> dict:
@@ -330,10 +314,10 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image") -> dict:
         if path.is_dir():
             return _open_folder(path, data.name, streaming, kind)
         if path.suffix in _SHARDS:  # a file or a glob
-            if not path.is_file() and not glob(str(path), recursive=True):
+            files = sorted(glob(str(path), recursive=True))
+            if not files and not path.is_file():
                 raise RecipeError(f"No file matches data.path={data.path}.")
-            options = {"data_files": {"train": str(path)}, "streaming": streaming}
-            return _load_shards(_SHARDS[path.suffix], sorted(glob(str(path), recursive=True)), **options)
+            return _load_shards(_SHARDS[path.suffix], files, data_files={"train": str(path)}, streaming=streaming)
         if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data.path):
             fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
             raise RecipeError(
@@ -354,7 +338,8 @@ def _open_folder(path: Path, name: str | None, streaming: bool, kind: str) -> di
     """
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         saved = load_from_disk(str(path))
-        return saved if isinstance(saved, dict) else {_split_name(str(saved.split)): saved}
+        # "train[:100]" is "train" too
+        return saved if isinstance(saved, dict) else {re.split(r"\W", str(saved.split or "train"))[0]: saved}
     shards = sorted(str(p) for p in path.rglob("*") if p.suffix in _SHARDS)
     tables = shards or [*path.glob("metadata.*"), *path.glob("*/metadata.csv")]
     listed = {} if tables else _list_files(path, kind)
@@ -368,21 +353,12 @@ def _load_shards(what: str, files: list[str], **options) -> dict:
     try:
         return load_dataset(what, **options)
     except Exception:
-        if not options["streaming"]:
-            raise
-        for file in files[1:]:
-            try:
+        for file in files[1:] if options["streaming"] else []:
+            with suppress(Exception):  # corrupt, too
                 kind = _SHARDS[Path(file).suffix]
                 features = load_dataset(kind, data_files=file, split="train", streaming=True).features
                 return load_dataset(what, features=features, **options)
-            except Exception:  # corrupt, too
-                continue
         raise
-
-
-def _split_name(text: str) -> str:
-    """ "train[:100]" -> "train"; what has no split is "train" too."""
-    return "train" if text == "None" else re.split(r"\W", text)[0]
 
 
 def _list_files(root: Path, kind: str) -> dict[str, Dataset]:
@@ -394,14 +370,14 @@ def _list_files(root: Path, kind: str) -> dict[str, Dataset]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     named = [p for p in folders if p.name.lower() in _SPLIT_NAMES]
     if named and (named == folders or any(entry.is_dir() for p in named for entry in os.scandir(p))):
-        parts, tops = {_SPLIT_NAMES.get(p.name.lower(), p.name): _files(p, kind) for p in folders}, folders
+        tops = {_SPLIT_NAMES.get(p.name.lower(), p.name): p for p in folders}
     else:
-        parts, tops = {"train": _files(root, kind)}, [root]
-    parts = {split: files for split, files in parts.items() if files}
+        tops = {"train": root}
+    parts = {split: files for split, top in tops.items() if (files := _files(top, kind))}
     parents = [{os.path.dirname(file) for file in files} for files in parts.values()]
     classes = sorted({os.path.basename(folder) for folders in parents for folder in folders})
     depths = {folder.count(os.sep) for folders in parents for folder in folders}
-    loose = {str(top.absolute()) for top in tops} & set().union(*parents)  # no class is called "test"
+    loose = {str(top.absolute()) for top in tops.values()} & set().union(*parents)  # no class is called "test"
     labelled = len(classes) > 1 and len(depths) == 1 and not loose
     number = {name: i for i, name in enumerate(classes)}
     features = Features({kind: _FEATURES[kind]()} | ({"label": ClassLabel(names=classes)} if labelled else {}))

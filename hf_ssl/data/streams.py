@@ -28,7 +28,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .sources import ClipSource, ImageSource, Source, cell_of, check_source, encoded, open_place, wanted_columns
+from .sources import Source, cell_of, check_source, encoded, name_of, open_place, wanted_columns
 
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,24 @@ class StreamBatch:
     items: list[StreamItem]
     cursors: dict[int, Cursor]
     failures: list[tuple[str, str]]
+
+
+class Turns(NamedTuple):
+    """Which micro-batches a process has; see `TrainLoader`."""
+
+    batch_size: int
+    num_steps: int
+    seed: int
+    start_step: int
+    accumulation: int
+    rank: int
+    world_size: int
+
+    def micro_batches(self) -> range:
+        return range(self.start_step * self.accumulation, self.num_steps * self.accumulation)
+
+    def own_batch(self) -> int:
+        return self.batch_size // self.accumulation // self.world_size
 
 
 class UnreadableShard(Exception):
@@ -140,21 +158,13 @@ class ImageStream:
         """
         self.shard_lengths = (state or {}).get("shard_lengths", self.shard_lengths)
         if self.shard_lengths is None:
-            self.shard_lengths = self._footers() or self._lengths()
+            count, shards = _footer, [self._file(shard) or "" for shard in range(self.num_shards)]
+            if len(set(shards)) < len(shards) or not all(file.endswith(".parquet") for file in shards):
+                logger.info(f"Counting the examples of {self.num_shards} shards of {self.name}: they are read once.")
+                count, shards = lambda shard: sum(1 for _ in self._readable(shard)), range(self.num_shards)
+            with ThreadPoolExecutor(_READERS) as pool:
+                self.shard_lengths = list(pool.map(count, shards))
         return np.cumsum([0, *self.shard_lengths])
-
-    def _footers(self) -> list[int] | None:
-        """Lengths of Parquet files that are a shard each."""
-        files = [self._file(shard) or "" for shard in range(self.num_shards)]
-        if len(set(files)) < len(files) or not all(file.endswith(".parquet") for file in files):
-            return None
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(_footer, files))
-
-    def _lengths(self) -> list[int]:
-        logger.info(f"Counting the examples of {self.num_shards} shards of {self.name}: they are read once.")
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(lambda shard: sum(1 for _ in self._readable(shard)), range(self.num_shards)))
 
     def shard_name(self, shard: int) -> str:
         """The file of a shard where `datasets` tells it, else its number."""
@@ -162,11 +172,7 @@ class ImageStream:
 
     def item_name(self, item: StreamItem) -> str:
         """What a message calls an example: its file, or its place in a shard."""
-        path = item.cell and item.cell["path"]
-        if path and item.cell["bytes"] is None:
-            return path
-        place = f"example {item.offset} of {self.shard_name(item.shard)}"
-        return f"{path} ({place})" if path else place
+        return name_of(item.cell, f"example {item.offset} of {self.shard_name(item.shard)}")
 
     def state_of(self, cursors: dict[int, Cursor]) -> dict[str, Any]:
         """Plain data of cursors, for a checkpoint."""
@@ -199,8 +205,7 @@ class ImageStream:
         columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
         storage = {"bytes": Value("binary"), "path": Value("string")}  # making an Audio takes torchcodec
         dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, storage)))
-        make = ImageSource if kinds == ["image"] else ClipSource
-        return make(dataset, *kinds, max_megapixels=self.max_megapixels)
+        return Source(dataset, dict(zip(kinds, kinds, strict=True)), max_megapixels=self.max_megapixels)
 
     def _readable(self, shard: int) -> Iterator[dict[str, Any] | None]:
         with suppress(UnreadableShard):
@@ -224,11 +229,7 @@ class ImageStream:
         first = self._file(0)
         if not first or not first.endswith(".parquet") or not Path(first).is_file():
             return None
-        rows = 0
-        for file in {self._file(shard) for shard in range(self.num_shards)}:
-            with suppress(Exception):  # a corrupt one has no rows
-                rows += pq.read_metadata(file).num_rows
-        return rows or None
+        return sum(map(_footer, {self._file(shard) for shard in range(self.num_shards)})) or None
 
 
 def _footer(file: str) -> int:
@@ -350,7 +351,7 @@ class _Partition:
 
 
 class StreamOrder(Sampler):
-    """`StreamBatch`es of this process, micro-batch by micro-batch, from `start_step` on.
+    """`StreamBatch`es of a process, micro-batch by micro-batch.
 
     Args:
         cursors: of all partitions, from a checkpoint; those that are missing start at the beginning.
@@ -360,45 +361,29 @@ class StreamOrder(Sampler):
         RecipeError: fewer partitions than processes; while iterating, nothing readable in a partition.
     """
 
-    def __init__(
-        self,
-        stream: ImageStream,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int,
-        num_steps: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        block: int,
-        cursors: dict[int, Cursor] | None = None,
-    ):
-        if stream.partitions < world_size:
+    def __init__(self, stream: ImageStream, turns: Turns, block: int, cursors: dict[int, Cursor]):
+        if stream.partitions < turns.world_size:
             raise RecipeError(
-                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {world_size} processes; set "
-                "data.partitions to a multiple of the processes."
+                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {turns.world_size} processes; "
+                "set data.partitions to a multiple of the processes."
             )
-        self.stream, self.seed, self.block = stream, seed, block
-        self.first, self.last = start_step * accumulation, num_steps * accumulation
-        self.own_batch = batch_size // accumulation // world_size
-        self.own = np.array_split(np.arange(stream.partitions), world_size)[rank].tolist()
-        self.cursors = cursors or {}
+        self.stream, self.turns, self.block, self.cursors = stream, turns, block, cursors
+        self.own = np.array_split(np.arange(stream.partitions), turns.world_size)[turns.rank].tolist()
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.turns.micro_batches())
 
     def __iter__(self) -> Iterator[StreamBatch]:
         pool = ThreadPoolExecutor(min(_READERS, len(self.own)), "stream")
+        seed, batch = self.turns.seed, self.turns.own_batch()
         try:
             parts = [
-                _Partition(self.stream, number, self.seed, self.block, self.cursors.get(number, Cursor()), pool)
+                _Partition(self.stream, number, seed, self.block, self.cursors.get(number, Cursor()), pool)
                 for number in self.own
             ]
-            for micro in range(self.first, self.last):
-                turns = range(micro * self.own_batch, (micro + 1) * self.own_batch)
+            for micro in self.turns.micro_batches():
                 # Partition by partition, as the parts of one batch of all processes follow each other.
-                drawn = sorted(turn % len(parts) for turn in turns)
+                drawn = sorted(turn % len(parts) for turn in range(micro * batch, (micro + 1) * batch))
                 failures: list[tuple[str, str]] = []
                 items = [parts[i].draw(failures) for i in drawn]
                 yield StreamBatch(items, {self.own[i]: parts[i].cursor for i in set(drawn)}, failures)

@@ -7,13 +7,12 @@ applies the drawn numbers on the device.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from ..recipe import RecipeError, ViewOverride, ViewsConfig
+from ..recipe import RecipeError, ViewsConfig
 from .photometric import NEUTRAL, reference_photometric
 
 
@@ -57,30 +56,19 @@ class View:
 
 
 _SWAV = View(interpolation="bilinear", jitter=(0.8, 0.8, 0.8, 0.2), scale=(0.14, 1.0))
-_SWAV_LOCAL = replace(_SWAV, size=96, scale=(0.05, 0.14), local=True)
+_SWAV_LOCAL = replace(_SWAV, size=96, scale=(0.05, 0.14))
 _SIMSIAM = View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.1), scale=(0.2, 1.0))
 _BYOL = View(crop="clip", brightness="add")
+_AVID = View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.2), jitter_prob=1, grayscale=0, blur=0)
 
 # Published parameters: number and kind of the first, second and local views.
-PRESETS: dict[str, dict[str, tuple[int, View]]] = {
-    "barlow_twins": {
-        "first": (1, View(blur=1.0)),
-        "second": (1, View(blur=0.1, solarize=0.2)),
-        "local": (0, View(local=True)),
-    },
-    "byol": {
-        "first": (1, replace(_BYOL, blur=1.0)),
-        "second": (1, replace(_BYOL, blur=0.1, solarize=0.2)),
-        "local": (0, replace(_BYOL, local=True)),
-    },
-    "simsiam": {"first": (1, _SIMSIAM), "second": (1, _SIMSIAM), "local": (0, replace(_SIMSIAM, local=True))},
-    "swav": {"first": (1, _SWAV), "second": (1, _SWAV), "local": (6, _SWAV_LOCAL)},
-    "avid": {
-        "first": (1, View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.2), jitter_prob=1, grayscale=0, blur=0)),
-        "second": (0, View()),
-        "local": (0, View(local=True)),
-    },
-    "seer": {"first": (1, _SWAV), "second": (1, _SWAV), "local": (4, _SWAV_LOCAL)},
+PRESETS: dict[str, tuple[tuple[int, View], ...]] = {
+    "barlow_twins": ((1, View(blur=1.0)), (1, View(blur=0.1, solarize=0.2)), (0, View())),
+    "byol": ((1, replace(_BYOL, blur=1.0)), (1, replace(_BYOL, blur=0.1, solarize=0.2)), (0, _BYOL)),
+    "simsiam": ((1, _SIMSIAM), (1, _SIMSIAM), (0, _SIMSIAM)),
+    "swav": ((1, _SWAV), (1, _SWAV), (6, _SWAV_LOCAL)),
+    "avid": ((1, _AVID), (0, View()), (0, View())),
+    "seer": ((1, _SWAV), (1, _SWAV), (4, _SWAV_LOCAL)),
 }
 
 DRAWS = 52  # uniform numbers a view: 40 for ten tries of the crop, 12 for the rest
@@ -96,13 +84,13 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
             sizes.
     """
     views: list[View] = []
-    for name, (count, view) in PRESETS[config.preset or method].items():
-        own: ViewOverride = getattr(config, name)
-        changes = {**_set(config.all), **_set(own)}
+    for name, (count, view) in zip(("first", "second", "local"), PRESETS[config.preset or method], strict=True):
+        changes = vars(config.all) | {k: v for k, v in vars(getattr(config, name)).items() if v is not None}
+        changes = {key: value for key, value in changes.items() if value is not None}
         count = changes.pop("count", count)
         if count < 0:
             raise RecipeError(f"views.{name}.count must not be negative, it is {count}.")
-        view = replace(view, **changes)
+        view = replace(view, local=name == "local", **changes)
         _check(view, f"views.{name}")
         views += [view] * count
     if method == "avid":
@@ -114,11 +102,6 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         if len({view.size for view in views if view.local == local}) > 1:
             raise RecipeError(f"{where} must have one size.")
     return views
-
-
-def _set(override: ViewOverride) -> dict[str, Any]:
-    values = {f.name: getattr(override, f.name) for f in fields(override)}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _check(view: View, where: str) -> None:

@@ -12,17 +12,18 @@ from .. import models  # registers our classes with AutoModel
 from ..data.sources import available_splits, check_source, labelled_sources, load_source, open_place
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
-from .clips import ClipFeatures, clip_embedding, evaluate_clips, extract_clips, tower_features
-from .features import EvalTransform, Features, clip_average, encoder_embedding, extract_features
+from .features import ClipEvalTransform, EvalTransform, Extracted, encoder_embedding, extract
 from .knn import knn_accuracy
 from .linear import kfold_accuracy, linear_accuracy, linear_svm_accuracy
+from .retrieval import evaluate_clips
 
 
-def load_encoder(model: str) -> tuple[PreTrainedModel, EvalTransform | None]:
+def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, EvalTransform | ClipEvalTransform]:
     """An encoder in evaluation mode with its own preprocessing.
 
     Args:
         model: a run's folder (its `model/` is taken), an exported folder, or a Hub id.
+        num_clips: of each video or sound.
 
     Raises:
         RecipeError: no model can be loaded from there.
@@ -35,18 +36,12 @@ def load_encoder(model: str) -> tuple[PreTrainedModel, EvalTransform | None]:
         first_line = str(error).splitlines()[0]
         raise RecipeError(f"No encoder could be loaded from {model!r}: {first_line}") from error
     if isinstance(encoder.config, models.AvidConfig):
-        return encoder, None
+        return encoder, ClipEvalTransform(encoder.config, num_clips)
     if isinstance(encoder.config, models.SSLConfig):
         return encoder, EvalTransform.of(encoder.config)
-    settings = encoder.config.pretrained_cfg
-    transform = EvalTransform(
-        size=settings["input_size"][-1],
-        crop_pct=settings["crop_pct"],
-        interpolation=settings["interpolation"],
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-    )
-    return encoder, transform
+    timm = encoder.config.pretrained_cfg
+    mean, std = tuple(timm["mean"]), tuple(timm["std"])
+    return encoder, EvalTransform(timm["input_size"][-1], timm["crop_pct"], timm["interpolation"], mean, std)
 
 
 def evaluate(
@@ -73,8 +68,8 @@ def evaluate(
     Raises:
         RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
     """
-    encoder, transform = load_encoder(model)
-    clips = isinstance(encoder.config, models.AvidConfig)
+    encoder, transform = load_encoder(model, num_clips)
+    clips = isinstance(transform, ClipEvalTransform)
     if protocol == "retrieval" and not clips:
         raise RecipeError(f"{model} is no model of video and sound; retrieval is between the two.")
     if clips:
@@ -87,42 +82,37 @@ def evaluate(
         raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
-    sources = _sources(data, monitor, kind, folds, labelled=protocol != "retrieval")
+    if folds is not None:
+        where = replace(data, label_column=monitor.label_column)
+        sources = {"examples": (load_source(where, monitor.bank_split, kind), None)}
+    elif protocol == "retrieval":
+        sources = {"examples": (load_source(data, monitor.query_split, kind), monitor.max_queries)}
+    else:
+        bank, queries = labelled_sources(data, monitor, kind)
+        sources = {"bank": (bank, monitor.max_bank), "queries": (queries, monitor.max_queries)}
     how = {"device": device, "batch_size": monitor.batch_size, "num_workers": data.num_workers}
+    result: dict[str, Any] = {"failed": []}
     found = []
-    limits = (monitor.max_bank, monitor.max_queries)
-    if len(sources) == 1:
-        limits = (None,) if folds else limits[1:]
-    for source, limit in zip(sources, limits, strict=True):
-        if clips:
-            embed = clip_embedding(encoder)
-            part = extract_clips(embed, source, encoder.config, num_clips=num_clips, max_examples=limit, **how)
-        else:
-            embed = encoder_embedding(encoder)
-            features = extract_features(embed, source, transform, max_examples=limit, **how)
-            part = ClipFeatures({"": features.vectors[:, None]}, features.labels, features.failed)
+    for name, (source, limit) in sources.items():
+        part = extract(encoder_embedding(encoder), source, transform, max_examples=limit, **how)
         if len(part.labels) == 0:
             raise RecipeError(f"None of {len(part.failed)} files could be read, the first is {part.failed[0]}.")
         if protocol != "retrieval" and not (part.labels >= 0).any():
             raise RecipeError(f"No example of the split {source.split!r} of {data.path} has a label.")
         found.append(part)
-    result: dict[str, Any] = {"failed": [name for part in found for name in part.failed]}
-    names = ("examples",) if folds or protocol == "retrieval" else ("bank", "queries")
-    result |= dict(zip(names, (len(part.labels) for part in found), strict=False))
+        result["failed"] += part.failed
+        result[name] = len(part.labels)
     if protocol == "retrieval":
         return result | evaluate_clips([], found[-1])
-    towers = [name for name in ("", "video", "audio") if name in found[0].vectors]
     fit = linear_svm_accuracy if classifier == "svm" else linear_accuracy
-    for tower in towers:
+    for tower in (name for name in ("", "video", "audio") if name in found[0].vectors):
         key = f"{protocol}_{tower}".rstrip("_")
-        sides = [tower_features(part, tower) for part in found]
+        sides = [part.of(tower) for part in found]
         if protocol == "knn":
-            sides = [Features(clip_average(side.vectors), side.labels, side.failed) for side in sides]
             result[key] = knn_accuracy(*sides, k=monitor.k, temperature=monitor.temperature)
         elif folds:
-            result[key] = kfold_accuracy(
-                sides[0], _folds(data, monitor.bank_split, folds, found[0], kind), accuracy=fit
-            )
+            of_each = _folds(data, monitor.bank_split, folds, found[0], kind)
+            result[key] = kfold_accuracy(sides[0], of_each, accuracy=fit)
         else:
             result[key] = fit(*sides)
     return result
@@ -130,27 +120,17 @@ def evaluate(
 
 def _kind(data: DataConfig) -> str:
     """ "video", or "audio" where there is only that."""
-    try:
-        check_source(data, next(iter(available_splits(data, "video"))), "video")
-        return "video"
-    except RecipeError:
+    faults = []
+    for kind in ("video", "audio"):
         try:
-            check_source(data, next(iter(available_splits(data, "audio"))), "audio")
-            return "audio"
-        except RecipeError:
-            pass
-        raise
+            check_source(data, next(iter(available_splits(data, kind))), kind)
+            return kind
+        except RecipeError as error:
+            faults.append(error)
+    raise faults[0]
 
 
-def _sources(data: DataConfig, monitor: MonitorConfig, kind: str, folds: str | None, labelled: bool) -> tuple:
-    if folds is not None:
-        return (load_source(replace(data, label_column=monitor.label_column), monitor.bank_split, kind),)
-    if not labelled:
-        return (load_source(data, monitor.query_split, kind),)
-    return labelled_sources(data, monitor, kind)
-
-
-def _folds(data: DataConfig, split: str, column: str, found: ClipFeatures, kind: str) -> torch.Tensor:
+def _folds(data: DataConfig, split: str, column: str, found: Extracted, kind: str) -> torch.Tensor:
     """The folds of the labelled examples."""
     dataset = open_place(data, False, kind)[split]
     if column not in dataset.features:

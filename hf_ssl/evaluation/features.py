@@ -1,24 +1,32 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Features of a labelled dataset under a frozen encoder: what every evaluation starts from."""
+"""Features of images, or of videos with sound, under a frozen encoder: what every evaluation starts from."""
 
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.functional as TF
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.sources import ImageSource
+from ..data.clips import ClipTransform, eval_clip, eval_sound
+from ..data.sources import Source, open_image
 from ..data.views import eval_image
+
+
+Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class EvalTransform:
     """Inference preprocessing: short side to `size / crop_pct`, centre crop of `size` pixels, normalisation."""
 
+    num_clips: ClassVar[int] = 1
     size: int
     crop_pct: float
     interpolation: str
@@ -31,16 +39,46 @@ class EvalTransform:
         mean, std = tuple(config.image_mean), tuple(config.image_std)
         return cls(config.image_size, config.crop_pct, config.interpolation, mean, std)
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, C, H, W) -> float."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        return (images.float() / 255 - mean) / std
+    def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
+        """uint8 (1, S, S, C)."""
+        image = open_image(source.cell(index), source.max_megapixels)
+        return (eval_image(image, self.size, self.crop_pct, self.interpolation, len(self.mean))[None],)
+
+    def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(1, self.size, self.size, len(self.mean), dtype=torch.uint8),)
+
+    def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        images = images.permute(0, 3, 1, 2).to(device, non_blocking=True)  # HWC storage = channels_last
+        return {"pixel_values": TF.normalize(images.float() / 255, self.mean, self.std)}
+
+
+class ClipEvalTransform:
+    """The same of `num_clips` evenly spaced clips of each video with sound, or of sound alone, of an `AvidConfig`."""
+
+    def __init__(self, config, num_clips: int = 1):
+        self.config, self.num_clips = config, num_clips
+        self.normalize = ClipTransform(config).normalize
+
+    def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
+        """Frames uint8 (clips, T, S, S, C), where there are any, and sound (clips, samples)."""
+        cell = source.cell(index)
+        if "video" in source.columns:
+            return eval_clip(cell, self.config, self.num_clips)
+        return (eval_sound(cell, self.config, self.num_clips),)
+
+    def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
+        c = self.config
+        black = torch.zeros(1, c.num_frames, c.image_size, c.image_size, c.num_channels, dtype=torch.uint8)
+        silence = torch.zeros(1, int(c.audio_seconds * c.sampling_rate))
+        return (black, silence) if "video" in source.columns else (silence,)
+
+    def inputs(self, *clips: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        return self.normalize(clips[0] if len(clips) == 2 else None, clips[-1], device)
 
 
 @dataclass(frozen=True)
 class Features:
-    """`vectors` (N, D) float32, `labels` (N,) int64, and the names of images that could not be read.
+    """`vectors` (N, D) float32, `labels` (N,) int64, and the names of examples that could not be read.
 
     Several clips of each video: `vectors` (N, clips, D), for linear.py and `clip_average`.
     """
@@ -50,8 +88,22 @@ class Features:
     failed: list[str]
 
 
-class _EvalImages(Dataset):
-    def __init__(self, source: ImageSource, indices: range, transform: EvalTransform):
+@dataclass(frozen=True)
+class Extracted:
+    """`vectors`: name -> (N, clips, D) float32; `labels` (N,) int64, -1 for none; `failed`: unread files."""
+
+    vectors: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    failed: list[str]
+
+    def of(self, name: str) -> Features:
+        """The labelled examples' vectors (N, clips, D) of that name."""
+        known = self.labels >= 0
+        return Features(self.vectors[name][known], self.labels[known], self.failed)
+
+
+class _Examples(Dataset):
+    def __init__(self, source: Source, indices: range, transform: EvalTransform | ClipEvalTransform):
         self.source, self.indices, self.transform = source, indices, transform
 
     def __len__(self) -> int:
@@ -59,68 +111,67 @@ class _EvalImages(Dataset):
 
     def __getitem__(self, i: int):
         index = self.indices[i]
-        t = self.transform
         try:
-            image = eval_image(self.source.image(index), t.size, t.crop_pct, t.interpolation, channels=len(t.mean))
-        except Exception:  # any decoder's failure is the same to us: this image does not count
-            return None, self.source.name(index)
-        return torch.from_numpy(image.copy()), self.source.label(index)
+            made = self.transform.read(self.source, index)
+        except Exception as error:  # any decoder's failure is the same to us: this file does not count
+            reason = "" if "image" in self.source.columns else f" ({error})"
+            return None, self.source.name(index) + reason
+        return made, self.source.label(index)
 
 
 def _collate(items: list):
-    good = [(image, label) for image, label in items if image is not None]
-    failed = [name for image, name in items if image is None]
+    good = [(made, -1 if label is None else label) for made, label in items if made is not None]
+    failed = [name for made, name in items if made is None]
     if not good:
         return None, None, failed
-    images = torch.stack([image for image, _ in good]).permute(0, 3, 1, 2)  # HWC storage = channels_last
-    labels = torch.tensor([-1 if label is None else label for _, label in good])
-    return images, labels, failed
+    made, labels = zip(*good, strict=True)
+    return [torch.from_numpy(np.concatenate(part)) for part in zip(*made, strict=True)], torch.tensor(labels), failed
 
 
 @torch.no_grad()
-def extract_features(
-    embed: Callable[[torch.Tensor], torch.Tensor],
-    source: ImageSource,
-    transform: EvalTransform,
+def extract(
+    embed: Embed,
+    source: Source,
+    transform: EvalTransform | ClipEvalTransform,
     *,
     device: torch.device,
-    batch_size: int = 256,
+    batch_size: int,
     num_workers: int = 0,
     max_examples: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-) -> Features:
-    """Embed every `world_size`-th labelled image from `rank` on, up to `max_examples` in all.
+) -> Extracted:
+    """Embed every `world_size`-th example from `rank` on, up to `max_examples` in all.
 
-    Every process calls `embed` equally often, as a sharded network needs it: on a black image where it has no batch.
+    Every process calls `embed` equally often, as a sharded network needs it: on a black (and silent) example where it
+    has no batch, whose vectors also are as wide as those of other processes, with which they are gathered.
 
     Args:
-        embed: normalised images (B, C, H, W) -> vectors (B, D).
+        embed: model inputs of some images or clips -> name -> vectors (B, D).
+        batch_size: images or clips.
     """
     total = min(len(source), max_examples or len(source))
-    dataset = _EvalImages(source, range(rank, total, world_size), transform)
     loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
+        _Examples(source, range(rank, total, world_size), transform),
+        batch_size=max(1, batch_size // transform.num_clips),
         num_workers=min(num_workers, os.cpu_count() or 1),
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the global random state stays untouched
     )
-    vectors, labels, failed = [], [], []
+    found, labels, failed = [], [torch.zeros(0, dtype=torch.long)], []
     batches = iter(loader)
-    black = torch.zeros(1, len(transform.mean), transform.size, transform.size, dtype=torch.uint8)
-    for _ in range(math.ceil(math.ceil(total / world_size) / batch_size)):
-        images, batch_labels, batch_failed = next(batches, (None, None, []))
+    for _ in range(max(1, math.ceil(math.ceil(total / world_size) / loader.batch_size))):
+        made, batch_labels, batch_failed = next(batches, (None, None, []))
         failed += batch_failed
-        embedded = embed(transform.normalize((black if images is None else images).to(device, non_blocking=True)))
-        if images is not None:
-            vectors.append(embedded.float())
+        vectors = embed(transform.inputs(*(made or transform.blank(source)), device=device))
+        if made:
+            found.append({name: v.float().unflatten(0, (-1, transform.num_clips)) for name, v in vectors.items()})
             labels.append(batch_labels)
-    if not vectors:  # as wide as those of other processes, with which they are gathered
-        width = embedded.shape[1] if total else 0
-        return Features(torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.long, device=device), failed)
-    return Features(torch.cat(vectors), torch.cat(labels).to(device), failed)
+    if not found:
+        found = [{name: v.new_zeros(0, transform.num_clips, v.shape[1]).float() for name, v in vectors.items()}]
+    whole = {name: torch.cat([part[name] for part in found]) for name in vectors}
+    return Extracted(whole, torch.cat(labels).to(device), failed)
 
 
 def clip_average(vectors: torch.Tensor) -> torch.Tensor:
@@ -128,12 +179,21 @@ def clip_average(vectors: torch.Tensor) -> torch.Tensor:
     return F.normalize(vectors, dim=-1).mean(1)
 
 
-def encoder_embedding(encoder: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The pooled features of a transformers encoder (ours or timm's wrapper) as a function of the images."""
-    return lambda images: encoder(pixel_values=images).pooler_output.flatten(1)
+def encoder_embedding(encoder: nn.Module) -> Embed:
+    """Pooled features "" of an encoder of images, ours or timm's wrapper; of AVID's, "video" and "audio", and the
+    embeddings of both.
+    """
+    names = {"": "pooler_output", "video_embeds": "video_embeds", "audio_embeds": "audio_embeds"}
+    names |= {"video": "video_pooler_output", "audio": "audio_pooler_output"}
+
+    def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        output = encoder(**inputs)
+        return {name: output[key].flatten(1) for name, key in names.items() if output.get(key) is not None}
+
+    return embed
 
 
-def raw_pixel_embedding(images: torch.Tensor) -> torch.Tensor:
+def raw_pixel_embedding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The image itself, averaged down to at most 32 x 32, as the baseline that needs no network."""
-    side = min(32, images.shape[-1])
-    return F.adaptive_avg_pool2d(images, side).flatten(1)
+    images = inputs["pixel_values"]
+    return {"": F.adaptive_avg_pool2d(images, min(32, images.shape[-1])).flatten(1)}

@@ -8,7 +8,7 @@ Cosine similarity, votes weighted by exp(similarity / temperature), evaluated on
 import torch
 import torch.nn.functional as F
 
-from .features import Features
+from .features import Features, clip_average
 
 
 @torch.no_grad()
@@ -17,6 +17,8 @@ def knn_accuracy(
 ) -> float:
     """Share of `queries` (M, D) whose class wins the vote of their `k` nearest neighbours in `bank` (N, D), 0..1.
 
+    Several clips of each, (N, clips, D), are averaged first.
+
     Raises:
         ValueError: no labelled image on one of the two sides.
     """
@@ -24,10 +26,11 @@ def knn_accuracy(
         raise ValueError("kNN needs labelled images in both the bank and the queries.")
     k = min(k, len(bank.labels))
     num_classes = int(max(bank.labels.max(), queries.labels.max())) + 1
-    keys = F.normalize(bank.vectors, dim=1)
+    keys, asked = (x.vectors if x.vectors.ndim == 2 else clip_average(x.vectors) for x in (bank, queries))
+    keys = F.normalize(keys, dim=1)
     correct = torch.zeros((), dtype=torch.long, device=keys.device)
     for start in range(0, len(queries.labels), chunk):
-        query = F.normalize(queries.vectors[start : start + chunk], dim=1)
+        query = F.normalize(asked[start : start + chunk], dim=1)
         similarity, neighbours = (query @ keys.T).topk(k, dim=1)  # (m, k)
         weights = ((similarity - similarity[:, :1]) / temperature).exp()  # a common factor does not change the vote
         votes = torch.zeros(len(query), num_classes, device=keys.device)

@@ -53,26 +53,22 @@ def linear_svm_accuracy(train: Features, test: Features, *, c: float = 10.0, max
     return _accuracy(train, test, objective, lambda scores: scores, max_iter, eps=0.01)
 
 
-def kfold_accuracy(
-    features: Features, folds: Tensor, test: Features | None = None, *, accuracy: Callable = linear_svm_accuracy
-) -> float:
+def kfold_accuracy(features: Features, folds: Tensor, *, accuracy: Callable = linear_svm_accuracy) -> float:
     """Mean over the folds of `accuracy(train, test)` on one fold after training on the others.
 
     Args:
         features: N labelled examples; folds: the fold (N,) of each, such as ESC's column `fold`.
-        test: the same N examples as they are seen when tested, if otherwise (other windows).
 
     Raises:
         ValueError: fewer than two folds, or not one for each example.
     """
-    test = test or features
-    if not len(folds) == len(features.labels) == len(test.labels) or len(folds.unique()) < 2:
+    if len(folds) != len(features.labels) or len(folds.unique()) < 2:
         raise ValueError("k folds need at least two of them, and the fold of every example.")
 
-    def part(of: Features, mask: Tensor) -> Features:
-        return Features(of.vectors[mask], of.labels[mask], of.failed)
+    def part(mask: Tensor) -> Features:
+        return Features(features.vectors[mask], features.labels[mask], features.failed)
 
-    accuracies = [accuracy(part(features, folds != fold), part(test, folds == fold)) for fold in folds.unique()]
+    accuracies = [accuracy(part(folds != fold), part(folds == fold)) for fold in folds.unique()]
     return sum(accuracies) / len(accuracies)
 
 

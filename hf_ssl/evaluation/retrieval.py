@@ -10,8 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .features import Extracted, clip_average
+from .knn import knn_accuracy
+
 
 TIE = 1e-6  # cosines that float32's rounding alone can tell apart
+
+
+def evaluate_clips(
+    banks: list[Extracted], queries: Extracted, *, k: int = 20, temperature: float = 0.1
+) -> dict[str, float]:
+    """Retrieval between the towers, and `knn_video`, `knn_audio` against a labelled bank.
+
+    Args:
+        banks: training videos, at most once.
+    """
+    labelled = bool((queries.labels >= 0).any())
+    results = {}
+    if {"video_embeds", "audio_embeds"} <= queries.vectors.keys() and len(queries.labels):
+        video, audio = (clip_average(queries.vectors[name]) for name in ("video_embeds", "audio_embeds"))
+        results |= retrieval(video, audio, queries.labels if labelled else None)
+    for bank in banks:
+        for tower in ("video", "audio"):
+            if tower in bank.vectors and labelled and (bank.labels >= 0).any():
+                sides = (bank.of(tower), queries.of(tower))
+                results[f"knn_{tower}"] = knn_accuracy(*sides, k=k, temperature=temperature)
+    return results
 
 
 @torch.no_grad()

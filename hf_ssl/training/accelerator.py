@@ -38,12 +38,8 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         step_scheduler_with_optimizer=False,
     )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        _check_fsdp(accelerator, train)
-    return accelerator
-
-
-def _check_fsdp(accelerator: Accelerator, train: TrainConfig) -> None:
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return accelerator
     if not accelerator.is_fsdp2:
         raise RecipeError("FSDP 1 is not supported; launch with recipes/accelerate/fsdp2.yaml (fsdp_version: 2).")
     if accelerator.state.fsdp_plugin.activation_checkpointing:
@@ -53,6 +49,7 @@ def _check_fsdp(accelerator: Accelerator, train: TrainConfig) -> None:
         )
     if train.compile:
         raise RecipeError("train.compile does not go with FSDP yet; set train.compile=false.")
+    return accelerator
 
 
 def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:
@@ -113,17 +110,13 @@ class CpuSyncBatchNorm(_BatchNorm):
         mean = all_reduce_sum(values.sum(dims)) / count  # (C,)
         centred = values - mean.view(shape)
         var = all_reduce_sum((centred * centred).sum(dims)) / count
-        self._update_running(mean.detach(), var.detach() * count / max(count - 1, 1))
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_(var.detach() * count / max(count - 1, 1), self.momentum)
         out = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(x.dtype)
-
-    @torch.no_grad()
-    def _update_running(self, mean: torch.Tensor, var: torch.Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
 
 
 class CpuSyncBatchNormAct(CpuSyncBatchNorm):

@@ -45,12 +45,16 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
 
     Offloading, resharding and the mesh (HSDP) are those of `accelerate launch`; an optimiser is made afterwards.
     """
-    plugin = accelerator.state.fsdp_plugin
+    plugin, mesh = accelerator.state.fsdp_plugin, accelerator.torch_device_mesh
+    if mesh is None:
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    else:
+        mesh = mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
     weights = model.state_dict() if accelerator.is_main_process else {}
     model.to("meta")
     fully_shard_units(
         model,
-        _mesh(accelerator),
+        mesh,
         accelerator.mixed_precision,
         reshard_after_forward=plugin.reshard_after_forward,
         offload_policy=plugin.cpu_offload,
@@ -95,13 +99,6 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     if not is_sharded(model):
         return model.state_dict()
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def _mesh(accelerator: Accelerator) -> DeviceMesh:
-    mesh = accelerator.torch_device_mesh
-    if mesh is None:
-        return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    return mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
 
 
 def units(model: nn.Module) -> list[nn.Module]:

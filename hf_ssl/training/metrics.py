@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class Journal:
 
     def at(self, step: int) -> dict[str, Any]:
         """All values recorded for a step, also before a restart."""
-        lines = read_metrics(self.path) if self.path.exists() else []
-        return {key: value for line in lines if line["step"] == step for key, value in line.items()}
+        lines = [line for line in read_metrics(self.path) if line["step"] == step]
+        return {key: value for line in lines for key, value in line.items()}
 
 
 class Totals:
@@ -128,8 +128,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = []
     if path.exists():
         for line in path.read_text().splitlines():
-            try:
+            with suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
     return lines

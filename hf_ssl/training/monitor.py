@@ -10,7 +10,7 @@ effective rank (RankMe, https://huggingface.co/papers/2210.02885, eq. 1), alignm
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +18,16 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import nn
 
-from ..data.sources import ImageSource
-from ..evaluation.clips import ClipFeatures, evaluate_clips, extract_clips
-from ..evaluation.features import EvalTransform, Features, extract_features, raw_pixel_embedding
+from ..data.sources import Source
+from ..evaluation.features import ClipEvalTransform, EvalTransform, Extracted, extract, raw_pixel_embedding
 from ..evaluation.knn import knn_accuracy
-from ..evaluation.retrieval import positive_precision
+from ..evaluation.retrieval import evaluate_clips, positive_precision
 from ..recipe import MonitorConfig
 
 
 logger = get_logger(__name__)
 
+_WAYS = ("video_to_audio", "audio_to_video")
 COLLAPSED_STD = 0.1  # of the healthy value 1/sqrt(d); a trained network stays above a half
 
 COLLAPSE_ADVICE = (
@@ -49,10 +49,10 @@ class Monitor:
     def __init__(
         self,
         config: MonitorConfig,
-        transform: EvalTransform,
+        transform: EvalTransform | ClipEvalTransform,
         accelerator: Accelerator,
-        bank: ImageSource | None = None,
-        queries: ImageSource | None = None,
+        bank: Source | None = None,
+        queries: Source | None = None,
         num_workers: int = 0,
     ):
         self.config, self.transform, self.accelerator = config, transform, accelerator
@@ -75,7 +75,9 @@ class Monitor:
 
     def baseline(self, model: nn.Module) -> dict[str, float]:
         """What there is to measure before training."""
-        return {"knn_raw_pixels": self.raw_pixels(), **self.measure(model)} if self.bank is not None else {}
+        if self.bank is None:
+            return {}
+        return {"knn_raw_pixels": self.knn(raw_pixel_embedding), **self.measure(model)}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Measurements on other data than the training batches."""
@@ -83,7 +85,7 @@ class Monitor:
             return {}
         # Through the whole model: under FSDP a part of it cannot be called by itself.
         with evaluating(model):
-            return {"knn": self.knn(lambda images: model(pixel_values=images).features[:, 0])}
+            return {"knn": self.knn(lambda inputs: {"": model(**inputs).features[:, 0]})}
 
     def headline(self, values: dict[str, float]) -> str | None:
         """What a person wants to see of a measurement at once."""
@@ -91,12 +93,9 @@ class Monitor:
 
     def knn(self, embed) -> float:
         """Weighted kNN accuracy (0..1) of the queries against the bank under `embed`."""
-        bank, queries = (self._features(embed, s, limit) for s, limit in self._labelled())
-        return knn_accuracy(bank, queries, k=self.config.k, temperature=self.config.temperature)
-
-    def raw_pixels(self) -> float:
-        """kNN accuracy of the images themselves."""
-        return self.knn(raw_pixel_embedding)
+        sides = [self._extract(embed, *part).of("") for part in self._labelled()]
+        sides = [replace(side, vectors=side.vectors.flatten(1)) for side in sides]
+        return knn_accuracy(*sides, k=self.config.k, temperature=self.config.temperature)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
@@ -120,35 +119,29 @@ class Monitor:
     def _labelled(self) -> tuple:
         return (self.bank, self.config.max_bank), (self.queries, self.config.max_queries)
 
-    def _features(self, embed, source: ImageSource, limit: int | None) -> Features:
-        own = extract_features(embed, source, self.transform, **self._how(limit))
-        self._warn(own.failed)
-        [vectors], labels = self._gather([own.vectors], own.labels)
-        return Features(vectors[labels >= 0], labels[labels >= 0], own.failed)
-
-    def _how(self, limit: int | None) -> dict[str, Any]:
-        return {
-            "device": self.accelerator.device,
-            "batch_size": self.config.batch_size,
-            "num_workers": self.num_workers,
-            "max_examples": limit,
-            "rank": self.accelerator.process_index,
-            "world_size": self.accelerator.num_processes,
-        }
-
-    def _warn(self, failed: list[str]) -> None:
-        if failed:
-            logger.warning(f"{len(failed)} file(s) could not be read for the monitor, the first is {failed[0]}.")
-
-    def _gather(self, vectors: list[torch.Tensor], labels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Vectors (N, ...) and labels (N,) of all processes."""
+    def _extract(self, embed, source: Source, limit: int | None) -> Extracted:
+        """The vectors of all processes."""
+        found = extract(
+            embed,
+            source,
+            self.transform,
+            device=self.accelerator.device,
+            batch_size=self.config.batch_size,
+            num_workers=self.num_workers,
+            max_examples=limit,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        if found.failed:
+            first = found.failed[0]
+            logger.warning(f"{len(found.failed)} file(s) could not be read for the monitor, the first is {first}.")
         if self.accelerator.num_processes == 1:
-            return vectors, labels
+            return found
         padding = -2  # no label, not even that of an unlabelled example
-        padded = [self.accelerator.pad_across_processes(v, dim=0) for v in vectors]
-        padded.append(self.accelerator.pad_across_processes(labels, dim=0, pad_index=padding))
-        *vectors, labels = self.accelerator.gather(padded)
-        return [v[labels != padding] for v in vectors], labels[labels != padding]
+        labels = self.accelerator.pad_across_processes(found.labels, dim=0, pad_index=padding)
+        vectors, labels = self.accelerator.gather((self.accelerator.pad_across_processes(found.vectors), labels))
+        known = labels != padding
+        return replace(found, vectors={name: v[known] for name, v in vectors.items()}, labels=labels[known])
 
 
 class ClipMonitor(Monitor):
@@ -164,27 +157,30 @@ class ClipMonitor(Monitor):
     examples = "clips"
 
     def __init__(self, config, inputs, accelerator, bank=None, queries=None, num_workers=0, source=None):
-        super().__init__(config, None, accelerator, bank, queries, num_workers)
-        self.inputs, self.source = inputs, source
+        super().__init__(config, ClipEvalTransform(inputs), accelerator, bank, queries, num_workers)
+        self.source = source
 
     def baseline(self, model: nn.Module) -> dict[str, float]:
         return self.measure(model) if self.queries is not None else {}
 
     def headline(self, values: dict[str, float]) -> str | None:
-        names = {"p1": "class precision at 1", "r1": "R@1"}
-        for key, name in names.items():
-            found = [
-                values[f"{way}_{key}"] for way in ("video_to_audio", "audio_to_video") if f"{way}_{key}" in values
-            ]
+        for key, name in {"p1": "class precision at 1", "r1": "R@1"}.items():
+            found = [values[f"{way}_{key}"] for way in _WAYS if f"{way}_{key}" in values]
             if found:
                 return f"{name} of video to audio {found[0]:.1%}, audio to video {found[1]:.1%}"
         return None
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
+        def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            output = model(**inputs)
+            video, audio = output.embeddings.unbind(1)
+            features = {"video": output.features[:, 0], "audio": output.audio_features[:, 0]}
+            return {"video_embeds": video, "audio_embeds": audio, **features}
+
         results = {}
         if self.queries is not None:
             with evaluating(model):
-                parts = [self._clips(model, *part) for part in self._labelled() if part[0] is not None]
+                parts = [self._extract(embed, *part) for part in self._labelled() if part[0] is not None]
             results = evaluate_clips(parts[:-1], parts[-1], k=self.config.k, temperature=self.config.temperature)
         positives = getattr(model, "positive_set", None)
         if positives is not None and getattr(self.source, "label_column", None) and positives[0, 0] >= 0:
@@ -192,18 +188,6 @@ class ClipMonitor(Monitor):
             if (labels >= 0).any():
                 results["positive_precision"] = positive_precision(positives, labels)
         return results
-
-    def _clips(self, model: nn.Module, source, limit: int | None) -> ClipFeatures:
-        def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            output = model(**inputs)
-            video, audio = output.embeddings.unbind(1)
-            features = {"video": output.features[:, 0], "audio": output.audio_features[:, 0]}
-            return {"video_embeds": video, "audio_embeds": audio, **features}
-
-        own = extract_clips(embed, source, self.inputs, **self._how(limit))
-        self._warn(own.failed)
-        vectors, labels = self._gather(list(own.vectors.values()), own.labels)
-        return ClipFeatures(dict(zip(own.vectors, vectors, strict=True)), labels, own.failed)
 
 
 @contextmanager

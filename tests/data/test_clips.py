@@ -16,7 +16,7 @@ from datasets import Audio, Dataset, Features, Value, Video
 from hf_ssl.data.clips import ClipTransform, ClipViews, eval_clip
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL
-from hf_ssl.data.sources import ClipSource, check_source, labelled_sources, load_source
+from hf_ssl.data.sources import Source, check_source, labelled_sources, load_source
 from hf_ssl.data.streams import merge_states, open_stream
 from hf_ssl.data.views import View, resolve_views
 from hf_ssl.models import media_avid
@@ -216,7 +216,11 @@ def write_shards(videos: list[Path], folder: Path, ending: str, per_shard: int =
     return folder
 
 
-def sources(videos: list[Path], tmp_path: Path) -> dict[str, ClipSource]:
+def clips_of(dataset: Dataset, video: str | None = None, audio: str | None = None) -> Source:
+    return Source(dataset, {"video": video, "audio": audio})
+
+
+def sources(videos: list[Path], tmp_path: Path) -> dict[str, Source]:
     paths = [str(file) for file in videos]
     contents = [file.read_bytes() for file in videos]
     typed = Dataset.from_dict({"clip": paths}, features=Features({"clip": Video()}))
@@ -224,10 +228,10 @@ def sources(videos: list[Path], tmp_path: Path) -> dict[str, ClipSource]:
     load = lambda path: load_source(DataConfig(path=str(path)), kind="video")  # noqa: E731
     return {
         "folder": load(videos[0].parent),
-        "video column": ClipSource(typed),
-        "two columns": ClipSource(both),
-        "structs": ClipSource(Dataset.from_dict({"x": cells_of(videos)})),
-        "bytes": ClipSource(Dataset.from_dict({"x": contents, "n": [0] * N})),
+        "video column": clips_of(typed),
+        "two columns": clips_of(both),
+        "structs": clips_of(Dataset.from_dict({"x": cells_of(videos)})),
+        "bytes": clips_of(Dataset.from_dict({"x": contents, "n": [0] * N})),
         "parquet": load(write_shards(videos, tmp_path / "parquet", "parquet")),
         "tar": load(write_shards(videos, tmp_path / "tar", "tar")),
     }
@@ -263,17 +267,17 @@ def test_folders_with_classes_splits_and_metadata_have_labels(tmp_path):
 def test_a_dataset_without_videos_or_with_several_is_told_so(videos):
     numbers = Dataset.from_dict({"n": [1]})
     with pytest.raises(RecipeError, match="has no video column; set data.video_column to one of n"):
-        ClipSource(numbers)
+        clips_of(numbers)
     paths = [str(videos[0])]
     two = Dataset.from_dict({"l": paths, "r": paths}, features=Features({"l": Video(), "r": Video()}))
     with pytest.raises(RecipeError, match="several video columns .l, r.; set data.video_column"):
-        ClipSource(two)
-    assert np.allclose(eval_clip(ClipSource(two, "r").cell(0), CONFIG)[0], 0, atol=3)
+        clips_of(two)
+    assert np.allclose(eval_clip(clips_of(two, "r").cell(0), CONFIG)[0], 0, atol=3)
     with pytest.raises(RecipeError, match="no column 'sound'"):
-        ClipSource(two, "r", "sound")
+        clips_of(two, "r", "sound")
     text = Dataset.from_dict({"v": paths, "t": ["a"]}, features=Features({"v": Video(), "t": Value("string")}))
     with pytest.raises(RecipeError, match="'t' of the dataset does not hold audios"):
-        ClipSource(text, audio_column="t")
+        clips_of(text, audio="t")
     with pytest.raises(RecipeError, match="has no image column"):
         check_source(DataConfig(path=str(videos[0].parent)))
 
@@ -296,7 +300,7 @@ def shown(batch: dict) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def source(videos) -> ClipSource:
+def source(videos) -> Source:
     return load_source(DataConfig(path=str(videos[0].parent)), kind="video")
 
 
@@ -386,7 +390,7 @@ def test_nothing_but_broken_files_stops_with_the_last_reason(tmp_path):
 
 def test_a_row_without_video_is_a_skipped_clip(videos):
     cells = [None if i == 2 else {"bytes": None, "path": str(f)} for i, f in enumerate(videos)]
-    source = ClipSource(Dataset.from_dict({"video": cells}, features=Features({"video": Video(decode=False)})))
+    source = clips_of(Dataset.from_dict({"video": cells}, features=Features({"video": Video(decode=False)})))
     batches = list(loader_of(source, num_steps=3, max_failed_share=1.0))
     assert [skip for batch in batches for skip in batch["skipped"]] == [
         ("row 2 of the dataset", "the row has no video")
@@ -395,7 +399,7 @@ def test_a_row_without_video_is_a_skipped_clip(videos):
 
 def test_the_preview_of_a_stream_has_its_first_clips(videos, tmp_path):
     head = stream_of(write_shards(videos, tmp_path / "tar", "tar")).head(3)
-    assert isinstance(head, ClipSource) and len(head) == 3
+    assert isinstance(head, Source) and len(head) == 3
     assert np.allclose(eval_clip(head.cell(2), CONFIG)[0], 40, atol=4)
     paths = [str(file) for file in videos]
     both = Dataset.from_dict({"a": paths, "b": paths}).cast_column("a", Video()).cast_column("b", Audio())
@@ -408,7 +412,7 @@ def test_the_preview_of_a_stream_has_its_first_clips(videos, tmp_path):
 
 def test_all_frames_of_a_clip_have_one_crop_flip_and_colour(tmp_path):
     file = write_clip(tmp_path / "still.mkv", seconds=1, greys=[100] * 8)
-    source = ClipSource(Dataset.from_dict({"v": [str(file)] * 4}, features=Features({"v": Video()})))
+    source = clips_of(Dataset.from_dict({"v": [str(file)] * 4}, features=Features({"v": Video()})))
     inputs = ClipTransform(CONFIG)(next(iter(loader_of(source))))
     frames = inputs["pixel_values_videos"]
     assert torch.allclose(frames, frames[:, :1].expand_as(frames), atol=0.06)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_ssl.data.sources import ImageSource, load_source
-from hf_ssl.evaluation.features import EvalTransform
+from hf_ssl.evaluation.features import EvalTransform, raw_pixel_embedding
 from hf_ssl.models import AvidForPreTraining
 from hf_ssl.models.modeling_avid import negatives_of_draws
 from hf_ssl.recipe import DataConfig, MonitorConfig
@@ -142,7 +142,7 @@ def measure_one(videos: str) -> dict:
     image = ImageSource(digit_dataset(0, 1))
     transform = EvalTransform(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     images = Monitor(MonitorConfig(), transform, accelerator, image, image)
-    return {"clips": clips["video_to_audio_r1"], "images": images.raw_pixels()}
+    return {"clips": clips["video_to_audio_r1"], "images": images.knn(raw_pixel_embedding)}
 
 
 def test_a_process_without_any_clip_or_image_of_the_monitor_waits_for_the_others(videos, tmp_path):

