@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .data.clips import ClipTransform, ClipViews
 from .data.loader import epoch_order
 from .data.photometric import ORDERS, Photometric
-from .data.sources import ImageSource, Source, load_source
+from .data.sources import Source, load_source, source_of
 from .data.streams import open_stream
 from .data.views import Drawn, View, draw_views, make_views, resolve_views, to_channels
+from .models import AvidConfig
 from .recipe import Recipe, RecipeError, model_config
 
 
@@ -36,6 +38,8 @@ def preview(
 ) -> Path:
     """Draw the first images of a run's first epoch with all their views; the crops are framed in the original.
 
+    Of videos with sound: the frames of a clip, and its normalised spectrogram, from low to high.
+
     Args:
         seed: other images and other views than those of `recipe.train.seed`.
         dataset: a `datasets.Dataset` instead of `recipe.data.path`.
@@ -49,24 +53,32 @@ def preview(
     if num_images <= 0:
         raise RecipeError("The number of images must be greater than 0.")
     views = resolve_views(recipe.views, recipe.method)
-    channels = model_config(recipe, image_size=views[0].size).num_channels
+    config = model_config(recipe, image_size=views[0].size)
+    kind = "video" if isinstance(config, AvidConfig) else "image"
     if recipe.data.streaming:
-        source = open_stream(recipe.data).head(num_images + 100)
+        source = open_stream(recipe.data, kind=kind).head(num_images + 100)
     else:
-        source = load_source(recipe.data) if dataset is None else ImageSource(dataset, recipe.data.image_column)
+        source = load_source(recipe.data, kind=kind) if dataset is None else source_of(dataset, recipe.data, kind)
     seed = recipe.train.seed if seed is None else seed
     reference = recipe.views.photometric == "reference"
+    clips = ClipViews(views[0], config, recipe.clips, reference) if kind == "video" else None
     rows, problem = [], ""
     for index in epoch_order(len(source), seed, 0)[: num_images + 100].tolist():
         try:
-            rows.append(_row(source, index, views, (seed, 0, index), reference, channels))
+            key = (seed, 0, index)
+            rows.append(
+                _row(source, index, views, key, reference, config.num_channels)
+                if clips is None
+                else _clip(source, index, clips, key)
+            )
         except Exception as error:  # a loader takes another image too
             problem = f"{source.name(index)} ({error})"
         if len(rows) == num_images:
             break
     if not rows:
         raise RecipeError(f"No image could be read, the last one tried was {problem}.")
-    title = f"{recipe.method}: {len(views)} views of an image, colours by the {recipe.views.photometric} pipeline"
+    what = f"{len(views)} views of an image" if clips is None else "a clip's frames and sound"
+    title = f"{recipe.method}: {what}, colours by the {recipe.views.photometric} pipeline"
     path = Path(output).expanduser().resolve()
     try:
         _grid(rows, title).save(path, "PNG")
@@ -112,6 +124,27 @@ def _row(
         title = f"{'local ' if view.local else ''}view {v + 1}, {view.size} px"
         row.append((_picture(seen), title, describe(draw, area), _COLOURS[v % len(_COLOURS)]))
     return row
+
+
+def _clip(source: Source, index: int, clips: ClipViews, key: tuple[int, ...]) -> list[_Picture]:
+    """The frames of a clip as the network sees them, and its spectrogram."""
+    made = clips.make(source.cell(index), key, source.max_megapixels)
+    batch = {name: torch.from_numpy(array.copy()) for name, array in clips.stack([made]).items()}
+    config = clips.config
+    photometric = Photometric([0.0] * config.num_channels, [1.0] * config.num_channels)
+    rows = batch["params"].expand(config.num_frames, -1)
+    frames = photometric.apply(batch["pixel_values_videos"], rows[None])[:, 0]
+    sound = ClipTransform(config).normalize(None, batch["waveforms"])["input_values"][0]
+    name = Path(source.name(index)).name
+    seconds = [f"{i / config.frame_rate:.2f} s" for i in range(config.num_frames)]
+    row = [
+        (_picture(f), at, [name] if i == 0 else [], _INK)
+        for i, (f, at) in enumerate(zip(frames, seconds, strict=True))
+    ]
+    said = [f"{config.audio_seconds:g} s, {config.num_bands} {config.spectrogram} bands"]
+    said.append(f"mean {sound.mean():.2f}, std {sound.std():.2f} (audio_mean, audio_std)")
+    low_to_high = ((sound.T.flip(0) - sound.min()) / (sound.max() - sound.min()).clamp(min=1e-6))[None]
+    return [*row, (_picture(low_to_high), "sound", said, _COLOURS[1])]
 
 
 def describe(drawn: Drawn, area: float) -> list[str]:

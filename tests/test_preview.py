@@ -11,12 +11,13 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from hf_ssl.data.clips import ClipViews
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric
 from hf_ssl.data.sources import load_source
 from hf_ssl.data.views import Drawn, resolve_views
 from hf_ssl.preview import _CELL, describe, preview, terminal_image
-from hf_ssl.recipe import Recipe, RecipeError, recipe_from_dict
+from hf_ssl.recipe import Recipe, RecipeError, model_config, recipe_from_dict
 
 
 def recipe_of(digits, method: str = "barlow_twins", photometric: str = "fast", **views) -> Recipe:
@@ -139,3 +140,20 @@ def test_any_other_terminal_gets_the_path_alone(tmp_path, environment):
     path = tmp_path / "grid.png"
     Image.new("RGB", (4, 4)).save(path)
     assert terminal_image(path, environment) is None
+
+
+def test_a_row_of_a_clip_is_its_frames_as_trained_and_its_sound(videos, tmp_path):
+    model = {"video_backbone": "test_resnet", "audio_backbone": "test_resnet", "num_frames": 3, "frame_rate": 4}
+    model |= {"num_bands": 33, "n_fft": 64, "sampling_rate": 8000, "audio_seconds": 0.5}
+    content = {"method": "avid", "data": {"path": str(videos)}, "model": model, "train": {"steps": 1}}
+    recipe = recipe_from_dict(content | {"views": {"all": {"size": 32}}})
+    canvas = np.asarray(Image.open(preview(recipe, num_images=2, output=tmp_path / "grid.png")).convert("RGB"))
+    config = model_config(recipe, 32)
+    views = ClipViews(resolve_views(recipe.views, "avid")[0], config, recipe.clips)
+    loader = TrainLoader(load_source(recipe.data, kind="video"), views, batch_size=2, num_steps=1)
+    batch = next(iter(loader))
+    rows = batch["params"][:, None].expand(-1, 3, -1).contiguous()
+    frames = Photometric([0.0] * 3, [1.0] * 3).apply(batch["pixel_values_videos"], rows)
+    pixels = (frames * 255).round().byte().permute(0, 1, 3, 4, 2).flatten(0, 1).numpy()
+    assert len(pixels) == 6 and all(contains(canvas, picture) for picture in pixels)
+    assert canvas.shape[1] > 4 * _CELL, "three frames and a spectrogram"
