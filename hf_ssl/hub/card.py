@@ -128,7 +128,7 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
         kind=kind,
         steps=f"{results.steps:,}",
         batch_size=f"{recipe.train.batch_size:,}",
-        usage=_usage(plain, images, sharded),
+        usage=usage(plain, images, sharded),
         results=_results(recipe, results),
         published=beside(recipe, results.final.get("knn")),
         environment=_environment(results),
@@ -139,7 +139,8 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
     return re.sub(r"\n{3,}", "\n\n", text)  # where a section is empty
 
 
-def _usage(plain: bool, images: bool, sharded: bool) -> str:
+def usage(plain: bool, images: bool, sharded: bool) -> str:
+    """The lines that load the encoder."""
     if not plain:
         return _CODE_USAGE if images else _CLIP_USAGE
     return _PLAIN_USAGE.replace(*_ONE_FILE) if sharded else _PLAIN_USAGE

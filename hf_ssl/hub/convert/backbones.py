@@ -1,0 +1,159 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Which network of timm the tensors of a ResNet or RegNet belong to, told from their names and shapes."""
+
+import re
+from typing import Any
+
+import timm
+import torch
+
+from ...models.configuration_swav import RG_10B
+from ...recipe import RecipeError
+from .common import Layout, Renames, Tensors
+
+
+BACKBONE = "encoder.backbone."
+
+_DEPTHS = {  # depths of the four stages, with bottlenecks or without -> torchvision's number
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (2, 2, 2, 2)): 26,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+    (True, (3, 24, 36, 3)): 200,
+}
+
+# timm's ResNet has a first convolution of 64 channels whatever its width. Its ResNet of CLIP, with these arguments, is
+# the plain one again, and its first convolution widens with the rest.
+WIDE = {
+    "stem_type": "7x7",
+    "stem_chs": 64,  # times width_factor
+    "stem_pool": "maxpool",
+    "downsample": "conv1x1",
+    "aa_layer": "",
+    "head_type": "classifier",
+}
+_WIDE_NAMES = Renames(
+    ("conv1.{*x}", "stem.conv1.conv.{*x}"),
+    ("bn1.{*x}", "stem.conv1.bn.{*x}"),
+    *(
+        (f"layer{{s+1}}.{{b}}.{theirs}{i}.{{*x}}", f"stages.{{s}}.{{b}}.conv{i}_{size}.{ours}.{{*x}}")
+        for i, size in ((1, "1x1"), (2, "kxk"), (3, "1x1"))
+        for theirs, ours in (("conv", "conv"), ("bn", "bn"))
+    ),
+    ("layer{s+1}.{b}.downsample.0.{*x}", "stages.{s}.{b}.shortcut.conv.{*x}"),
+    ("layer{s+1}.{b}.downsample.1.{*x}", "stages.{s}.{b}.shortcut.bn.{*x}"),
+)
+
+
+def resnet(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Names of a torchvision ResNet behind a prefix, beside ours."""
+    names = (
+        "conv1.weight",
+        "bn1.{*x}",
+        "layer{s}.{b}.conv{i}.weight",
+        "layer{s}.{b}.bn{i}.{*x}",
+        "layer{s}.{b}.downsample.{i}.{*x}",
+    )
+    return tuple((prefix + name, BACKBONE + name) for name in names)
+
+
+def backbone_fields(tensors: Tensors) -> dict[str, Any]:
+    """`backbone` and `backbone_args` of the configuration.
+
+    Raises:
+        RecipeError: a network that timm does not have.
+    """
+    own = {name.removeprefix(BACKBONE): t for name, t in tensors.items() if name.startswith(BACKBONE)}
+    return _regnet_fields(own) if "stem.conv.weight" in own else _resnet_fields(own)
+
+
+def _resnet_fields(own: Tensors) -> dict[str, Any]:
+    depths = tuple(
+        len({m[1] for name in own if (m := re.fullmatch(rf"layer{s}\.(\d+)\.conv1\.weight", name))})
+        for s in range(1, 5)
+    )
+    depth = _DEPTHS.get(("layer1.0.conv3.weight" in own, depths))
+    firsts = [own.get(f"layer{s}.0.conv1.weight") for s in range(1, 5)]
+    if depth is None or "conv1.weight" not in own or any(t is None or t.dim() != 4 for t in firsts):
+        found = "/".join(map(str, depths))
+        raise RecipeError(
+            f"The tensors are of no ResNet of 18 to 200 layers: stages of {found} blocks, or no first one."
+        )
+    stem, channels = own["conv1.weight"].shape[0], [t.shape[0] for t in firsts]
+    if stem == 64:
+        plain = channels == [64, 128, 256, 512]
+        return {"backbone": f"resnet{depth}", "backbone_args": None if plain else {"channels": channels}}
+    factor = channels[0] / 64
+    if depth not in (50, 101) or [stem, *channels] != [int(factor * c) for c in (64, 64, 128, 256, 512)]:
+        raise RecipeError(
+            f"timm has no ResNet-{depth} with a first convolution of {stem} channels and stages of {channels}; widths "
+            "other than 1 are possible for 50 and 101 layers, when all are multiplied alike."
+        )
+    return {"backbone": f"resnet{depth}_clip", "backbone_args": WIDE | {"width_factor": factor}}
+
+
+def _regnet_fields(own: Tensors) -> dict[str, Any]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    blocks = len({match[0] for name in own if (match := re.match(r"s\d+\.b\d+\.", name))})
+    configurations = timm.models.regnet.model_cfgs
+    names = [n for n in timm.list_models("regnety_*") if n in configurations and configurations[n].depth == blocks]
+    candidates: list[tuple[str, dict | None]] = [(name, None) for name in names]
+    if blocks == RG_10B["depth"]:
+        candidates.append(("regnety_2560", dict(RG_10B)))
+    for name, arguments in candidates:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0, **(arguments or {}))
+        expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+        # Most of it decides; what is missing, left over or of another shape is then named one by one.
+        if sum(shapes.get(key) == shape for key, shape in expected.items()) > 0.8 * max(len(expected), len(shapes)):
+            return {"backbone": name, "backbone_args": arguments}
+    widths = [shapes.get(f"s{s}.b1.conv1.conv.weight", "?") for s in range(1, 5)]
+    raise RecipeError(
+        f"timm has no RegNetY of {blocks} blocks whose stages begin with weights {widths}. The released pre-trained "
+        "file of RG-256 is known not to be the network that its name says."
+    )
+
+
+def rename_backbone(tensors: Tensors, backbone: str, *, back: bool = False) -> Tensors:
+    """torchvision's names of a ResNet -> those of the timm model that was chosen for it, or back."""
+    if not backbone.endswith("_clip"):
+        return tensors
+    new = _WIDE_NAMES.theirs if back else _WIDE_NAMES.ours
+
+    def rename(name: str) -> str:
+        head, found, tail = name.partition(BACKBONE)
+        return head + found + (new(tail) or tail) if found else name
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+class Encoder(Layout):
+    """An encoder alone, whatever it was trained by, with its linear classifier if it has one."""
+
+    def write(self, tensors: Tensors, config: Any, facts: dict[str, Any], remainder: Tensors) -> Any:
+        if (config.stem, config.padding) != ("imagenet", "torch"):
+            raise RecipeError(
+                f"The encoder has stem={config.stem} and padding={config.padding}: in the plain network its weights "
+                "would load and give other features."
+            )
+        return super().write(tensors, config, facts, remainder)
+
+
+_ALONE = {"prefix": "", "ignored": r"(?!encoder\.|classifier\.).*"}
+torchvision = Encoder(
+    "", "", "See the original.", mark="conv1.", renames=Renames(*resnet(""), ("fc.{*x}", "classifier.{*x}")), **_ALONE
+)
+timm_regnet = Encoder(
+    "",
+    "https://huggingface.co/timm",
+    "SEER's weights have a non-commercial licence of their own (the SEER licence); for others, see the original.",
+    mark="s1.b1.",
+    renames=Renames(
+        ("stem.{*x}", BACKBONE + "stem.{*x}"),
+        ("s{s}.b{b}.{*x}", BACKBONE + "s{s}.b{b}.{*x}"),
+        ("head.fc.{*x}", "classifier.{*x}"),
+    ),
+    **_ALONE,
+)
