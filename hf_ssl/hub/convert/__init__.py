@@ -78,7 +78,8 @@ def convert(
     kind = ORIGINALS[method]
     layout, found = _read(path, kind)
     if classifier is not None:
-        found.tensors |= _read(Path(classifier).expanduser(), kind)[1].tensors
+        more = _read(Path(classifier).expanduser(), kind)[1].tensors
+        found.tensors |= {name: more[name] for name in more if name.startswith("classifier.")}
     try:
         fields = {} if kind == "avid" else {"interpolation": "bilinear"} | backbone_fields(found.tensors)
         config = METHODS[kind][0](**fields | found.fields)
@@ -90,17 +91,24 @@ def convert(
         heads = {name for name in expected if not name.startswith("encoder.")}
         encoder_only = bool(heads) and heads.isdisjoint(found.tensors)
         account(found, {n: t for n, t in expected.items() if not (encoder_only and n in heads)}, layout)
-        tensors, labelled = _own(rename_backbone(found.tensors, backbone)), _labelled(config, head, found, layout)
+        labelled = _labelled(config, head, layout) if head or classifier else None
     except ValueError as error:  # a RecipeError, or what a configuration says of odd numbers
         raise RecipeError(f"{path}: {error}") from error
 
+    tensors = _own(rename_backbone(found.tensors, backbone) | head)
+
     def add(partial: Path) -> None:
         if labelled is not None:
-            save_pretraining(labelled, tensors | _own(head), partial, "classification")
+            save_pretraining(labelled, tensors, partial, "classification")
         if found.remainder:
             save_file(found.remainder, partial / "original.safetensors")
 
-    facts = {"file": path.name, "layout": _name(layout), "left_out": found.left_out, **found.facts}
+    facts = {
+        "file": path.name,
+        "layout": next(n for n, known in LAYOUTS.items() if known is layout),
+        "left_out": found.left_out,
+        **found.facts,
+    }
     card = _card(config, layout, path.name, method, found.left_out, tensors, encoder_only, labelled is not None)
     if found.left_out:
         logger.info("Left out: %s.", ", ".join(found.left_out))
@@ -126,12 +134,9 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
     if chosen.method != config.model_type and (chosen.method or not isinstance(config, SSLConfig)):
         raise RecipeError(f"{folder} is of {config.model_type}, which the layout {layout} is not for.")
     facts, remainder = folder / "original.json", folder / "original.safetensors"
-    content = chosen.write(
-        rename_backbone(tensors, getattr(config, "backbone", ""), back=True),
-        config,
-        json.loads(facts.read_text()) if facts.exists() else {},
-        load_file(remainder) if remainder.exists() else {},
-    )
+    known = json.loads(facts.read_text()) if facts.exists() else {}
+    known["remainder"] = load_file(remainder) if remainder.exists() else {}
+    content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
     partial = output.with_name(f".partial_{output.name}")
     try:
         if output.suffix == ".safetensors":
@@ -164,20 +169,14 @@ def _read(path: Path, method: str) -> tuple[Layout, Original]:
     raise RecipeError(f"{path}: {said}{''.join(hint[:1])}")
 
 
-def _name(layout: Layout) -> str:
-    return next(name for name, known in LAYOUTS.items() if known is layout)
-
-
-def _labelled(config: Any, head: Tensors, found: Original, layout: Layout) -> Any:
-    """An `XForImageClassification` without memory, where there is a linear classifier."""
-    if not head:
-        return None
+def _labelled(config: Any, head: Tensors, layout: Layout) -> Any:
+    """An `XForImageClassification` without memory, of which `head` is the linear classifier."""
     config = copy.deepcopy(config)
-    config.num_labels = len(next(iter(head.values())))
+    config.num_labels = max((tensor.shape[0] for tensor in head.values() if tensor.dim()), default=1)
     with torch.device("meta"):
         model = getattr(models, type(config).__name__.replace("Config", "ForImageClassification"))(config)
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
-    account(Original(head, found.names), own, layout)
+    account(Original(head, {}), own, layout)
     return model
 
 
@@ -233,7 +232,7 @@ def _card(config, layout, file, method, left_out, tensors, encoder_only, labelle
         paper=paper,
         backbone=backbone,
         file=file,
-        project=layout.project or "whoever made the file; its names do not tell",
+        project=layout.project or "a project that its names do not tell",
         licence=layout.licence,
         command=f"hf-ssl convert {file} --method {method}",
         usage=usage(plain, images, in_several_files(tensors)),

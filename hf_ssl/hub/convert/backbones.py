@@ -70,28 +70,22 @@ def backbone_fields(tensors: Tensors) -> dict[str, Any]:
 
 
 def _resnet_fields(own: Tensors) -> dict[str, Any]:
-    depths = tuple(
-        len({m[1] for name in own if (m := re.fullmatch(rf"layer{s}\.(\d+)\.conv1\.weight", name))})
-        for s in range(1, 5)
-    )
+    blocks = [name.split(".") for name in own if re.fullmatch(r"layer[1-4]\.\d+\.conv1\.weight", name)]
+    depths = tuple(sum(name[0] == f"layer{s}" for name in blocks) for s in range(1, 5))
     depth = _DEPTHS.get(("layer1.0.conv3.weight" in own, depths))
-    firsts = [own.get(f"layer{s}.0.conv1.weight") for s in range(1, 5)]
-    if depth is None or "conv1.weight" not in own or any(t is None or t.dim() != 4 for t in firsts):
-        found = "/".join(map(str, depths))
-        raise RecipeError(
-            f"The tensors are of no ResNet of 18 to 200 layers: stages of {found} blocks, or no first one."
-        )
-    stem, channels = own["conv1.weight"].shape[0], [t.shape[0] for t in firsts]
+    firsts = [own.get(name) for name in ("conv1.weight", *(f"layer{s}.0.conv1.weight" for s in range(1, 5)))]
+    if depth is None or any(tensor is None or tensor.dim() != 4 or not len(tensor) for tensor in firsts):
+        raise RecipeError(f"The tensors are of no ResNet of 18 to 200 layers; blocks of its four stages: {depths}.")
+    stem, *channels = (len(tensor) for tensor in firsts)
     if stem == 64:
         plain = channels == [64, 128, 256, 512]
         return {"backbone": f"resnet{depth}", "backbone_args": None if plain else {"channels": channels}}
-    factor = channels[0] / 64
-    if depth not in (50, 101) or [stem, *channels] != [int(factor * c) for c in (64, 64, 128, 256, 512)]:
+    if depth not in (50, 101) or channels != [stem, 2 * stem, 4 * stem, 8 * stem]:
         raise RecipeError(
-            f"timm has no ResNet-{depth} with a first convolution of {stem} channels and stages of {channels}; widths "
-            "other than 1 are possible for 50 and 101 layers, when all are multiplied alike."
+            f"timm has no ResNet-{depth} with a first convolution of {stem} channels and stages of {channels}; it can "
+            "be other than 64 for 50 and 101 layers, where the stages begin at the same width and double."
         )
-    return {"backbone": f"resnet{depth}_clip", "backbone_args": WIDE | {"width_factor": factor}}
+    return {"backbone": f"resnet{depth}_clip", "backbone_args": WIDE | {"width_factor": stem / 64}}
 
 
 def _regnet_fields(own: Tensors) -> dict[str, Any]:
@@ -129,23 +123,12 @@ def rename_backbone(tensors: Tensors, backbone: str, *, back: bool = False) -> T
     return {rename(name): tensor for name, tensor in tensors.items()}
 
 
-class Encoder(Layout):
-    """An encoder alone, whatever it was trained by, with its linear classifier if it has one."""
-
-    def write(self, tensors: Tensors, config: Any, facts: dict[str, Any], remainder: Tensors) -> Any:
-        if (config.stem, config.padding) != ("imagenet", "torch"):
-            raise RecipeError(
-                f"The encoder has stem={config.stem} and padding={config.padding}: in the plain network its weights "
-                "would load and give other features."
-            )
-        return super().write(tensors, config, facts, remainder)
-
-
+# An encoder alone, whatever it was trained by, with its linear classifier if it has one.
 _ALONE = {"prefix": "", "ignored": r"(?!encoder\.|classifier\.).*"}
-torchvision = Encoder(
+torchvision = Layout(
     "", "", "See the original.", mark="conv1.", renames=Renames(*resnet(""), ("fc.{*x}", "classifier.{*x}")), **_ALONE
 )
-timm_regnet = Encoder(
+timm_regnet = Layout(
     "",
     "https://huggingface.co/timm",
     "SEER's weights have a non-commercial licence of their own (the SEER licence); for others, see the original.",

@@ -82,7 +82,7 @@ class _Refused(pickle.UnpicklingError):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in _RECORDS or name in _MAPPINGS:
-            return _Record if name in _RECORDS else _Mapping
+            return type(name, (_Record if name in _RECORDS else _Mapping,), {})
         if f"{module}.{name}" not in _DATA:
             raise _Refused(f"{module}.{name}")
         return _DATA[f"{module}.{name}"]
@@ -115,7 +115,7 @@ class Byol(Layout):
     def read(self, content: Any, path: Path) -> Original:
         state = content["experiment_state"]
         trees = dict(zip((*_TREES, "opt_state"), state, strict=False)) if isinstance(state, tuple) else state
-        flat = {name: torch.from_numpy(np.array(array)) for name, array in _flatten(trees).items()}
+        flat = _flatten(trees)
         remainder = {name: tensor for name, tensor in flat.items() if _REMAINDER.fullmatch(name)}
         found = self.rename({name: tensor for name, tensor in flat.items() if name not in remainder})
         found.tensors = {name: _to_torch(name, tensor) for name, tensor in found.tensors.items()}
@@ -123,12 +123,12 @@ class Byol(Layout):
         found.left_out = left_out(content, {"experiment_state"}) + [name for name in trees if name not in _TREES]
         return found
 
-    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any], remainder: Tensors) -> Any:
+    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
         """The four trees in dicts; `experiment_state` is a dict of them, in place of the authors' named tuple."""
         tensors = {name: _to_haiku(name, tensor) for name, tensor in tensors.items()}
         network = f"res_net{re.sub('[^0-9]', '', config.backbone)}/"
         trees: dict[str, dict] = {tree: {} for tree in _TREES}
-        for name, tensor in (super().write(tensors, config, facts, remainder) | remainder).items():
+        for name, tensor in (super().write(tensors, config, facts) | facts["remainder"]).items():
             which, _, path = name.partition("/")
             module, _, leaf = path.rpartition("/")
             tree = trees[f"{which}_{'state' if '_ema' in module else 'params'}"]
@@ -136,18 +136,18 @@ class Byol(Layout):
         return {"experiment_state": trees}
 
 
-def _flatten(trees: Any) -> dict[str, np.ndarray]:
+def _flatten(trees: Any) -> Tensors:
     """`online/encoder/~/initial_conv/w` ...: parameters and statistics of a network have no name in common."""
-    flat: dict[str, np.ndarray] = {}
+    flat: Tensors = {}
     for tree in _TREES:
         if not isinstance(trees, dict) or not isinstance(trees.get(tree), dict):
             raise RecipeError(f"The checkpoint has no {tree}.")
         for module, leaves in trees[tree].items():
             for leaf, array in leaves.items() if isinstance(leaves, dict) else [("", leaves)]:
                 name = f"{tree.split('_')[0]}/{re.sub('^res_net[0-9]+/', 'encoder/', str(module))}/{leaf}"
-                if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fi" or name in flat:
+                if str(getattr(array, "dtype", "")) not in ("float32", "int32") or name in flat:
                     raise RecipeError(f"{tree}, {module}/{leaf} is no array of numbers, or is there twice.")
-                flat[name] = array
+                flat[name] = torch.from_numpy(np.array(array, order="C"))
     return flat
 
 
@@ -157,7 +157,8 @@ def _to_torch(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.long()
     if all(size == 1 for size in tensor.shape[:-1]):
         return tensor.reshape(-1)
-    return (tensor.permute(3, 2, 0, 1) if tensor.dim() == 4 else tensor.T).contiguous()
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(tensor.dim())
+    return tensor.permute(axes).contiguous() if axes else tensor
 
 
 def _to_haiku(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -189,4 +190,5 @@ byol = Byol(
     ),
     fields=_fields,
     prefix="",
+    padding="same",
 )

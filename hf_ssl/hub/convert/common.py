@@ -102,6 +102,7 @@ class Layout:
         container: the entry that the weights are written under, if any.
         prefix: DDP's, which is written, and read where it is there.
         ignored: names of ours that this layout passes over on the way back.
+        padding: of the original network's convolutions.
     """
 
     method: str
@@ -113,6 +114,7 @@ class Layout:
     container: str = ""
     prefix: str = "module."
     ignored: str = r"classifier\..*"
+    padding: str = "torch"
 
     def recognises(self, content: Any) -> bool:
         return any(str(name).removeprefix("module.").startswith(self.mark) for name in weights_of(content)[0])
@@ -136,12 +138,16 @@ class Layout:
             raise RecipeError(f"Tensors that have no place in the network: {listed(unknown or names)}.")
         return Original({ours: state[n] for n, ours in names.items()}, {ours: n for n, ours in names.items()})
 
-    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any], remainder: Tensors) -> Any:
+    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
         """What the original's file holds.
 
         Raises:
-            RecipeError: its network has no such tensors.
+            RecipeError: its network has no such tensors, or would make other features of them.
         """
+        stem, padding = getattr(config, "stem", "imagenet"), getattr(config, "padding", self.padding)
+        if (stem, padding) != ("imagenet", self.padding):
+            said = f"The encoder has stem={stem} and padding={padding}, and the original imagenet and {self.padding}"
+            raise RecipeError(f"{said}: its weights would load there and give other features.")
         names = {name: self.renames.theirs(name) for name in tensors}
         unknown = [n for n, theirs in names.items() if theirs is None and not re.fullmatch(self.ignored, n)]
         if unknown or not any(names.values()):

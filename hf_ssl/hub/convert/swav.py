@@ -10,7 +10,7 @@ from .common import Layout, Renames, Tensors, head_widths
 def swav_fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     """Projector and prototypes, where the file has them."""
     widths, prototypes = head_widths(tensors, "projector"), tensors.get("prototypes.weight")
-    if not widths or prototypes is None:
+    if not widths or prototypes is None or prototypes.dim() != 2:
         return {}
     norm = any(name.startswith("projector.") and name.endswith("running_mean") for name in tensors)
     return {"projector_dims": widths, "projector_batch_norm": norm, "num_prototypes": prototypes.shape[0]}

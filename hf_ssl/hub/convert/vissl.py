@@ -6,6 +6,7 @@ Trunks of large RegNets insert `.block{stage}-part{group}`: blocks whose activat
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,17 @@ _PART = re.compile(r"\.block(\d+)-part(\d+)(\.block\1-(\d+)\.)")
 def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     fields = swav_fields(tensors, content)
     if len(fields.get("projector_dims", ())) == 3:  # SEER's head
-        ten_billion = tensors.get(_B + "s4.b1.conv1.conv.weight", tensors["projector.0.weight"]).shape[0] == 28280
+        ten_billion = tuple(tensors["projector.0.weight"].shape[1:]) == (28280,)
         fields |= {"sinkhorn_iterations": 10, "epsilon": 0.03 if ten_billion else 0.05}
     return fields
 
 
+@dataclass(frozen=True)
 class Vissl(Layout):
+    """With `grouped`, the groups that the original file had are written; a group a stage where they are not known."""
+
+    grouped: bool = False
+
     def recognises(self, content: Any) -> bool:
         return isinstance(content, dict) and not {"classy_state_dict", "layers", "shards"}.isdisjoint(content)
 
@@ -64,23 +70,13 @@ class Vissl(Layout):
         found.facts = {"parts": parts} if parts else {}
         return found
 
-    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any], remainder: Tensors) -> Any:
-        flat, model = super().write(tensors, config, facts, remainder), {"trunk": {}, "heads": {}}
-        for name, tensor in flat.items():
-            part, _, name = name.partition(".")
-            model[part][name] = tensor
-        return {"type": "consolidated", "classy_state_dict": {"base_model": {"model": model}}}
-
-
-class Grouped(Vissl):
-    """With the groups that the original file had; a group a stage where that is not known."""
-
-    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any], remainder: Tensors) -> Any:
-        content, parts = super().write(tensors, config, facts, remainder), facts.get("parts", {})
-        model = content["classy_state_dict"]["base_model"]["model"]
+    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
+        parts, model = facts.get("parts", {}), {"trunk": {}, "heads": {}}
         group = lambda m: f".block{m[2]}-part{parts.get(f'{m[2]}-{m[3]}', 0)}{m[1]}"  # noqa: E731
-        model["trunk"] = {re.sub(r"(\.block(\d+)-(\d+)\.)", group, n): t for n, t in model["trunk"].items()}
-        return content
+        for name, tensor in super().write(tensors, config, facts).items():
+            part, _, name = name.partition(".")
+            model[part][re.sub(r"(\.block(\d+)-(\d+)\.)", group, name) if self.grouped else name] = tensor
+        return {"type": "consolidated", "classy_state_dict": {"base_model": {"model": model}}}
 
 
 def _model(content: dict[str, Any]) -> tuple[dict[str, dict], list[str]]:
@@ -127,4 +123,4 @@ _LAYOUT = {
     "prefix": "",
     "ignored": "(?!.)",
 }
-vissl, vissl_grouped = Vissl(**_LAYOUT), Grouped(**_LAYOUT)
+vissl, vissl_grouped = Vissl(**_LAYOUT), Vissl(**_LAYOUT, grouped=True)
