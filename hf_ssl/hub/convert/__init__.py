@@ -36,11 +36,8 @@ from .vissl import vissl, vissl_grouped
 
 logger = logging.getLogger(__name__)
 
-ORIGINALS = {  # what people call the method or the project -> our method
-    **{method: method for method in METHODS},
-    "seer": "swav",
-    "vissl": "swav",
-}
+# What people call the method or the project -> our method.
+ORIGINALS = {method: method for method in METHODS} | {"seer": "swav", "vissl": "swav"}
 LAYOUTS = {
     "avid": avid,
     "barlow_twins": barlow_twins,
@@ -103,12 +100,8 @@ def convert(
         if found.remainder:
             save_file(found.remainder, partial / "original.safetensors")
 
-    facts = {
-        "file": path.name,
-        "layout": next(n for n, known in LAYOUTS.items() if known is layout),
-        "left_out": found.left_out,
-        **found.facts,
-    }
+    name = next(name for name, known in LAYOUTS.items() if known is layout)
+    facts = {"file": path.name, "layout": name, "left_out": found.left_out, **found.facts}
     card = _card(config, layout, path.name, method, found.left_out, tensors, encoder_only, labelled is not None)
     if found.left_out:
         logger.info("Left out: %s.", ", ".join(found.left_out))

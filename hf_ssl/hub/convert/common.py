@@ -19,8 +19,9 @@ from ...recipe import RecipeError
 
 Tensors = dict[str, torch.Tensor]
 
-# Entries of a checkpoint that hold tensors and are no weights.
-TRAINING = {"amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler", "train_criterion"}
+# Entries of a checkpoint that may hold tensors and are no weights, and what is to be said of them.
+TRAINING = dict.fromkeys(("amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler"), "")
+TRAINING["train_criterion"] = " (memories and positive sets, whose rows are those of the authors' list of files; Z)"
 
 # The learning rate of a numpy schedule is a numpy number, which torch does not admit by itself; it executes nothing.
 _NUMBERS: list = [np.dtype, *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)}]
@@ -180,7 +181,7 @@ def left_out(entries: dict[str, Any], used: set[str], where: str = "") -> list[s
     unknown = [key for key in others if key not in TRAINING and _holds_tensors(entries.get(key))]
     if unknown:
         raise RecipeError(f"Entries with tensors that nothing is known about: {listed(unknown)}.")
-    return [where + key for key in others]
+    return [where + key + TRAINING.get(key, "") for key in others]
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -67,7 +67,7 @@ class Vissl(Layout):
         found = self.rename(plain)
         found.left_out, found.fields = others, self.fields(found.tensors, content)
         parts = {f"{m[1]}-{m[4]}": m[2] for m in map(_PART.search, flat) if m}
-        found.facts = {"parts": parts} if parts else {}
+        found.facts = {"layout": "vissl-grouped", "parts": parts} if parts else {}
         return found
 
     def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
