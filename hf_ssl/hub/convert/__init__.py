@@ -11,17 +11,15 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save_file
 
 from ... import models
-from ...models import METHODS, SSLConfig, rebuildable_by_timm
+from ...models import METHODS, SSLConfig
 from ...recipe import RecipeError, nearest
-from ..card import PAPERS, bibtex, templates_folder, usage
+from ..card import render_converted
 from ..export import in_several_files, save_pretraining, write_repo
 from ..weights import read_weights
 from .avid import avid
@@ -38,18 +36,8 @@ logger = logging.getLogger(__name__)
 
 # What people call the method or the project -> our method.
 ORIGINALS = {method: method for method in METHODS} | {"seer": "swav", "vissl": "swav"}
-LAYOUTS = {
-    "avid": avid,
-    "barlow_twins": barlow_twins,
-    "byol": byol,
-    "simsiam": simsiam,
-    "swav": swav,
-    "swav-linear": swav_linear,
-    "timm": timm_regnet,
-    "torchvision": torchvision,
-    "vissl": vissl,
-    "vissl-grouped": vissl_grouped,  # read as vissl
-}
+_LAYOUTS = (avid, barlow_twins, byol, simsiam, swav, swav_linear, timm_regnet, torchvision, vissl, vissl_grouped)
+LAYOUTS = {layout.name: layout for layout in _LAYOUTS}
 
 
 def convert(
@@ -68,7 +56,8 @@ def convert(
     """
     path = Path(path).expanduser()
     folder = Path(output).expanduser() if output else Path(path.name.partition(".")[0])
-    if folder.exists() and not (folder / "original.json").exists():
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / "original.json").exists():
         raise RecipeError(f"{folder} is there and was not made by hf-ssl convert; give another --output.")
     if method not in ORIGINALS:
         raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
@@ -100,9 +89,11 @@ def convert(
         if found.remainder:
             save_file(found.remainder, partial / "original.safetensors")
 
-    name = next(name for name, known in LAYOUTS.items() if known is layout)
-    facts = {"file": path.name, "layout": name, "left_out": found.left_out, **found.facts}
-    card = _card(config, layout, path.name, method, found.left_out, tensors, encoder_only, labelled is not None)
+    facts = {"file": path.name, "layout": layout.name, "left_out": found.left_out, **found.facts}
+    subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labelled is not None)
+    origin = {"file": path.name, "project": layout.project, "licence": layout.licence}
+    origin["command"] = f"hf-ssl convert {path.name} --method {method}"
+    card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
     if found.left_out:
         logger.info("Left out: %s.", ", ".join(found.left_out))
     files = {"README.md": card, "original.json": json.dumps(facts, indent=2)}
@@ -114,7 +105,7 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
 
     Args:
         layout: one of `LAYOUTS`; "torchvision" is the bare ResNet.
-        output: a file; one that ends in .safetensors is written as such.
+        output: a file, as torch writes it; for BYOL a pickle.
 
     Raises:
         RecipeError: no such layout, or a network that it has no names for.
@@ -132,11 +123,7 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
     content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
     partial = output.with_name(f".partial_{output.name}")
     try:
-        if output.suffix == ".safetensors":
-            if not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-                raise RecipeError(f"The layout {layout} has sections, which safetensors does not; give a .pth file.")
-            save_file(content, partial)
-        elif chosen is byol:
+        if chosen is byol:
             partial.write_bytes(pickle.dumps(content, protocol=4))
         else:
             torch.save(content, partial)
@@ -157,9 +144,8 @@ def _read(path: Path, method: str) -> tuple[Layout, Original]:
                 return layout, layout.read(content, path)
     except RecipeError as error:
         said = str(error)
-    others = {name: known for name, known in LAYOUTS.items() if known.method not in (method, "")}
-    hint = [f" It is laid out as a checkpoint of {n}." for n, known in others.items() if known.recognises(content)]
-    raise RecipeError(f"{path}: {said}{''.join(hint[:1])}")
+    others = [layout.name for layout in _LAYOUTS if layout.method not in (method, "") and layout.recognises(content)]
+    raise RecipeError(f"{path}: {said}" + "".join(f" It is laid out as one of {name}." for name in others[:1]))
 
 
 def _labelled(config: Any, head: Tensors, layout: Layout) -> Any:
@@ -205,36 +191,3 @@ def _weights(folder: Path) -> tuple[Any, Tensors]:
         labelled = read_weights(folder / "classification")
         tensors |= {name: tensor for name, tensor in labelled.items() if name.startswith("classifier.")}
     return config, tensors
-
-
-def _card(config, layout, file, method, left_out, tensors, encoder_only, labelled) -> str:
-    images, plain = isinstance(config, SSLConfig), rebuildable_by_timm(config)
-    name, title, paper = PAPERS[config.model_type]
-    backbone = config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}"
-    whole = [] if encoder_only else [("ForPreTraining", "pretraining")]
-    whole += [("ForImageClassification", "classification")] if labelled else []
-    metadata = ModelCardData(
-        library_name="timm" if plain else "transformers",
-        pipeline_tag="image-feature-extraction" if images else "feature-extraction",
-        tags=["timm", "transformers", "self-supervised-learning", config.model_type, "hf_ssl"],
-    )
-    return Template((templates_folder() / "converted.md").read_text()).substitute(
-        metadata=metadata.to_yaml(),
-        name=name,
-        title=title,
-        paper=paper,
-        backbone=backbone,
-        file=file,
-        project=layout.project or "a project that its names do not tell",
-        licence=layout.licence,
-        command=f"hf-ssl convert {file} --method {method}",
-        usage=usage(plain, images, in_several_files(tensors)),
-        parts="\n".join(
-            f'model = AutoModel{kind}.from_pretrained("REPO", subfolder="{place}", trust_remote_code=True)'
-            for kind, place in whole
-        )
-        or "# the file has no heads: the encoder is all there is",
-        imports=", ".join(f"AutoModel{kind}" for kind, _ in whole) or "AutoModel",
-        left_out=", ".join(left_out) or "nothing",
-        citation=bibtex("seer" if backbone.startswith("regnet") else config.model_type),
-    )

@@ -8,7 +8,7 @@ others. They are left out, and training on refills them.
 import re
 from typing import Any
 
-from .common import Layout, Renames, Tensors, head_widths
+from .common import Layout, Tensors, head_widths
 
 
 _VIDEO = (
@@ -37,10 +37,11 @@ def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
 
 avid = Layout(
     "avid",
+    "avid",
     "https://github.com/facebookresearch/AVID-CMA",
     "Code and weights are under CC BY-NC 4.0.",
     mark="video_model.",
-    renames=Renames(
+    pairs=(
         ("video_model.conv1.{i}.{*x}", _V + "stem.{i}.{*x}"),
         ("audio_model.conv1.{i}.{*x}", _A + "stem.{i}.{*x}"),
         *(("video_model.conv{s+2}x.{b}." + a + ".{*x}", _V + "stages.{s}.{b}." + b + ".{*x}") for a, b in _VIDEO),

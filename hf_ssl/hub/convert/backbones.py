@@ -9,7 +9,7 @@ import torch
 
 from ...models.configuration_swav import RG_10B
 from ...recipe import RecipeError
-from .common import Layout, Renames, Tensors
+from .common import Layout, Pair, Tensors, rename
 
 
 BACKBONE = "encoder.backbone."
@@ -34,7 +34,7 @@ WIDE = {
     "aa_layer": "",
     "head_type": "classifier",
 }
-_WIDE_NAMES = Renames(
+_WIDE_NAMES = (
     ("conv1.{*x}", "stem.conv1.conv.{*x}"),
     ("bn1.{*x}", "stem.conv1.bn.{*x}"),
     *(
@@ -47,7 +47,7 @@ _WIDE_NAMES = Renames(
 )
 
 
-def resnet(prefix: str) -> tuple[tuple[str, str], ...]:
+def resnet(prefix: str) -> tuple[Pair, ...]:
     """Names of a torchvision ResNet behind a prefix, beside ours."""
     names = (
         "conv1.weight",
@@ -91,11 +91,9 @@ def _resnet_fields(own: Tensors) -> dict[str, Any]:
 def _regnet_fields(own: Tensors) -> dict[str, Any]:
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     blocks = len({match[0] for name in own if (match := re.match(r"s\d+\.b\d+\.", name))})
-    configurations = timm.models.regnet.model_cfgs
-    names = [n for n in timm.list_models("regnety_*") if n in configurations and configurations[n].depth == blocks]
-    candidates: list[tuple[str, dict | None]] = [(name, None) for name in names]
-    if blocks == RG_10B["depth"]:
-        candidates.append(("regnety_2560", dict(RG_10B)))
+    configs = timm.models.regnet.model_cfgs
+    names = [name for name in timm.list_models("regnety_*") if name in configs and configs[name].depth == blocks]
+    candidates = [(name, None) for name in names] + [("regnety_2560", dict(RG_10B))] * (blocks == RG_10B["depth"])
     for name, arguments in candidates:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0, **(arguments or {}))
@@ -114,26 +112,33 @@ def rename_backbone(tensors: Tensors, backbone: str, *, back: bool = False) -> T
     """torchvision's names of a ResNet -> those of the timm model that was chosen for it, or back."""
     if not backbone.endswith("_clip"):
         return tensors
-    new = _WIDE_NAMES.theirs if back else _WIDE_NAMES.ours
+    pairs = [pair[::-1] for pair in _WIDE_NAMES] if back else _WIDE_NAMES
 
-    def rename(name: str) -> str:
+    def new(name: str) -> str:
         head, found, tail = name.partition(BACKBONE)
-        return head + found + (new(tail) or tail) if found else name
+        return head + found + (rename(tail, pairs) or tail)
 
-    return {rename(name): tensor for name, tensor in tensors.items()}
+    return {new(name): tensor for name, tensor in tensors.items()}
 
 
 # An encoder alone, whatever it was trained by, with its linear classifier if it has one.
 _ALONE = {"prefix": "", "ignored": r"(?!encoder\.|classifier\.).*"}
 torchvision = Layout(
-    "", "", "See the original.", mark="conv1.", renames=Renames(*resnet(""), ("fc.{*x}", "classifier.{*x}")), **_ALONE
+    "torchvision",
+    "",
+    "",
+    "See the original.",
+    mark="conv1.",
+    pairs=(*resnet(""), ("fc.{*x}", "classifier.{*x}")),
+    **_ALONE,
 )
 timm_regnet = Layout(
+    "timm",
     "",
     "https://huggingface.co/timm",
     "SEER's weights have a non-commercial licence of their own (the SEER licence); for others, see the original.",
     mark="s1.b1.",
-    renames=Renames(
+    pairs=(
         ("stem.{*x}", BACKBONE + "stem.{*x}"),
         ("s{s}.b{b}.{*x}", BACKBONE + "s{s}.b{b}.{*x}"),
         ("head.fc.{*x}", "classifier.{*x}"),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ...recipe import RecipeError
-from .common import Layout, Original, Renames, Tensors, head_widths, left_out, unreadable
+from .common import Layout, Original, Tensors, head_widths, left_out, unreadable
 
 
 _TREES = ("online_params", "target_params", "online_state", "target_state")
@@ -117,7 +117,7 @@ class Byol(Layout):
         trees = dict(zip((*_TREES, "opt_state"), state, strict=False)) if isinstance(state, tuple) else state
         flat = _flatten(trees)
         remainder = {name: tensor for name, tensor in flat.items() if _REMAINDER.fullmatch(name)}
-        found = self.rename({name: tensor for name, tensor in flat.items() if name not in remainder})
+        found = self.ours({name: tensor for name, tensor in flat.items() if name not in remainder})
         found.tensors = {name: _to_torch(name, tensor) for name, tensor in found.tensors.items()}
         found.remainder, found.fields = remainder, self.fields(found.tensors, content)
         found.left_out = left_out(content, {"experiment_state"}) + [name for name in trees if name not in _TREES]
@@ -181,10 +181,11 @@ def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
 
 byol = Byol(
     "byol",
+    "byol",
     "https://github.com/google-deepmind/deepmind-research/tree/master/byol",
     "The project's code is under Apache-2.0, its weights are under CC BY-NC 4.0.",
     mark="",
-    renames=Renames(
+    pairs=(
         *((f"online/{theirs}", ours) for theirs, ours in _NAMES),
         *((f"target/{theirs}", f"target_{ours}") for theirs, ours in _NAMES),
     ),

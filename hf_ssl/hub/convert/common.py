@@ -18,6 +18,7 @@ from ...recipe import RecipeError
 
 
 Tensors = dict[str, torch.Tensor]
+Pair = tuple[str, str]
 
 # Entries of a checkpoint that may hold tensors and are no weights, and what is to be said of them.
 TRAINING = dict.fromkeys(("amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler"), "")
@@ -48,22 +49,6 @@ class Original:
     remainder: Tensors = field(default_factory=dict)
 
 
-class Renames:
-    """Pairs of names (theirs, ours) with holes, read in either direction; the first that fits counts.
-
-    `{s}` stands for a whole number, `{s+1}` for the number above it, `{*x}` for any text.
-    """
-
-    def __init__(self, *pairs: tuple[str, str]):
-        self.pairs, self.inverse = pairs, tuple((ours, theirs) for theirs, ours in pairs)
-
-    def ours(self, name: str) -> str | None:
-        return _renamed(name, self.pairs)
-
-    def theirs(self, name: str) -> str | None:
-        return _renamed(name, self.inverse)
-
-
 @cache
 def _pattern(template: str) -> tuple[re.Pattern, list[str]]:
     parts = re.split(r"\{(.*?)\}", template)
@@ -73,7 +58,11 @@ def _pattern(template: str) -> tuple[re.Pattern, list[str]]:
     return re.compile("".join(parts)), holes
 
 
-def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
+def rename(name: str, pairs: Iterable[Pair]) -> str | None:
+    """The name by the first pair (from, to) that fits, or None.
+
+    Names have holes: `{s}` stands for a whole number, `{s+1}` for the number above it, `{*x}` for any text.
+    """
     for source, target in pairs:
         pattern, holes = _pattern(source)
         if match := pattern.fullmatch(name):
@@ -96,9 +85,10 @@ class Layout:
     """How a project names its tensors, and where in a file it keeps them.
 
     Args:
-        method: of hf_ssl.
+        method: of hf_ssl, or "" for an encoder alone.
         licence: what the card says about it.
         mark: the beginning of a name that only this layout has.
+        pairs: of names, theirs and ours.
         fields: tensors by our names, and the file's content -> fields of the configuration.
         container: the entry that the weights are written under, if any.
         prefix: DDP's, which is written, and read where it is there.
@@ -106,16 +96,20 @@ class Layout:
         padding: of the original network's convolutions.
     """
 
+    name: str
     method: str
     project: str
     licence: str
     mark: str
-    renames: Renames
+    pairs: tuple[Pair, ...]
     fields: Callable[[Tensors, Any], dict[str, Any]] = lambda tensors, content: {}
     container: str = ""
     prefix: str = "module."
     ignored: str = r"classifier\..*"
     padding: str = "torch"
+
+    def theirs(self, name: str) -> str | None:
+        return rename(name, ((ours, theirs) for theirs, ours in self.pairs))
 
     def recognises(self, content: Any) -> bool:
         return any(str(name).removeprefix("module.").startswith(self.mark) for name in weights_of(content)[0])
@@ -123,17 +117,17 @@ class Layout:
     def read(self, content: Any, path: Path) -> Original:
         state, place = weights_of(content)
         wrapped = all(str(name).startswith("module.") for name in state)
-        found = self.rename({str(n).removeprefix("module.") if wrapped else str(n): t for n, t in state.items()})
+        found = self.ours({str(n).removeprefix("module.") if wrapped else str(n): t for n, t in state.items()})
         found.left_out = left_out(content, {place}) if place else []
         found.fields = self.fields(found.tensors, content)
         return found
 
-    def rename(self, state: dict[str, Any]) -> Original:
+    def ours(self, state: dict[str, Any]) -> Original:
         """Raises RecipeError for what is no tensor, has no place in the network, or means the same as another."""
         wrong = [n for n, t in state.items() if not (isinstance(t, torch.Tensor) and t.layout is torch.strided)]
         if wrong:
             raise RecipeError(f"Among the weights are entries that are no tensors: {listed(wrong)}.")
-        names = {name: self.renames.ours(name) for name in state}
+        names = {name: rename(name, self.pairs) for name in state}
         unknown = [name for name, ours in names.items() if ours is None]
         if unknown or len(set(names.values())) < len(names):
             raise RecipeError(f"Tensors that have no place in the network: {listed(unknown or names)}.")
@@ -149,7 +143,7 @@ class Layout:
         if (stem, padding) != ("imagenet", self.padding):
             said = f"The encoder has stem={stem} and padding={padding}, and the original imagenet and {self.padding}"
             raise RecipeError(f"{said}: its weights would load there and give other features.")
-        names = {name: self.renames.theirs(name) for name in tensors}
+        names = {name: self.theirs(name) for name in tensors}
         unknown = [n for n, theirs in names.items() if theirs is None and not re.fullmatch(self.ignored, n)]
         if unknown or not any(names.values()):
             raise RecipeError(f"The original network does not have these tensors: {listed(unknown or names)}.")
@@ -192,7 +186,7 @@ def _holds_tensors(value: Any) -> bool:
 
 def account(found: Original, expected: Tensors, layout: Layout) -> None:
     """Raises RecipeError unless every tensor of the network is there, in its shape, and no other."""
-    name_of = lambda name: found.names.get(name) or layout.renames.theirs(name) or name  # noqa: E731
+    name_of = lambda name: found.names.get(name) or layout.theirs(name) or name  # noqa: E731
     alike = lambda a, b: a.shape == b.shape and a.is_floating_point() == b.is_floating_point()  # noqa: E731
     both = [name for name in found.tensors if name in expected]
     faults = {

@@ -4,7 +4,7 @@
 from typing import Any
 
 from .backbones import resnet
-from .common import Layout, Renames, Tensors, head_widths
+from .common import Layout, Tensors, head_widths
 
 
 def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
@@ -21,10 +21,11 @@ def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
 
 simsiam = Layout(
     "simsiam",
+    "simsiam",
     "https://github.com/facebookresearch/simsiam",
     "The project's repository is under CC BY-NC 4.0; for the weights, see the original.",
     mark="encoder.",
-    renames=Renames(
+    pairs=(
         ("encoder.fc.{j}.{*x}", "projector.{j}.{*x}"),
         *resnet("encoder."),
         ("predictor.{j}.{*x}", "predictor.{j}.{*x}"),

@@ -4,7 +4,7 @@
 from typing import Any
 
 from .backbones import resnet
-from .common import Layout, Renames, Tensors, head_widths
+from .common import Layout, Tensors, head_widths
 
 
 def swav_fields(tensors: Tensors, content: Any) -> dict[str, Any]:
@@ -26,15 +26,17 @@ _ORIGIN = (
 _HEADS = (("projection_head.{j}.{*x}", "projector.{j}.{*x}"), ("prototypes.weight", "prototypes.weight"))
 
 swav = Layout(
+    "swav",
     *_ORIGIN,
     mark="projection_head.",
-    renames=Renames(*_HEADS, *resnet("")),
+    pairs=(*_HEADS, *resnet("")),
     fields=lambda tensors, content: swav_fields(tensors, content) | _STD,
 )
 swav_linear = Layout(
+    "swav-linear",
     *_ORIGIN,
     mark="linear.",
-    renames=Renames(("linear.{*x}", "classifier.{*x}")),
+    pairs=(("linear.{*x}", "classifier.{*x}"),),
     container="state_dict",
     ignored=r"(?!classifier\.).*",
 )

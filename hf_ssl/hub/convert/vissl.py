@@ -12,7 +12,7 @@ from typing import Any
 
 from ...recipe import RecipeError
 from .backbones import resnet
-from .common import Layout, Original, Renames, Tensors, left_out, listed, read_file
+from .common import Layout, Original, Tensors, left_out, listed, read_file
 from .swav import swav_fields
 
 
@@ -64,7 +64,7 @@ class Vissl(Layout):
         plain = {_PART.sub(r"\3", name): tensor for name, tensor in flat.items()}
         if len(plain) < len(flat):
             raise RecipeError(f"{path} has a block in two groups.")
-        found = self.rename(plain)
+        found = self.ours(plain)
         found.left_out, found.fields = others, self.fields(found.tensors, content)
         parts = {f"{m[1]}-{m[4]}": m[2] for m in map(_PART.search, flat) if m}
         found.facts = {"layout": "vissl-grouped", "parts": parts} if parts else {}
@@ -110,7 +110,7 @@ _LAYOUT = {
     "licence": "The project's code is under the MIT licence; SEER's weights have a non-commercial one of their own "
     "(the SEER licence). For these weights, see the original.",
     "mark": "",
-    "renames": Renames(
+    "pairs": (
         (f"{_T}conv1.stem.0.{{*x}}", f"{_B}stem.conv.{{*x}}"),
         (f"{_T}conv1.stem.1.{{*x}}", f"{_B}stem.bn.{{*x}}"),
         *((_T + "res{s+1}.block{s}-{b}." + a + ".{*x}", _B + "s{s}.b{b+1}." + b + ".{*x}") for a, b in _BLOCK),
@@ -123,4 +123,4 @@ _LAYOUT = {
     "prefix": "",
     "ignored": "(?!.)",
 }
-vissl, vissl_grouped = Vissl(**_LAYOUT), Vissl(**_LAYOUT, grouped=True)
+vissl, vissl_grouped = Vissl("vissl", **_LAYOUT), Vissl("vissl-grouped", **_LAYOUT, grouped=True)
