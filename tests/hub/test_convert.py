@@ -344,7 +344,7 @@ def test_arrays_of_another_order_or_kind(originals, tmp_path):
     again = convert(save({"experiment_state": trees}, tmp_path / "again.pkl"), "byol", tmp_path / "again")
     for file in ("pretraining/model.safetensors", "original.safetensors"):
         assert (again / file).read_bytes() == (originals["byol"][1] / file).read_bytes()
-    for odd in (kernel.astype(">f4"), kernel.astype(object), kernel.astype(complex), "x", None):
+    for odd in (kernel.astype(object), kernel.astype(complex), "x", None):
         trees["online_params"] = trees["online_params"] | {module: {"w": odd}}
         with pytest.raises(RecipeError, match="online_params, res_net50/~/initial_conv/w is no array"):
             convert(save({"experiment_state": trees}, tmp_path / "odd.pkl"), "byol", tmp_path / "odd")
@@ -495,7 +495,7 @@ def test_a_spoilt_file_gives_a_clear_error_or_the_same_network(originals, tmp_pa
     for case, method in (("timm", "swav"), ("byol", "byol")):
         names = set(flat(CASES[case][3](originals[case][0])))
         sound = (originals.place / f"{case}.pth").read_bytes()
-        for i in range(9):
+        for i in range(9 if case == "timm" else 6):
             spoilt = bytearray(sound)
             if i % 3 == 0:
                 spoilt = spoilt[: int(generator.integers(0, len(sound) - 1))]
