@@ -131,6 +131,20 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_export)
 
     command = commands.add_parser(
+        "convert",
+        help="turn the authors' released weights into an exported model, and back",
+        description="FILE --method M: which network it is, is told from its tensors; a file is never executed. FOLDER "
+        "--to LAYOUT: the original names again (avid, barlow_twins, byol, simsiam, swav, swav-linear, timm, "
+        "torchvision, vissl, vissl-grouped).",
+    )
+    command.add_argument("path", help="an original checkpoint, or with --to an exported model's folder")
+    command.add_argument("--method", metavar="M", help="avid, barlow_twins, byol, simsiam, swav, seer or vissl")
+    command.add_argument("--classifier", metavar="FILE", help="the file of SwAV's linear evaluation, to go with it")
+    command.add_argument("--to", metavar="LAYOUT", help="back to the original")
+    command.add_argument("--output", metavar="PATH", help="folder (default: the file's name); with --to, a file")
+    command.set_defaults(command=_convert)
+
+    command = commands.add_parser(
         "push",
         help="publish an exported model on the Hugging Face Hub",
         description="One commit, whole or not at all; after a failure the same command sends what is missing. Log in "
@@ -260,6 +274,17 @@ def _export(args: argparse.Namespace) -> None:
     from .hub.export import export_checkpoint
 
     print(export_checkpoint(args.place, args.output))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .hub.convert import convert, convert_back
+
+    if args.to and args.output:
+        print(convert_back(args.path, args.to, args.output))
+    elif args.method and not args.to:
+        print(convert(args.path, args.method, args.output, classifier=args.classifier))
+    else:
+        raise RecipeError("Give --method for an original checkpoint, or --to with --output for the way back.")
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -139,6 +139,39 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
     return re.sub(r"\n{3,}", "\n\n", text)  # where a section is empty
 
 
+def render_converted(
+    config: SSLConfig, origin: dict[str, str], left_out: list[str], subfolders: list[str], *, sharded: bool = False
+) -> str:
+    """README.md of a repo folder that was made of an original checkpoint; no figures are in it.
+
+    Args:
+        origin: the checkpoint's `file`, its `project` ("" if not known) and `licence`, and the `command`.
+        left_out: parts of the file that were.
+        subfolders: of "pretraining" and "classification", what there is beside the encoder.
+    """
+    method, title, paper = PAPERS[config.model_type]
+    plain, images = rebuildable_by_timm(config), isinstance(config, SSLConfig)
+    backbone = config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}"
+    classes = {"pretraining": "AutoModelForPreTraining", "classification": "AutoModelForImageClassification"}
+    load = '{}.from_pretrained("REPO", subfolder="{}", trust_remote_code=True)'
+    metadata = ModelCardData(
+        library_name="timm" if plain else "transformers",
+        pipeline_tag="image-feature-extraction" if images else "feature-extraction",
+        tags=["timm", "transformers", "self-supervised-learning", config.model_type, "hf_ssl"],
+    )
+    return Template((templates_folder() / "converted.md").read_text()).substitute(
+        origin | {"project": origin["project"] or "a project that its names do not tell"},
+        metadata=metadata.to_yaml(),
+        name=f"{method}, {backbone}",
+        title=title,
+        paper=paper,
+        usage=_usage(plain, images, sharded),
+        parts="\n".join(f"- `{load.format(classes[name], name)}`" for name in subfolders) or "- nothing",
+        left_out=", ".join(left_out) or "nothing",
+        citation=bibtex("seer" if backbone.startswith("regnet") else config.model_type),
+    )
+
+
 def _usage(plain: bool, images: bool, sharded: bool) -> str:
     if not plain:
         return _CODE_USAGE if images else _CLIP_USAGE

@@ -8,6 +8,7 @@ An encoder that timm rebuilds from its name stands at the root in timm's own for
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def write_repo(
     files: dict[str, str],
     *,
     encoder_only: bool = False,
+    add: Callable[[Path], None] = lambda partial: None,
 ) -> Path:
     """Write a repo folder; an older one is replaced only by a complete one.
 
@@ -86,6 +88,7 @@ def write_repo(
         tensors: its whole state, since its own may be shards or have no memory.
         files: name -> text of what else belongs to it.
         encoder_only: leave out `pretraining/`, where the heads are not known.
+        add: puts what else belongs to it into the unfinished folder.
 
     Raises:
         RecipeError: the disk refused it.
@@ -100,6 +103,7 @@ def write_repo(
         save_encoder(model, tensors, partial)
         for name, text in files.items():
             (partial / name).write_text(text)
+        add(partial)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)
@@ -118,9 +122,11 @@ def in_several_files(tensors: dict[str, torch.Tensor]) -> bool:
     return sum(tensor.numel() * tensor.element_size() for tensor in encoder) > MAX_FILE_SIZE
 
 
-def save_pretraining(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+def save_pretraining(
+    model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path, name: str = "pretraining"
+) -> None:
     """`folder/pretraining`: every weight of the method; its code goes to `folder`, where transformers looks for it."""
-    subfolder = folder / "pretraining"
+    subfolder = folder / name
     state = {name: tensors[name] for name in model.export_state_dict()}
     model.save_pretrained(subfolder, state_dict=state, max_shard_size=MAX_FILE_SIZE)
     for file in subfolder.glob("*.py"):

@@ -12,7 +12,7 @@ from ..recipe import RecipeError
 
 
 # What an earlier push may have left that the folder no longer has; other people's files stay.
-STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "pretraining/*"]
+STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "pretraining/*", "classification/*"]
 
 REMEDIES = {
     401: "you are not logged in, or the token is not valid: run `hf auth login` with a token that may write",

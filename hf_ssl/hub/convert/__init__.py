@@ -1,0 +1,193 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The weights that the methods' authors have released, as a repo folder, and back.
+
+Which network it is, is told from the tensors; every one of them is accounted for, and nothing in a file is executed.
+"""
+
+import copy
+import json
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ... import models
+from ...models import METHODS, SSLConfig
+from ...recipe import RecipeError, nearest
+from ..card import render_converted
+from ..export import in_several_files, save_pretraining, write_repo
+from ..weights import read_weights
+from .avid import avid
+from .backbones import backbone_fields, rename_backbone, timm_regnet, torchvision
+from .barlow_twins import barlow_twins
+from .byol import byol, read_pickle
+from .common import Layout, Original, Tensors, account, read_file
+from .simsiam import simsiam
+from .swav import swav, swav_linear
+from .vissl import vissl, vissl_grouped
+
+
+logger = logging.getLogger(__name__)
+
+# What people call the method or the project -> our method.
+ORIGINALS = {method: method for method in METHODS} | {"seer": "swav", "vissl": "swav"}
+_LAYOUTS = (avid, barlow_twins, byol, simsiam, swav, swav_linear, timm_regnet, torchvision, vissl, vissl_grouped)
+LAYOUTS = {layout.name: layout for layout in _LAYOUTS}
+
+
+def convert(
+    path: Path | str, method: str, output: Path | str | None = None, *, classifier: Path | str | None = None
+) -> Path:
+    """Write the repo folder of an original checkpoint.
+
+    Args:
+        method: avid, barlow_twins, byol, simsiam or swav; "vissl" and "seer" stand for swav.
+        output: by default the file's name without its endings.
+        classifier: the file of a linear evaluation, for `classification/`.
+
+    Raises:
+        RecipeError: not a file of that method, tensors that are missing, unknown or of another shape, or a file that
+            would have to be executed.
+    """
+    path = Path(path).expanduser()
+    folder = Path(output).expanduser() if output else Path(path.name.partition(".")[0])
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / "original.json").exists():
+        raise RecipeError(f"{folder} is there and was not made by hf-ssl convert; give another --output.")
+    if method not in ORIGINALS:
+        raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
+    kind = ORIGINALS[method]
+    layout, found = _read(path, kind)
+    if classifier is not None:
+        more = _read(Path(classifier).expanduser(), kind)[1].tensors
+        found.tensors |= {name: more[name] for name in more if name.startswith("classifier.")}
+    try:
+        fields = {} if kind == "avid" else {"interpolation": "bilinear"} | backbone_fields(found.tensors)
+        config = METHODS[kind][0](**fields | found.fields)
+        head = {name: found.tensors.pop(name) for name in list(found.tensors) if name.startswith("classifier.")}
+        with torch.device("meta"):
+            model = METHODS[kind][1](config)
+        backbone = fields.get("backbone", "")
+        expected = rename_backbone(model.export_state_dict(), backbone, back=True)
+        heads = {name for name in expected if not name.startswith("encoder.")}
+        encoder_only = bool(heads) and heads.isdisjoint(found.tensors)
+        account(found, {n: t for n, t in expected.items() if not (encoder_only and n in heads)}, layout)
+        labelled = _labelled(config, head, layout) if head or classifier else None
+    except ValueError as error:  # a RecipeError, or what a configuration says of odd numbers
+        raise RecipeError(f"{path}: {error}") from error
+
+    tensors = _own(rename_backbone(found.tensors, backbone) | head)
+
+    def add(partial: Path) -> None:
+        if labelled is not None:
+            save_pretraining(labelled, tensors, partial, "classification")
+        if found.remainder:
+            save_file(found.remainder, partial / "original.safetensors")
+
+    facts = {"file": path.name, "layout": layout.name, "left_out": found.left_out, **found.facts}
+    subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labelled is not None)
+    origin = {"file": path.name, "project": layout.project, "licence": layout.licence}
+    origin["command"] = f"hf-ssl convert {path.name} --method {method}"
+    card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
+    if found.left_out:
+        logger.info("Left out: %s.", ", ".join(found.left_out))
+    files = {"README.md": card, "original.json": json.dumps(facts, indent=2)}
+    return write_repo(folder, model, tensors, files, encoder_only=encoder_only, add=add)
+
+
+def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
+    """Write the original checkpoint of a repo folder, converted or trained by hf_ssl.
+
+    Args:
+        layout: one of `LAYOUTS`; "torchvision" is the bare ResNet.
+        output: a file, as torch writes it; for BYOL a pickle.
+
+    Raises:
+        RecipeError: no such layout, or a network that it has no names for.
+    """
+    if layout not in LAYOUTS:
+        raise RecipeError(f"There is no layout {layout}{nearest(layout, LAYOUTS)}")
+    folder, output, chosen = Path(folder).expanduser(), Path(output).expanduser(), LAYOUTS[layout]
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    config, tensors = _weights(folder)
+    if chosen.method != config.model_type and (chosen.method or not isinstance(config, SSLConfig)):
+        raise RecipeError(f"{folder} is of {config.model_type}, which the layout {layout} is not for.")
+    facts, remainder = folder / "original.json", folder / "original.safetensors"
+    known = json.loads(facts.read_text()) if facts.exists() else {}
+    known["remainder"] = load_file(remainder) if remainder.exists() else {}
+    content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
+    partial = output.with_name(f".partial_{output.name}")
+    try:
+        if chosen is byol:
+            partial.write_bytes(pickle.dumps(content, protocol=4))
+        else:
+            torch.save(content, partial)
+        os.replace(partial, output)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RecipeError(f"{output} could not be written ({error}).") from error
+    return output
+
+
+def _read(path: Path, method: str) -> tuple[Layout, Original]:
+    pickled = method == "byol" and path.suffix != ".safetensors" and not zipfile.is_zipfile(path)
+    content = read_pickle(path) if pickled else read_file(path)
+    said = f"it is not laid out as a checkpoint of {method}."
+    try:
+        for layout in LAYOUTS.values():
+            if layout.method in (method, "") and layout.recognises(content):
+                return layout, layout.read(content, path)
+    except RecipeError as error:
+        said = str(error)
+    others = [layout.name for layout in _LAYOUTS if layout.method not in (method, "") and layout.recognises(content)]
+    raise RecipeError(f"{path}: {said}" + "".join(f" It is laid out as one of {name}." for name in others[:1]))
+
+
+def _labelled(config: Any, head: Tensors, layout: Layout) -> Any:
+    """An `XForImageClassification` without memory, of which `head` is the linear classifier."""
+    config = copy.deepcopy(config)
+    config.num_labels = max((tensor.shape[0] for tensor in head.values() if tensor.dim()), default=1)
+    with torch.device("meta"):
+        model = getattr(models, type(config).__name__.replace("Config", "ForImageClassification"))(config)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
+    account(Original(head, {}), own, layout)
+    return model
+
+
+def _own(tensors: Tensors) -> Tensors:
+    """A storage for each: safetensors would drop all but one of those that share it."""
+    seen: set[int] = set()
+    own: Tensors = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen and tensor.is_contiguous()
+        own[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+    return own
+
+
+def _weights(folder: Path) -> tuple[Any, Tensors]:
+    """Configuration and weights of a repo folder, by the names of `XForPreTraining` and `classifier`."""
+    whole = (folder / "pretraining" / "config.json").exists()
+    place = folder / "pretraining" if whole else folder
+    if not (place / "config.json").exists():
+        raise RecipeError(f"{folder} is no exported model: it has no config.json.")
+    content = json.loads((place / "config.json").read_text())
+    kind = content.get("model_type") or content.get("pretrained_cfg", {}).get("tag")
+    if kind not in METHODS:
+        raise RecipeError(f"{folder} is not of a method of hf_ssl.")
+    prefix = "" if whole else "encoder." if "model_type" in content else "encoder.backbone."
+    if "model_type" in content:
+        config = METHODS[kind][0].from_pretrained(place)
+    else:
+        config = METHODS[kind][0](backbone=content["architecture"], backbone_args=content.get("model_args"))
+    tensors = {prefix + name: tensor for name, tensor in read_weights(place).items()}
+    if (folder / "classification").is_dir():
+        labelled = read_weights(folder / "classification")
+        tensors |= {name: tensor for name, tensor in labelled.items() if name.startswith("classifier.")}
+    return config, tensors

@@ -1,0 +1,57 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""facebookresearch/AVID-CMA: two towers and their heads.
+
+`train_criterion` has memories and positive sets, whose rows follow the authors' list of files, and Z: of no use to
+others. They are left out, and training on refills them.
+"""
+
+import re
+from typing import Any
+
+from .common import Layout, Tensors, head_widths
+
+
+_VIDEO = (
+    ("spt_conv1", "spatial1"),
+    ("spt_bn1", "spatial_norm1"),
+    ("tmp_conv1", "temporal1"),
+    ("tmp_bn1", "temporal_norm1"),
+    ("spt_conv2", "spatial2"),
+    ("spt_bn2", "spatial_norm2"),
+    ("tmp_conv2", "temporal2"),
+    ("out_bn", "norm"),
+    ("res_conv", "shortcut"),
+)
+_AUDIO = (("conv1", "0"), ("bn1", "1"), ("conv2", "3"), ("bn2", "4"))
+_V, _A = "encoder.video_tower.backbone.", "encoder.audio_tower.backbone."
+
+
+def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
+    blocks = {m[1] for name in tensors if (m := re.match(re.escape(_V) + r"stages\.0\.(\d+)\.", name))}
+    return {
+        "video_backbone": {1: "r2plus1d_10", 3: "r2plus1d_34"}.get(len(blocks), "r2plus1d_18"),
+        "projector_dims": head_widths(tensors, "encoder.video_projector") or (512, 512, 128),
+        "cma": any(str(name).endswith("positive_set") for name in content.get("train_criterion") or ()),
+    }
+
+
+avid = Layout(
+    "avid",
+    "avid",
+    "https://github.com/facebookresearch/AVID-CMA",
+    "Code and weights are under CC BY-NC 4.0.",
+    mark="video_model.",
+    pairs=(
+        ("video_model.conv1.{i}.{*x}", _V + "stem.{i}.{*x}"),
+        ("audio_model.conv1.{i}.{*x}", _A + "stem.{i}.{*x}"),
+        *(("video_model.conv{s+2}x.{b}." + a + ".{*x}", _V + "stages.{s}.{b}." + b + ".{*x}") for a, b in _VIDEO),
+        *(("audio_model.block{s+1}." + a + ".{*x}", _A + "stages.{s}." + b + ".{*x}") for a, b in _AUDIO),
+        *(
+            (f"{m}_proj.projection.{{j}}.{kind}", f"encoder.{m}_projector.{{j}}.{kind}")
+            for m in ("video", "audio")
+            for kind in ("weight", "bias")
+        ),
+    ),
+    fields=_fields,
+    container="model",
+)

@@ -1,0 +1,195 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""google-deepmind/deepmind-research, folder byol: a dill pickle of Haiku trees.
+
+A pickle is a program. `read_pickle` runs it on a machine that knows arrays, plain containers and a few records by
+name, which it builds itself: nothing is imported for it, and every other name is refused.
+
+Haiku pads strided convolutions as TensorFlow does, hence `padding="same"`. Its zero-debiased averages are BatchNorm's
+running statistics, and the number of their updates is `num_batches_tracked`.
+"""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...recipe import RecipeError
+from .common import Layout, Original, Tensors, head_widths, left_out, unreadable
+
+
+_TREES = ("online_params", "target_params", "online_state", "target_state")
+_LAYER = {"w": "weight", "b": "bias"}
+_NORM = {
+    "scale": "weight",
+    "offset": "bias",
+    "~/mean_ema/average": "running_mean",
+    "~/var_ema/average": "running_var",
+    "~/mean_ema/counter": "num_batches_tracked",
+}
+_BLOCK = ("encoder/~/block_group_{s}/~/block_{b}/~/", "encoder.backbone.layer{s+1}.{b}.")
+_MODULES = (
+    ("encoder/~/initial_conv", "encoder.backbone.conv1", _LAYER),
+    ("encoder/~/initial_batchnorm", "encoder.backbone.bn1", _NORM),
+    (_BLOCK[0] + "conv_{i}", _BLOCK[1] + "conv{i+1}", _LAYER),
+    (_BLOCK[0] + "batchnorm_{i}", _BLOCK[1] + "bn{i+1}", _NORM),
+    (_BLOCK[0] + "shortcut_conv", _BLOCK[1] + "downsample.0", _LAYER),
+    (_BLOCK[0] + "shortcut_batchnorm", _BLOCK[1] + "downsample.1", _NORM),
+    *((f"{head}/linear", f"{head}.0", _LAYER) for head in ("projector", "predictor")),
+    *((f"{head}/batch_norm", f"{head}.1", _NORM) for head in ("projector", "predictor")),
+    *((f"{head}/linear_1", f"{head}.3", _LAYER) for head in ("projector", "predictor")),
+    ("classifier", "classifier", _LAYER),
+)
+_NAMES = [(f"{theirs}/{a}", f"{ours}.{b}") for theirs, ours, leaves in _MODULES for a, b in leaves.items()]
+
+# Averages before their debiasing, a counter that equals its neighbour, and heads that the target does not use.
+_REMAINDER = re.compile(r".*/hidden|.*/var_ema/counter|target/(predictor|classifier)/.*")
+
+_RECORDS = {"_ByolExperimentState", "ScaleByLarsState", "AddWeightDecayState", "ScaleState", "EmptyState"}
+_MAPPINGS = {"frozendict", "FlatMap", "FlatMapping"}  # Haiku's, by version
+_DATA = {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "collections.OrderedDict": dict,
+    "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # protocol 2 writes bytes so
+}
+for _core in ("numpy.core", "numpy._core"):
+    _DATA[f"{_core}.multiarray._reconstruct"] = np._core.multiarray._reconstruct
+    _DATA[f"{_core}.multiarray.scalar"] = np._core.multiarray.scalar
+    _DATA[f"{_core}.numeric._frombuffer"] = np._core.numeric._frombuffer
+
+
+class _Record(tuple):
+    """Stands for a named tuple, of which only the order of the fields is known."""
+
+    def __new__(cls, *fields):
+        return tuple.__new__(cls, fields)
+
+
+class _Mapping(dict):
+    """Stands for an immutable dict, which keeps what it holds in an attribute."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.update(state.get("_storage") or state.get("_mapping") or {})
+
+
+class _Refused(pickle.UnpicklingError):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _RECORDS or name in _MAPPINGS:
+            return type(name, (_Record if name in _RECORDS else _Mapping,), {})
+        if f"{module}.{name}" not in _DATA:
+            raise _Refused(f"{module}.{name}")
+        return _DATA[f"{module}.{name}"]
+
+
+def read_pickle(path: Path) -> Any:
+    """What is in the pickle.
+
+    Raises:
+        RecipeError: no such file, one that is cut off, or one that asks for more than such a checkpoint needs.
+    """
+    if not path.is_file():
+        raise RecipeError(f"There is no file {path}.")
+    try:
+        with path.open("rb") as file:
+            return _Unpickler(file).load()
+    except _Refused as error:
+        raise RecipeError(
+            f"{path} asks for {error}, which no checkpoint of BYOL needs; reading it could execute anything, which "
+            "hf-ssl never does."
+        ) from error
+    except Exception as error:  # whatever a broken or hostile file brings about
+        raise unreadable(path, error) from error
+
+
+class Byol(Layout):
+    def recognises(self, content: Any) -> bool:
+        return isinstance(content, dict) and "experiment_state" in content
+
+    def read(self, content: Any, path: Path) -> Original:
+        state = content["experiment_state"]
+        trees = dict(zip((*_TREES, "opt_state"), state, strict=False)) if isinstance(state, tuple) else state
+        flat = _flatten(trees)
+        remainder = {name: tensor for name, tensor in flat.items() if _REMAINDER.fullmatch(name)}
+        found = self.ours({name: tensor for name, tensor in flat.items() if name not in remainder})
+        found.tensors = {name: _to_torch(name, tensor) for name, tensor in found.tensors.items()}
+        found.remainder, found.fields = remainder, self.fields(found.tensors, content)
+        found.left_out = left_out(content, {"experiment_state"}) + [name for name in trees if name not in _TREES]
+        return found
+
+    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
+        """The four trees in dicts; `experiment_state` is a dict of them, in place of the authors' named tuple."""
+        tensors = {name: _to_haiku(name, tensor) for name, tensor in tensors.items()}
+        network = f"res_net{re.sub('[^0-9]', '', config.backbone)}/"
+        trees: dict[str, dict] = {tree: {} for tree in _TREES}
+        for name, tensor in (super().write(tensors, config, facts) | facts["remainder"]).items():
+            which, _, path = name.partition("/")
+            module, _, leaf = path.rpartition("/")
+            tree = trees[f"{which}_{'state' if '_ema' in module else 'params'}"]
+            tree.setdefault(re.sub("^encoder/", network, module), {})[leaf] = tensor.numpy()
+        return {"experiment_state": trees}
+
+
+def _flatten(trees: Any) -> Tensors:
+    """`online/encoder/~/initial_conv/w` ...: parameters and statistics of a network have no name in common."""
+    flat: Tensors = {}
+    for tree in _TREES:
+        if not isinstance(trees, dict) or not isinstance(trees.get(tree), dict):
+            raise RecipeError(f"The checkpoint has no {tree}.")
+        for module, leaves in trees[tree].items():
+            for leaf, array in leaves.items() if isinstance(leaves, dict) else [("", leaves)]:
+                name = f"{tree.split('_')[0]}/{re.sub('^res_net[0-9]+/', 'encoder/', str(module))}/{leaf}"
+                if str(getattr(array, "dtype", "")) not in ("float32", "int32") or name in flat:
+                    raise RecipeError(f"{tree}, {module}/{leaf} is no array of numbers, or is there twice.")
+                flat[name] = torch.from_numpy(np.array(array, order="C"))
+    return flat
+
+
+def _to_torch(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """HWIO -> OIHW, (in, out) -> (out, in), (1, 1, 1, C) and (1, C) -> (C), counters to int64."""
+    if name.endswith("num_batches_tracked"):
+        return tensor.long()
+    if all(size == 1 for size in tensor.shape[:-1]):
+        return tensor.reshape(-1)
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(tensor.dim())
+    return tensor.permute(axes).contiguous() if axes else tensor
+
+
+def _to_haiku(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if name.endswith("num_batches_tracked"):
+        return tensor.int()
+    if tensor.dim() == 1:
+        norm = re.search(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.", name)
+        return tensor.reshape((1, 1, 1, -1) if "encoder." in name else (1, -1)) if norm else tensor
+    return (tensor.permute(2, 3, 1, 0) if tensor.dim() == 4 else tensor.T).contiguous()
+
+
+def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
+    projector, predictor = head_widths(tensors, "projector"), head_widths(tensors, "predictor")
+    fields = {"padding": "same", "interpolation": "bicubic"}
+    if projector and predictor:
+        fields |= {"projector_hidden": projector[0], "projector_dim": projector[-1], "predictor_hidden": predictor[0]}
+        fields |= {"hidden_bias": "projector.0.bias" in tensors, "output_bias": "projector.3.bias" in tensors}
+    return fields
+
+
+byol = Byol(
+    "byol",
+    "byol",
+    "https://github.com/google-deepmind/deepmind-research/tree/master/byol",
+    "The project's code is under Apache-2.0, its weights are under CC BY-NC 4.0.",
+    mark="",
+    pairs=(
+        *((f"online/{theirs}", ours) for theirs, ours in _NAMES),
+        *((f"target/{theirs}", f"target_{ours}") for theirs, ours in _NAMES),
+    ),
+    fields=_fields,
+    prefix="",
+    padding="same",
+)

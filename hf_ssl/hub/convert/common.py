@@ -1,0 +1,234 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What all conversions share: names both ways, files read without executing them, and an account of every tensor."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ...recipe import RecipeError
+
+
+Tensors = dict[str, torch.Tensor]
+Pair = tuple[str, str]
+
+# Entries of a checkpoint that may hold tensors and are no weights, and what is to be said of them.
+TRAINING = dict.fromkeys(("amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler"), "")
+TRAINING["train_criterion"] = " (memories and positive sets, whose rows are those of the authors' list of files; Z)"
+
+# The learning rate of a numpy schedule is a numpy number, which torch does not admit by itself; it executes nothing.
+_NUMBERS: list = [np.dtype, *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)}]
+_NUMBERS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+
+
+@dataclass
+class Original:
+    """An original checkpoint, read.
+
+    Args:
+        tensors: by our names, those of `XForPreTraining` and `classifier.{weight,bias}`.
+        names: our names -> those of the file.
+        left_out: parts of the file that are of no use here.
+        fields: of the configuration.
+        facts, remainder: what our model has no place for and the way back needs; JSON, and tensors.
+    """
+
+    tensors: Tensors
+    names: dict[str, str]
+    left_out: list[str] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    remainder: Tensors = field(default_factory=dict)
+
+
+@cache
+def _pattern(template: str) -> tuple[re.Pattern, list[str]]:
+    parts = re.split(r"\{(.*?)\}", template)
+    holes = parts[1::2]
+    parts[1::2] = ["(.+)" if hole.startswith("*") else r"(0|[1-9]\d*)" for hole in holes]
+    parts[::2] = map(re.escape, parts[::2])
+    return re.compile("".join(parts)), holes
+
+
+def rename(name: str, pairs: Iterable[Pair]) -> str | None:
+    """The name by the first pair (from, to) that fits, or None.
+
+    Names have holes: `{s}` stands for a whole number, `{s+1}` for the number above it, `{*x}` for any text.
+    """
+    for source, target in pairs:
+        pattern, holes = _pattern(source)
+        if match := pattern.fullmatch(name):
+            values: dict[str, Any] = {}
+            for hole, text in zip(holes, match.groups(), strict=True):
+                key, _, shift = hole.partition("+")
+                value = text if key.startswith("*") else int(text) - int(shift or 0)
+                if values.setdefault(key, value) != value:
+                    return None  # a block that stands under another stage's name
+            for hole in _pattern(target)[1]:
+                key, _, shift = hole.partition("+")
+                value = values[key] if key.startswith("*") else values[key] + int(shift or 0)
+                target = target.replace(f"{{{hole}}}", str(value))
+            return target
+    return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a project names its tensors, and where in a file it keeps them.
+
+    Args:
+        method: of hf_ssl, or "" for an encoder alone.
+        licence: what the card says about it.
+        mark: the beginning of a name that only this layout has.
+        pairs: of names, theirs and ours.
+        fields: tensors by our names, and the file's content -> fields of the configuration.
+        container: the entry that the weights are written under, if any.
+        prefix: DDP's, which is written, and read where it is there.
+        ignored: names of ours that this layout passes over on the way back.
+        padding: of the original network's convolutions.
+    """
+
+    name: str
+    method: str
+    project: str
+    licence: str
+    mark: str
+    pairs: tuple[Pair, ...]
+    fields: Callable[[Tensors, Any], dict[str, Any]] = lambda tensors, content: {}
+    container: str = ""
+    prefix: str = "module."
+    ignored: str = r"classifier\..*"
+    padding: str = "torch"
+
+    def theirs(self, name: str) -> str | None:
+        return rename(name, ((ours, theirs) for theirs, ours in self.pairs))
+
+    def recognises(self, content: Any) -> bool:
+        return any(str(name).removeprefix("module.").startswith(self.mark) for name in weights_of(content)[0])
+
+    def read(self, content: Any, path: Path) -> Original:
+        state, place = weights_of(content)
+        wrapped = all(str(name).startswith("module.") for name in state)
+        found = self.ours({str(n).removeprefix("module.") if wrapped else str(n): t for n, t in state.items()})
+        found.left_out = left_out(content, {place}) if place else []
+        found.fields = self.fields(found.tensors, content)
+        return found
+
+    def ours(self, state: dict[str, Any]) -> Original:
+        """Raises RecipeError for what is no tensor, has no place in the network, or means the same as another."""
+        wrong = [n for n, t in state.items() if not (isinstance(t, torch.Tensor) and t.layout is torch.strided)]
+        if wrong:
+            raise RecipeError(f"Among the weights are entries that are no tensors: {listed(wrong)}.")
+        names = {name: rename(name, self.pairs) for name in state}
+        unknown = [name for name, ours in names.items() if ours is None]
+        if unknown or len(set(names.values())) < len(names):
+            raise RecipeError(f"Tensors that have no place in the network: {listed(unknown or names)}.")
+        return Original({ours: state[n] for n, ours in names.items()}, {ours: n for n, ours in names.items()})
+
+    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
+        """What the original's file holds.
+
+        Raises:
+            RecipeError: its network has no such tensors, or would make other features of them.
+        """
+        stem, padding = getattr(config, "stem", "imagenet"), getattr(config, "padding", self.padding)
+        if (stem, padding) != ("imagenet", self.padding):
+            said = f"The encoder has stem={stem} and padding={padding}, and the original imagenet and {self.padding}"
+            raise RecipeError(f"{said}: its weights would load there and give other features.")
+        names = {name: self.theirs(name) for name in tensors}
+        unknown = [n for n, theirs in names.items() if theirs is None and not re.fullmatch(self.ignored, n)]
+        if unknown or not any(names.values()):
+            raise RecipeError(f"The original network does not have these tensors: {listed(unknown or names)}.")
+        state = {self.prefix + theirs: tensors[name] for name, theirs in names.items() if theirs is not None}
+        return {self.container: state} if self.container else state
+
+
+def weights_of(content: Any) -> tuple[dict[str, Any], str | None]:
+    """The state dict, and the name of the entry that it is; `None` where it is the content itself."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            return content[key], key
+    return (content if isinstance(content, dict) else {}), None
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first few, and how many there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")
+
+
+def left_out(entries: dict[str, Any], used: set[str], where: str = "") -> list[str]:
+    """Names of a checkpoint's entries beside the weights.
+
+    Raises:
+        RecipeError: one holds tensors and is not known as a state of training.
+    """
+    others = [str(key) for key in entries if key not in used]
+    unknown = [key for key in others if key not in TRAINING and _holds_tensors(entries.get(key))]
+    if unknown:
+        raise RecipeError(f"Entries with tensors that nothing is known about: {listed(unknown)}.")
+    return [where + key + TRAINING.get(key, "") for key in others]
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(map(_holds_tensors, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, torch.Tensor)
+
+
+def account(found: Original, expected: Tensors, layout: Layout) -> None:
+    """Raises RecipeError unless every tensor of the network is there, in its shape, and no other."""
+    name_of = lambda name: found.names.get(name) or layout.theirs(name) or name  # noqa: E731
+    alike = lambda a, b: a.shape == b.shape and a.is_floating_point() == b.is_floating_point()  # noqa: E731
+    both = [name for name in found.tensors if name in expected]
+    faults = {
+        "missing": [name_of(n) for n in expected if n not in found.tensors],
+        "not of this network": [name_of(n) for n in found.tensors if n not in expected],
+        "of another shape or kind": [name_of(n) for n in both if not alike(found.tensors[n], expected[n])],
+    }
+    said = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
+    if said:
+        raise RecipeError(f"The tensors do not make up the network that they seem to be of; {said}.")
+
+
+def read_file(path: Path) -> Any:
+    """What is in a file of torch or safetensors, with nothing of it executed.
+
+    Raises:
+        RecipeError: no such file, one that is cut off, or one with more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise RecipeError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # whatever a broken or hostile file brings about
+        wanted = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
+        if wanted and isinstance(error, pickle.UnpicklingError):
+            raise RecipeError(
+                f"{path} holds more than tensors and plain values ({wanted[1]}); reading that would execute it, which "
+                "hf-ssl never does. Save its weights alone where you trust it."
+            ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> RecipeError:
+    said = f"{path} cannot be read as a checkpoint ({type(error).__name__})"
+    return RecipeError(f"{said}; it may be cut off, or of another kind: fetch it again, or look at --method.")
+
+
+def head_widths(tensors: Tensors, head: str) -> list[int]:
+    """Output widths of the linear layers of a head, in order."""
+    pattern = re.compile(rf"{re.escape(head)}\.(\d+)\.weight")
+    layers = [(int(m[1]), t.shape[0]) for n, t in tensors.items() if (m := pattern.fullmatch(n)) and t.dim() == 2]
+    return [width for _, width in sorted(layers)]

@@ -1,0 +1,42 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""facebookresearch/swav: ResNets, also of 2, 4 and 5 times the width, and the linear classifier of its evaluation."""
+
+from typing import Any
+
+from .backbones import resnet
+from .common import Layout, Tensors, head_widths
+
+
+def swav_fields(tensors: Tensors, content: Any) -> dict[str, Any]:
+    """Projector and prototypes, where the file has them."""
+    widths, prototypes = head_widths(tensors, "projector"), tensors.get("prototypes.weight")
+    if not widths or prototypes is None or prototypes.dim() != 2:
+        return {}
+    norm = any(name.startswith("projector.") and name.endswith("running_mean") for name in tensors)
+    return {"projector_dims": widths, "projector_batch_norm": norm, "num_prototypes": prototypes.shape[0]}
+
+
+# The network was trained and evaluated with a slip in the first number.
+_STD = {"image_std": (0.228, 0.224, 0.225)}
+_ORIGIN = (
+    "swav",
+    "https://github.com/facebookresearch/swav",
+    "The project's repository is under CC BY-NC 4.0; for the weights, see the original.",
+)
+_HEADS = (("projection_head.{j}.{*x}", "projector.{j}.{*x}"), ("prototypes.weight", "prototypes.weight"))
+
+swav = Layout(
+    "swav",
+    *_ORIGIN,
+    mark="projection_head.",
+    pairs=(*_HEADS, *resnet("")),
+    fields=lambda tensors, content: swav_fields(tensors, content) | _STD,
+)
+swav_linear = Layout(
+    "swav-linear",
+    *_ORIGIN,
+    mark="linear.",
+    pairs=(("linear.{*x}", "classifier.{*x}"),),
+    container="state_dict",
+    ignored=r"(?!classifier\.).*",
+)

@@ -1,0 +1,555 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Originals to ours and back: every name and byte, the features of the network, and files that are not sound."""
+
+import codecs
+import json
+import os
+import pickle
+import re
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from huggingface_hub import ModelCard
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+
+from hf_ssl.cli import main
+from hf_ssl.hub.convert import convert, convert_back
+from hf_ssl.hub.convert.byol import read_pickle
+from hf_ssl.hub.export import write_repo
+from hf_ssl.models import SwavConfig, SwavForPreTraining
+from hf_ssl.recipe import RecipeError
+
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+_ByolExperimentState = namedtuple(
+    "_ByolExperimentState", "online_params target_params online_state target_state opt_state"
+)
+ScaleByLarsState = namedtuple("ScaleByLarsState", "mu")
+AddWeightDecayState = namedtuple("AddWeightDecayState", "")
+
+
+def keys(name: str, section: str = "keys") -> list:
+    return json.loads((FIXTURES / f"keys_{name}.json").read_text())[section]
+
+
+def filled(rows, seed: int = 0, small: dict[int, int] | None = None) -> dict[str, torch.Tensor]:
+    """Random tensors of such names and shapes; `small` replaces widths."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, shape, *kind in rows:
+        shape = [(small or {}).get(n, n) for n in shape]
+        if kind == ["int64"] or name.endswith("num_batches_tracked"):
+            made[name] = torch.randint(1, 10**6, shape, generator=generator)
+        elif kind == ["int32"]:
+            made[name] = torch.randint(0, 50, shape, generator=generator, dtype=torch.int32)
+        else:
+            made[name] = torch.randn(shape, generator=generator) * (0.5 / max(1, np.prod(shape[1:]))) ** 0.5
+            if name.endswith(("running_var", "var_ema/average")) or re.search(r"(bn\d|norm.*scale)", name):
+                made[name] = made[name].abs() + 0.5
+    return made
+
+
+def narrow(module: str, shape: list[int]) -> list[int]:
+    """Half of a Haiku ResNet's width; its stem stays, and with it what the first block takes in."""
+    if "/~/initial_" in module:
+        return shape
+    if module.endswith("group_0/~/block_0/~/conv_0"):
+        return [1, 1, 64, 32]
+    kept = {1000, 4096} | ({64} if module.endswith("group_0/~/block_0/~/shortcut_conv") else set())
+    return [n // 2 if n >= 64 and n not in kept else n for n in shape]
+
+
+def haiku(seed: int):
+    """Trees of parameters and statistics, with half of the widths behind the first convolution."""
+    trees = []
+    for section in ("params", "state"):
+        rows = [[f"{m}/{n}", narrow(m, s)] for m, n, s in keys("byol_resnet50", section)]
+        tree: dict = {}
+        for path, tensor in filled(rows, seed, {4096: 64}).items():
+            module, _, name = path.rpartition("/")
+            array = np.asarray(12345, np.int32) if name == "counter" else tensor.numpy()
+            tree.setdefault(module, {})[name] = array
+        trees.append(tree)
+    return trees
+
+
+def byol_content() -> dict:
+    (online, online_state), (target, target_state) = haiku(1), haiku(2)
+    optimizer = [AddWeightDecayState(), ScaleByLarsState({"projector/linear": {"w": np.ones((2, 3), np.float32)}})]
+    state = _ByolExperimentState(online, target, online_state, target_state, optimizer)
+    return {"experiment_state": state, "step": np.int64(7), "rng": np.zeros(2, np.uint32)}
+
+
+def vissl(trunk: dict, heads: dict, **more) -> dict:
+    model = {"base_model": {"model": {"trunk": trunk, "heads": heads}, "meta": {}}, "optimizer": {"x": torch.ones(2)}}
+    return {"classy_state_dict": model, "iteration": 3, "loss": {"queue": torch.zeros(2)}, **more}
+
+
+def vissl_tensors(column: int) -> tuple[dict, dict]:
+    trunk = filled([[row[0], row[3]] for row in keys("vissl_regnet")])
+    names = {row[0]: row[column] for row in keys("vissl_regnet")}
+    widths = {0: (64, 368), 2: (64, 64), 4: (16, 64)}
+    rows = [(f"0.projection_head.{j}.weight", shape) for j, shape in widths.items()]
+    rows += [(f"0.projection_head.{j}.bias", shape[:1]) for j, shape in widths.items()]
+    heads = filled([*rows, ("0.prototypes0.weight", (40, 16))])
+    assert set(heads) == set(keys("vissl_regnet", "head_keys_example"))
+    return {names[name]: tensor for name, tensor in trunk.items()}, heads
+
+
+def wide_rows() -> list:
+    """The layout of w2 with widths of a quarter: a first convolution that is as wide as the rest."""
+    rows = []
+    for name, shape, kind in keys("swav_resnet50"):
+        backbone = not name.startswith(("module.projection_head", "module.prototypes"))
+        rows.append((name, [n // 4 if backbone and n >= 64 else n for n in shape], kind))
+    small = {"module.projection_head.0.weight": [2048, 512]}
+    return [(name, small.get(name, shape), kind) for name, shape, kind in rows]
+
+
+def swav_training() -> dict:
+    groups = [{"lr": np.float64(0.1) * np.ones(1)[0], "momentum": 0.9}]
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": groups}
+    return {"epoch": 3, "state_dict": filled(keys("swav_resnet50")), "optimizer": optimizer, "amp": {"s": 1}}
+
+
+def avid(criterion: str) -> dict:
+    rows = keys("avid_cma", f"train_criterion_{criterion}")
+    return {"epoch": 1, "model": filled(keys("avid_cma", "model")), "optimizer": {}, "train_criterion": filled(rows)}
+
+
+CASES = {  # content, --method, --to, entries of the content that come back
+    "swav": (swav_training, "swav", "swav", lambda c: c["state_dict"]),
+    "swav-wide": (lambda: filled(wide_rows()), "swav", "swav", lambda c: c),
+    "barlow_twins": (
+        lambda: {"epoch": 1, "optimizer": {}, "model": filled(keys("barlow_twins_resnet50"), small={8192: 96})},
+        "barlow_twins",
+        "barlow_twins",
+        lambda c: {"model": c["model"]},
+    ),
+    "torchvision": (
+        lambda: filled(keys("barlow_twins_resnet50", "resnet50_pth")),
+        "barlow_twins",
+        "torchvision",
+        lambda c: c,
+    ),
+    "simsiam": (
+        lambda: {"epoch": 1, "arch": "resnet50", "optimizer": {}, "state_dict": filled(keys("simsiam_resnet50"))},
+        "simsiam",
+        "simsiam",
+        lambda c: {"state_dict": c["state_dict"]},
+    ),
+    "vissl": (lambda: vissl(*vissl_tensors(0)), "vissl", "vissl", lambda c: trunk_and_heads(c)),
+    "vissl-grouped": (lambda: vissl(*vissl_tensors(1)), "seer", "vissl-grouped", lambda c: trunk_and_heads(c)),
+    "timm": (lambda: vissl_tensors(2)[0], "swav", "timm", lambda c: c),
+    "avid": (lambda: avid("avid"), "avid", "avid", lambda c: {"model": c["model"]}),
+    "cma": (lambda: avid("cma"), "avid", "avid", lambda c: {"model": c["model"]}),
+    "byol": (byol_content, "byol", "byol", lambda c: c["experiment_state"]._asdict() | {"opt_state": None}),
+}
+
+
+def trunk_and_heads(content: dict) -> dict:
+    return content["classy_state_dict"]["base_model"]["model"]
+
+
+def flat(value, path: str = "") -> dict:
+    if isinstance(value, dict):
+        return {k: v for key, part in value.items() for k, v in flat(part, f"{path}/{key}").items()}
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
+    return {path: (value.dtype, value.shape, value.tobytes())} if isinstance(value, np.ndarray) else {}
+
+
+def save(content, path: Path) -> Path:
+    if "experiment_state" in content:
+        path.write_bytes(pickle.dumps(content, protocol=4))
+    else:
+        torch.save(content, path)
+    return path
+
+
+class Originals(dict):
+    """Case -> (content, folder of its conversion); made when first asked for."""
+
+    def __init__(self, place: Path):
+        super().__init__()
+        self.place = place
+
+    def __missing__(self, case: str):
+        make, method, _, _ = CASES[case]
+        content = make()
+        folder = convert(save(content, self.place / f"{case}.pth"), method, self.place / case)
+        self[case] = content, folder
+        return self[case]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Originals:
+    return Originals(tmp_path_factory.mktemp("originals"))
+
+
+@pytest.fixture
+def features(request):
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_there_and_back_every_name_and_byte(case, originals, tmp_path):
+    content, folder = originals[case]
+    _, _, layout, part = CASES[case]
+    file = convert_back(folder, layout, tmp_path / "back.pth")
+    back = pickle.loads(file.read_bytes()) if case == "byol" else torch.load(file, weights_only=True)
+    back = {"experiment_state": back["experiment_state"]}["experiment_state"] if case == "byol" else back
+    back = trunk_and_heads(back) if case.startswith("vissl") else back
+    expected, found = flat(part(content)), flat(back)
+    assert expected.keys() == found.keys() and len(expected) > 100
+    assert all(found[name] == value for name, value in expected.items())
+
+
+def test_the_networks_are_told_from_their_tensors(originals):
+    def config(case):
+        return json.loads((originals[case][1] / "pretraining/config.json").read_text())
+
+    swav = config("swav")
+    assert (swav["backbone"], swav["backbone_args"]) == ("resnet50", None)
+    assert (swav["projector_dims"], swav["num_prototypes"]) == ([2048, 128], 3000)
+    assert swav["image_std"] == [0.228, 0.224, 0.225] and swav["projector_batch_norm"]
+    assert config("barlow_twins")["projector_dims"] == [96, 96, 96]
+    seer = config("vissl")
+    assert (seer["backbone"], seer["projector_dims"]) == ("regnety_002", [64, 64, 16])
+    assert (seer["sinkhorn_iterations"], seer["projector_batch_norm"]) == (10, False)
+    byol = config("byol")
+    assert (byol["padding"], byol["projector_hidden"], byol["output_bias"]) == ("same", 64, False)
+    assert byol["backbone_args"] == {"channels": [32, 64, 128, 256]}
+    assert config("avid")["video_backbone"] == "r2plus1d_18"
+    assert not config("avid")["cma"] and config("cma")["cma"]
+    assert not (originals["torchvision"][1] / "pretraining").exists()
+    assert config("simsiam")["predictor_hidden"] == 512
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_converted_loads(case, originals):
+    folder = originals[case][1]
+    _, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    if (folder / "pretraining").exists():
+        _, info = AutoModelForPreTraining.from_pretrained(folder / "pretraining", output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"], info
+    card = ModelCard.load(folder / "README.md")
+    assert f"{case}.pth" in card.text and "$" not in card.text and str(folder.parent) not in card.text
+
+
+def bare(state: dict, prefix: str) -> dict:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def test_features_of_a_resnet_are_those_of_torchvision(originals, features):
+    content, folder = originals["simsiam"]
+    network = torchvision.models.resnet50(num_classes=1)
+    network.fc = torch.nn.Identity()
+    state = bare(content["state_dict"], "module.encoder.")
+    network.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    expected = network.eval()(features)
+    for encoder in (AutoModel.from_pretrained(folder).timm_model, timm.create_model(f"local-dir:{folder}", True)):
+        torch.testing.assert_close(encoder.eval()(features), expected, rtol=1e-4, atol=1e-5)
+
+
+def resnet(x, weights: dict, norm, convolve, pool) -> torch.Tensor:
+    """Pooled features of a ResNet-50 v1.5, by hand; names as in torchvision."""
+    x = pool(norm(convolve(x, "conv1", 2), "bn1").relu())
+    for stage, blocks in enumerate((3, 4, 6, 3), 1):
+        for block in range(blocks):
+            at, stride = f"layer{stage}.{block}.", 2 if stage > 1 and block == 0 else 1
+            y = norm(convolve(x, at + "conv1", 1), at + "bn1").relu()
+            y = norm(convolve(y, at + "conv2", stride), at + "bn2").relu()
+            y = norm(convolve(y, at + "conv3", 1), at + "bn3")
+            if block == 0:
+                x = norm(convolve(x, at + "downsample.0", stride), at + "downsample.1")
+            x = (x + y).relu()
+    return x.mean((2, 3))
+
+
+@torch.no_grad()
+def test_a_wide_resnet_keeps_its_first_convolution(originals, features):
+    content, folder = originals["swav-wide"]
+    weights = bare(content, "module.")
+
+    def norm(x, name):
+        w = bare(weights, name + ".")
+        return F.batch_norm(x, w["running_mean"], w["running_var"], w["weight"], w["bias"])
+
+    def convolve(x, name, stride):
+        weight = weights[name + ".weight"]
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+    expected = resnet(features, weights, norm, convolve, lambda x: F.max_pool2d(x, 3, 2, 1))
+    assert expected.shape == (2, 512)
+    torch.testing.assert_close(AutoModel.from_pretrained(folder).timm_model.eval()(features), expected)
+    torch.testing.assert_close(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(features), expected)
+
+
+@torch.no_grad()
+def test_features_of_byol_are_those_of_tensorflows_padding(originals, features):
+    content, folder = originals["byol"]
+    params, state = content["experiment_state"].online_params, content["experiment_state"].online_state
+
+    def module(name: str) -> str:
+        parts = re.fullmatch(r"layer(\d)\.(\d)\.(conv|bn|downsample\.)(\d)", name)
+        if parts is None:
+            return "res_net50/~/" + {"conv1": "initial_conv", "bn1": "initial_batchnorm"}[name]
+        group, block, kind, i = int(parts[1]) - 1, parts[2], parts[3], int(parts[4])
+        leaf = {"conv": f"conv_{i - 1}", "bn": f"batchnorm_{i - 1}"}.get(kind) or (
+            "shortcut_conv",
+            "shortcut_batchnorm",
+        )[i]
+        return f"res_net50/~/block_group_{group}/~/block_{block}/~/{leaf}"
+
+    def same(x, kernel, stride, value=0.0):
+        total = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
+        return F.pad(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)], value=value)
+
+    def convolve(x, name, stride):
+        weight = torch.from_numpy(params[module(name)]["w"]).permute(3, 2, 0, 1)
+        return F.conv2d(same(x, weight.shape[-1], stride), weight, stride=stride)
+
+    def norm(x, name):
+        at, tensor = module(name), lambda array: torch.from_numpy(array).flatten()
+        mean, var = (tensor(state[f"{at}/~/{kind}_ema"]["average"]) for kind in ("mean", "var"))
+        return F.batch_norm(x, mean, var, tensor(params[at]["scale"]), tensor(params[at]["offset"]))
+
+    def pool(x):
+        return F.max_pool2d(same(x, 3, 2, -torch.inf), 3, 2)
+
+    expected = resnet(features, params, norm, convolve, pool)  # as Haiku orders and pads them
+    found = AutoModel.from_pretrained(folder)(features).pooler_output
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RecipeError, match="padding=same.*other features"):
+        convert_back(folder, "torchvision", folder.parent / "no.pth")
+
+
+def test_arrays_of_another_order_or_kind(originals, tmp_path):
+    trees = dict(originals["byol"][0]["experiment_state"]._asdict())
+    module = "res_net50/~/initial_conv"
+    kernel = trees["online_params"][module]["w"]
+    trees["online_params"] = trees["online_params"] | {module: {"w": np.asfortranarray(kernel)}}
+    again = convert(save({"experiment_state": trees}, tmp_path / "again.pkl"), "byol", tmp_path / "again")
+    for file in ("pretraining/model.safetensors", "original.safetensors"):
+        assert (again / file).read_bytes() == (originals["byol"][1] / file).read_bytes()
+    for odd in (kernel.astype(object), kernel.astype(complex), "x", None):
+        trees["online_params"] = trees["online_params"] | {module: {"w": odd}}
+        with pytest.raises(RecipeError, match="online_params, res_net50/~/initial_conv/w is no array"):
+            convert(save({"experiment_state": trees}, tmp_path / "odd.pkl"), "byol", tmp_path / "odd")
+
+
+def test_a_model_of_ours_gets_the_original_names_unless_it_is_another_network(tmp_path):
+    tensors = {}
+    for name, fields in {"plain": {}, "small": {"stem": "small"}, "vit": {"backbone": "test_vit"}}.items():
+        config = SwavConfig(**{"backbone": "resnet18", "projector_dims": [16, 8], "num_prototypes": 5} | fields)
+        model = SwavForPreTraining(config)
+        tensors[name] = model.state_dict()
+        write_repo(tmp_path / name, model, tensors[name], {})
+    back = torch.load(convert_back(tmp_path / "plain", "swav", tmp_path / "plain.pth"))
+    assert back["module.layer4.1.bn2.running_var"].equal(tensors["plain"]["encoder.backbone.layer4.1.bn2.running_var"])
+    assert back["module.prototypes.weight"].equal(tensors["plain"]["prototypes.weight"])
+    again = weights(convert(tmp_path / "plain.pth", "swav", tmp_path / "again"))
+    assert all(again[key].equal(tensor) for key, tensor in tensors["plain"].items())
+    for name, said in {"small": "stem=small", "vit": "does not have these tensors: .*blocks"}.items():
+        with pytest.raises(RecipeError, match=said):
+            convert_back(tmp_path / name, "swav", tmp_path / "no.pth")
+
+
+def test_arrays_are_read_from_every_protocol_of_pickle(tmp_path):
+    state = _ByolExperimentState({"a": {"w": np.arange(6.0).reshape(2, 3).T}}, {}, {}, {}, [ScaleByLarsState(())])
+    for protocol in range(2, 6):
+        (tmp_path / "small.pkl").write_bytes(pickle.dumps({"x": state, "step": np.int64(3)}, protocol=protocol))
+        content = read_pickle(tmp_path / "small.pkl")
+        assert content["step"] == 3 and content["x"][0]["a"]["w"].tolist() == state.online_params["a"]["w"].tolist()
+
+
+def weights(folder: Path) -> dict:
+    model = AutoModelForPreTraining.from_pretrained(folder / "pretraining")
+    return dict(model.state_dict())
+
+
+def test_vissl_grouped_and_sliced_are_the_plain_one(originals, tmp_path):
+    plain = weights(originals["vissl"][1])
+    grouped = weights(originals["vissl-grouped"][1])
+    slices = tmp_path / "model_layers"
+    slices.mkdir()
+    parts = []
+    for part in vissl_tensors(0):
+        parts.append({})
+        for name, tensor in part.items():
+            torch.save({"type": "slice", "weight": tensor}, slices / f"{name}.torch")
+            parts[-1][name] = f"/elsewhere/model_layers/{name}.torch"
+    torch.save(vissl(*parts, type="slice_list"), tmp_path / "model.torch")
+    sliced = weights(convert(tmp_path / "model.torch", "swav", tmp_path / "sliced"))
+    for other in (grouped, sliced):
+        assert other.keys() == plain.keys() and all(other[n].equal(t) for n, t in plain.items())
+    next(slices.iterdir()).unlink()
+    with pytest.raises(RecipeError, match="needs the file model_layers/.*not beside it"):
+        convert(tmp_path / "model.torch", "swav", tmp_path / "again")
+
+
+def test_a_linear_classifier_goes_with_its_encoder_and_comes_back(originals, tmp_path, features):
+    linear = {"module.linear.weight": torch.randn(7, 2048), "module.linear.bias": torch.randn(7)}
+    torch.save({"epoch": 1, "state_dict": linear, "scheduler": {}}, tmp_path / "linear.pth")
+    source = originals.place / "torchvision.pth"
+    originals["torchvision"]
+    folder = convert(source, "swav", tmp_path / "swav", classifier=tmp_path / "linear.pth")
+    model = AutoModelForImageClassification.from_pretrained(folder / "classification")
+    with torch.no_grad():
+        pooled = AutoModel.from_pretrained(folder).timm_model.eval()(features)
+        expected = pooled @ linear["module.linear.weight"].T + linear["module.linear.bias"]
+        torch.testing.assert_close(model(features).logits, expected, rtol=1e-4, atol=1e-4)
+    back = torch.load(convert_back(folder, "swav-linear", tmp_path / "back.pth"))["state_dict"]
+    assert back.keys() == linear.keys() and all(back[name].equal(linear[name]) for name in linear)
+    with pytest.raises(RecipeError, match="no ResNet"):
+        convert(tmp_path / "linear.pth", "swav", tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    "name", ["regnety_320", "regnety_640", "regnety_1280", "regnety_2560", "regnety_10b", "regnety_160"]
+)
+def test_seers_regnets_are_told_apart(name):
+    from hf_ssl.hub.convert.backbones import BACKBONE, backbone_fields
+
+    config = SwavConfig.seer(name)
+    with torch.device("meta"):
+        state = timm.create_model(config.backbone, num_classes=0, **(config.backbone_args or {})).state_dict()
+    found = backbone_fields({BACKBONE + key: tensor for key, tensor in state.items()})
+    assert found == {"backbone": config.backbone, "backbone_args": config.backbone_args}
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, originals):
+    mark = tmp_path / "executed"
+    small = filled(wide_rows()[:3])
+    for content in ({"state_dict": small, "extra": Evil(mark)}, Evil(mark), {"module.conv1.weight": Evil(mark)}):
+        for method, write in (("swav", torch.save), ("byol", lambda c, p: p.write_bytes(pickle.dumps(c, protocol=2)))):
+            write(content, tmp_path / "evil.pkl")
+            with pytest.raises(RecipeError, match=r"(system|asks for torch\.).*never does"):
+                convert(tmp_path / "evil.pkl", method, tmp_path / "out")
+    state = byol_content()["experiment_state"]
+    for spoilt in (state._replace(opt_state=[Evil(mark)]), {"online_params": Evil(mark)}, codecs.lookup):
+        (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"experiment_state": spoilt}))
+        with pytest.raises(RecipeError, match="asks for .*never does"):
+            convert(tmp_path / "evil.pkl", "byol", tmp_path / "out")
+    (tmp_path / "evil.pkl").write_bytes(b"cbuiltins\neval\n(S'open(\"" + str(mark).encode() + b'", "w")\'\ntR.')
+    with pytest.raises(RecipeError, match="builtins.eval"):
+        convert(tmp_path / "evil.pkl", "byol", tmp_path / "out")
+    assert not mark.exists() and not (tmp_path / "out").exists()
+
+
+def test_odd_tensors_are_named(tmp_path):
+    sound = filled(wide_rows())
+    name = "module.layer3.4.conv2.weight"
+
+    def expect(content, match, method="swav"):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(RecipeError, match=match) as error:
+            convert(tmp_path / "odd.pth", method, tmp_path / "out")
+        assert "odd.pth" in str(error.value)
+
+    without = {key: tensor for key, tensor in sound.items() if key != name}
+    expect(without, r"missing: layer3\.4\.conv2\.weight\.")
+    expect(without | {name + "s": sound[name]}, r"no place in the network: layer3.4.conv2.weights")
+    expect(sound | {name: sound[name].flatten()}, r"another shape or kind: layer3\.4\.conv2\.weight")
+    expect(sound | {name: sound[name].long()}, "another shape or kind")
+    expect(sound | {name: 3}, "no tensors: layer3.4.conv2.weight")
+    expect(sound | {name: sound[name].to_sparse()}, "no tensors: layer3.4.conv2.weight")
+    expect(sound | {"module.layer3.04.conv2.weight": sound[name]}, "no place in the network")
+    expect(sound | {"module.extra.weight": sound[name]}, "no place in the network: extra.weight")
+    expect({"state_dict": sound, "ema": {"a": sound[name]}}, "nothing is known about: ema")
+    expect(sound, "laid out as one of swav", "simsiam")
+    few = {key: tensor for key, tensor in sound.items() if "layer4.2" not in key}
+    expect(few, "no ResNet of 18 to 200 layers")
+    expect({"state_dict": []}, "not laid out")
+    expect([], "not laid out")
+    expect({"classy_state_dict": {"base_model": {"model": [1]}}}, "no classy_state_dict.base_model.model")
+    expect({"type": "shard_list", "shards": ["a", "b"]}, "convert_sharded_checkpoint")
+    crossed = {"_feature_blocks.res3.block1-0.f.a.0.weight": sound[name]}
+    expect(vissl(crossed, {}), "no place in the network: trunk._feature_blocks.res3.block1-0")
+
+
+def test_a_spoilt_file_gives_a_clear_error_or_the_same_network(originals, tmp_path):
+    generator = np.random.default_rng(0)
+    for case, method in (("timm", "swav"), ("byol", "byol")):
+        names = set(flat(CASES[case][3](originals[case][0])))
+        sound = (originals.place / f"{case}.pth").read_bytes()
+        for i in range(9 if case == "timm" else 6):
+            spoilt = bytearray(sound)
+            if i % 3 == 0:
+                spoilt = spoilt[: int(generator.integers(0, len(sound) - 1))]
+            elif i % 3 == 1:
+                spoilt = spoilt[len(spoilt) // 2 :] + spoilt[: len(spoilt) // 2]
+            else:  # noise, which may fall on numbers only
+                at = int(generator.integers(0, 5000))
+                spoilt[at : at + 20] = generator.bytes(20)
+            (tmp_path / "spoilt.pkl").write_bytes(spoilt)
+            try:
+                folder = convert(tmp_path / "spoilt.pkl", method, tmp_path / "out")
+            except RecipeError as error:
+                assert "spoilt.pkl" in str(error)
+                continue
+            assert i % 3 == 2
+            back = convert_back(folder, case, tmp_path / "back.pth")
+            content = read_pickle(back)["experiment_state"] if case == "byol" else torch.load(back)
+            assert set(flat(content)) == names
+
+
+def test_tensors_in_another_order_or_of_one_storage_are_the_same(originals, tmp_path):
+    content, folder = originals["timm"]
+    names = list(content)[::-1]
+    storage = torch.cat([content[name].flatten().float() for name in names])
+    views, start = {}, 0
+    for name in names:
+        views[name] = storage[start : start + content[name].numel()].view(content[name].shape)
+        views[name] = content[name] if name.endswith("tracked") else views[name]
+        start += content[name].numel()
+    torch.save(views, tmp_path / "views.pth")
+    again = convert(tmp_path / "views.pth", "swav", tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_the_command_converts_both_ways_and_guards_folders(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = vissl_tensors(2)[0]
+    save_file(content, "seer.safetensors")
+    main(["convert", "seer.safetensors", "--method", "seer"])
+    assert capsys.readouterr().out.strip() == "seer"
+    main(["convert", "seer", "--to", "timm", "--output", "back.safetensors"])
+    assert flat(torch.load(convert_back("seer", "timm", "back.pth"))) == flat(content)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    for wrong, said in (
+        (["seer.safetensors", "--method", "seer", "--output", "mine"], "not made by hf-ssl convert"),
+        (["seer.safetensors", "--method", "sver", "--output", "y"], "did you mean seer"),
+        (["seer.safetensors"], "Give --method"),
+        (["seer", "--to", "avid", "--output", "x"], "layout avid is not for"),
+        (["seer", "--to", "torchvision", "--output", "x"], "does not have these tensors"),
+        (["absent.pth", "--method", "swav"], "no file absent.pth"),
+        (["mine", "--to", "swav", "--output", "x"], "no exported model"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["convert", *wrong])
+        assert stop.value.code == 2 and said in capsys.readouterr().err, wrong
+    assert not (tmp_path / "x").exists()
