@@ -342,8 +342,19 @@ def _open_folder(path: Path, name: str | None, streaming: bool, kind: str) -> di
         return saved if isinstance(saved, dict) else {re.split(r"\W", str(saved.split or "train"))[0]: saved}
     shards = sorted(str(p) for p in path.rglob("*") if p.suffix in _SHARDS)
     tables = shards or [*path.glob("metadata.*"), *path.glob("*/metadata.csv")]
+    if kind == "audio" and not shards and tables:
+        return dict(map(_sounds_of_table, (table for table in tables if table.suffix == ".csv")))
     listed = {} if tables else _list_files(path, kind)
     return listed or _load_shards(str(path), shards, name=name, streaming=streaming)
+
+
+def _sounds_of_table(table: Path) -> tuple[str, Dataset]:
+    """Split and rows of a metadata.csv; `datasets` would want to decode its sounds, and torchcodec for that."""
+    rows = load_dataset("csv", data_files=str(table), split="train")
+    files = [{"bytes": None, "path": str(table.parent.absolute() / name)} for name in rows["file_name"]]
+    feature = {"bytes": Value("binary"), "path": Value("string")}
+    split = _SPLIT_NAMES.get(table.parent.name.lower(), "train")
+    return split, rows.remove_columns("file_name").add_column("audio", files, feature=feature)
 
 
 def _load_shards(what: str, files: list[str], **options) -> dict:

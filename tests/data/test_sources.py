@@ -231,6 +231,19 @@ def test_checking_converts_nothing(digits, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------- kNN
 
 
+def test_sounds_of_a_table_need_no_decoder(tmp_path):
+    for split, rows in (
+        ("train", "file_name,fold,target\na/x.wav,1,3\ny.wav,2,5\n"),
+        ("test", "file_name,target\nz.wav,4\n"),
+    ):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "metadata.csv").write_text(rows)
+    train = load_source(DataConfig(path=str(tmp_path), label_column="target"), "train", "audio")
+    assert labels(train) == [3, 5]
+    assert train.cell(0)["path"] == str(tmp_path / "train/a/x.wav")
+    assert labels(load_source(DataConfig(path=str(tmp_path), label_column="target"), "test", "audio")) == [4]
+
+
 def test_the_monitor_uses_the_labelled_splits(digits):
     bank, queries = labelled_sources(DataConfig(path=str(digits)), MonitorConfig())
     assert (len(bank), len(queries)) == (128, 64)
