@@ -72,6 +72,8 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
     """Copy the tensors of a transformers encoder into a timm network that computes the same, layer by layer in the
     order in which both use them, whatever their names; then both must give the same features.
 
+    What a ViT has as three layers for query, key and value is one in timm.
+
     Raises:
         ValueError: they are different networks.
     """
@@ -79,31 +81,61 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     theirs = _layers_in_order(source, lambda: source(pixel_values=images))
     ours = _layers_in_order(target, lambda: target(images))
-    if [_shapes(layer) for layer in theirs] != [_shapes(layer) for layer in ours]:
-        raise ValueError(
-            f"it is not laid out as this backbone ({len(theirs)} layers there, {len(ours)} here, or other sizes); "
-            "timm has the weights of most networks: model.init_from=timm/NAME."
-        )
-    for there, here in zip(theirs, ours, strict=True):
-        for a, b in zip(_own(there), _own(here), strict=True):
+    for leaves in (True, False):  # tokens and position embeddings are those of whole networks, or of parts of them
+        there, here = ([layer for layer in layers if _is_leaf(layer[1]) == leaves] for layers in (theirs, ours))
+        tensors = _tensors(there, [layer.weight.shape for _, layer in here if isinstance(layer, nn.Linear)])
+        wanted = [tensor for _, layer in here for tensor in _own(layer)]
+        if not leaves:  # the token that stands for a masked patch has no use here
+            tensors = [t for t in tensors if t.shape in {w.shape for w in wanted}]
+        if [t.shape for t in tensors[: len(wanted)]] != [t.shape for t in wanted]:
+            raise ValueError(
+                f"it is not laid out as this backbone ({len(theirs)} layers there, {len(ours)} here, or other sizes); "
+                "timm has the weights of most networks: model.init_from=timm/NAME."
+            )
+        for a, b in zip(tensors, wanted, strict=False):  # a pooler behind them is left over
             b.copy_(a)
-    expected = source(pixel_values=images).pooler_output.flatten(1)
-    if not (target(images) - expected).abs().max() < 1e-3 * expected.abs().max():
+    expected = source(pixel_values=images).last_hidden_state
+    if not (target.forward_features(images) - expected).abs().max() < 1e-3 * expected.abs().max():
         raise ValueError("its layers have the sizes of this backbone's, but compute something else.")
 
 
-def _layers_in_order(model: nn.Module, run: Callable[[], Any]) -> list[nn.Module]:
+def _layers_in_order(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
     called: list[nn.Module] = []
-    handles = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in model.modules() if _own(m)]
+    names = {module: name for name, module in model.named_modules() if _own(module)}
+    handles = [module.register_forward_hook(lambda m, *_: called.append(m)) for module in names]
     run()
     for handle in handles:
         handle.remove()
-    return list(dict.fromkeys(called))
+    return [(names[module], module) for module in dict.fromkeys(called)]
+
+
+def _tensors(layers: list[tuple[str, nn.Module]], wanted: list[torch.Size]) -> list[torch.Tensor]:
+    """The tensors of all layers in order; query, key and value together where a layer of three times the width is
+    wanted.
+    """
+    tensors, i = [], 0
+    while i < len(layers):
+        three = layers[i : i + 3]
+        initials = "".join(name.rpartition(".")[2][0] for name, _ in three)
+        shapes = {layer.weight.shape for _, layer in three if isinstance(layer, nn.Linear)}
+        if sorted(initials) == ["k", "q", "v"] and len(shapes) == 1:
+            width, depth = shapes.pop()
+            if torch.Size((3 * width, depth)) in wanted:
+                parts = [three[initials.index(letter)][1] for letter in "qkv"]
+                biases = [part.weight.new_zeros(width) if part.bias is None else part.bias for part in parts]
+                tensors.append(torch.cat([part.weight for part in parts]))
+                tensors += [torch.cat(biases)] if any(part.bias is not None for part in parts) else []
+                i += 3
+                continue
+        tensors += _own(layers[i][1])
+        i += 1
+    return tensors
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether all its tensors are its own; timm's BatchNorm has an activation inside."""
+    return len(list(module.parameters())) == len(list(module.parameters(recurse=False)))
 
 
 def _own(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-
-
-def _shapes(module: nn.Module) -> list[torch.Size]:
-    return [tensor.shape for tensor in _own(module)]

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, RegNetConfig, RegNetModel, ResNetConfig, ResNetModel
+from transformers import AutoModel, RegNetConfig, RegNetModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from hf_ssl import SimSiamConfig, SimSiamModel, export_for_serving, load_recipe, pretrain
 from hf_ssl.hub.encoders import start_from_encoder
@@ -142,6 +142,20 @@ def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
     with torch.no_grad():
         expected = model(images).pooler_output.flatten(1)
         torch.testing.assert_close(trained(images).pooler_output.flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_vit_of_transformers_becomes_timms(tmp_path):
+    config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
+    model = randomised(ViTModel(config))
+    model.save_pretrained(tmp_path)
+    fields = {"init_from": str(tmp_path), "backbone": "vit_tiny_patch16_224"}
+    tensors = start_from_encoder(recipe_from_dict({"method": "byol", "model": fields, "train": {"steps": 1}}))
+    state = model.state_dict()
+    query = next(
+        tensor for name, tensor in state.items() if ".0." in name and name.endswith(("query.weight", "q_proj.weight"))
+    )
+    assert tensors["blocks.0.attn.qkv.weight"][:192].equal(query)
+    assert tensors["pos_embed"].equal(state["embeddings.position_embeddings"])
 
 
 def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
