@@ -30,6 +30,9 @@ def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
         raise RecipeError("model.init_from is for encoders of images; start AVID from a run with train.init_from.")
     try:
         encoder, fields = _open(place)
+        own, theirs = recipe.model.get("backbone"), fields.get("backbone")
+        if own and theirs and timm.models.split_model_name_tag(own)[0] != theirs:
+            raise ValueError(f"it is a {theirs}; set model.backbone={theirs}.")
         recipe.model |= {key: value for key, value in fields.items() if key not in recipe.model}
         if "backbone" not in recipe.model:
             raise RecipeError(f"Say which timm network {place} is, such as model.backbone=resnet50.")

@@ -173,7 +173,10 @@ def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
     tensors = start_from_encoder(recipe)
     assert recipe.model["backbone"] == "resnet18" and tensors["conv1.weight"].equal(source.conv1.weight)
     recipe.model["backbone"] = "resnet50"
-    with pytest.raises(RecipeError, match="do not fit resnet50"):
+    with pytest.raises(RecipeError, match="set model.backbone=resnet18"):
+        start_from_encoder(recipe)
+    recipe.model |= {"backbone": "resnet18", "stem": "small"}
+    with pytest.raises(RecipeError, match="do not fit resnet18 as configured"):
         start_from_encoder(recipe)
 
 
