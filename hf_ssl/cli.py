@@ -210,19 +210,19 @@ def _pretrain(args: argparse.Namespace) -> None:
         sys.exit(1)
     PartialState().destroy_process_group()
     if result.is_main_process:
-        _print_result(result, recipe.monitor.k)
+        _print_result(result, recipe.monitor.k, recipe.start)
 
 
-def _print_result(result, k: int) -> None:
+def _print_result(result, k: int, start: str) -> None:
     if "knn" in result.final and "knn" in result.baseline:
         print(f"\nkNN accuracy (k={k})")
         print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
-        print(f"  untrained network {result.baseline['knn']:6.1%}")
+        print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
         print(f"  trained network   {result.final['knn']:6.1%}")
     elif "video_to_audio_r1" in result.final:
         from .hub.card import ROWS
 
-        print(f"\n{'':48}untrained  trained")
+        print(f"\n{'':47}{start:>10}  trained")
         for key, label, form in ROWS:
             if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
                 before = form.format(result.baseline[key]) if key in result.baseline else ""

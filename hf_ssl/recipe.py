@@ -208,6 +208,11 @@ class Recipe:
                 section[key] = Path(section[key]).expanduser().resolve().name
         return copy
 
+    @property
+    def start(self) -> str:
+        """What the network is before training, for a person."""
+        return "pretrained" if self.train.init_from or self.model.get("init_from") else "untrained"
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 

@@ -233,7 +233,7 @@ def _results(recipe: Recipe, results: Results) -> str:
 
 
 def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> str:
-    rows = ["| | untrained | trained |", "| --- | --- | --- |"]
+    rows = [f"| | {recipe.start} | trained |", "| --- | --- | --- |"]
     for key, label, form in ROWS:
         if key.startswith("knn") and key != "knn_raw_pixels":
             label += f" (k={recipe.monitor.k}, T={recipe.monitor.temperature})"

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """`train.push_to_hub`: the model on the Hub while it trains. Whatever the network does, the run goes on."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -60,6 +61,7 @@ class Publisher:
             return
         if self._thread is not None:
             self._thread.join()
+            shutil.rmtree(self.folder.with_name(".pushed"), ignore_errors=True)
         if not self._push(self.folder, step):
             logger.warning(f"The model is in {self.folder}: `hf-ssl push {self.folder} {self.repo_id}` tries again.")
 
