@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Share a repo folder on the Hugging Face Hub: one commit, whole or not at all."""
 
+import os
 import re
 from pathlib import Path
 
@@ -45,8 +46,9 @@ def push(
 ) -> str:
     """Publish a repo folder, or that of a run, and return its address.
 
-    Files go up first, and one commit then makes all of them the repository's head; after a failure the same call sends
-    only what is not there yet. Files of an earlier push that the folder no longer has are removed in the same commit.
+    The card's lines to copy get the repository's name. Files go up first, and one commit then makes all of them the
+    repository's head; after a failure the same call sends only what is not there yet. Files of an earlier push that
+    the folder no longer has are removed in the same commit.
 
     Args:
         repo_id: "user/name" or "organisation/name"; made if it does not exist.
@@ -65,6 +67,7 @@ def push(
     create_repo(repo_id, private)
     api = HfApi()
     try:
+        _name_in_card(folder / "README.md", repo_id)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
@@ -73,6 +76,17 @@ def push(
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
         raise explained(error, repo_id) from error
     return commit.commit_url.split("/commit/")[0] + (f"/tree/{revision}" if revision else "")
+
+
+def _name_in_card(card: Path, repo_id: str) -> None:
+    """The card's lines to copy, with the name under which they work."""
+    text = card.read_text()
+    named = text.replace('"REPO"', f'"{repo_id}"').replace("hf-hub:REPO", f"hf-hub:{repo_id}")
+    if named != text:
+        named = named.replace("Replace `REPO` by the name of this repository or by its folder.\n\n", "")
+        partial = card.with_name(".partial_README.md")
+        partial.write_text(named)
+        os.replace(partial, card)
 
 
 def create_repo(repo_id: str, private: bool | None = None) -> None:

@@ -85,7 +85,7 @@ def _onnx(module, examples, dynamic, inputs, outputs, file: Path) -> list[torch.
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RecipeError(
-            f"ONNX needs packages that are not installed ({error}): pip install 'hf_ssl[onnx]'"
+            f"ONNX needs packages that are not installed ({error}): pip install onnx onnxruntime onnxscript."
         ) from None
     large = sum(p.numel() * p.element_size() for p in module.parameters()) > 1.9e9  # protobuf ends at 2 GB
     torch.onnx.export(

@@ -29,7 +29,7 @@ def import_av():
     try:
         import av
     except ImportError:
-        raise ImportError('Videos are read with PyAV, which is not installed; pip install "hf_ssl[video]".') from None
+        raise ImportError("Videos are read with PyAV, which is not installed; pip install av.") from None
     return av
 
 

@@ -117,6 +117,8 @@ def test_what_is_pushed_loads_everywhere_without_hf_ssl(case, hub, tmp_path):
     assert done.stdout.strip() == f"{hub.address}/user/{case}"
     local = {str(p.relative_to(tmp_path / "model")) for p in (tmp_path / "model").rglob("*") if p.is_file()}
     assert set(hub.files(f"user/{case}")) - {".gitattributes"} == local
+    card = hub.files(f"user/{case}")["README.md"].decode()
+    assert f'from_pretrained("user/{case}"' in card and "REPO" not in card
 
     torch.manual_seed(1)
     inputs = {"pixel_values": torch.randn(4, 2, 3, 32, 32)}
