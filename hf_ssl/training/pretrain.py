@@ -169,7 +169,9 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     def save(step: int) -> bool:
         totals.synchronize()
         _stop_if_not_finite(bad_step, checkpoints)
-        kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict(), "results": asdict(results(step))}
+        kept = {"recipe": recipe.to_dict(), "totals": totals.to_dict()}
+        if accelerator.is_main_process:  # who reads the journal for them, and writes the state
+            kept["results"] = asdict(results(step))
         if kind == "video":
             kept["num_instances"] = config.num_instances
         if streamed:
