@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Pretrained encoders of others to start from (`model.init_from`): timm's, transformers' and those of hf_ssl."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
-from ..models import SSLConfig, create_backbone, load_backbone, timm_fields
+from ..models import METHODS, SSLConfig, create_backbone, load_backbone, timm_fields
 from ..recipe import Recipe, RecipeError
 
 
@@ -18,29 +19,31 @@ def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
 
     "timm/resnet50.a1_in1k" is a model of timm with its weights; anything else is a folder or a Hub id that `AutoModel`
     loads: an encoder of hf_ssl, one in timm's format, or one of transformers, for which `model.backbone` says which
-    timm network it is.
+    timm network it is. AVID's video tower takes them.
 
     Raises:
         RecipeError: it cannot be loaded, or is another network than the recipe's.
     """
-    place = recipe.model.get("init_from")
+    ours, place = recipe.model, recipe.model.get("init_from")
     if place is None:
         return None
-    if recipe.method == "avid":
-        raise RecipeError("model.init_from is for encoders of images; start AVID from a run with train.init_from.")
+    config_class, model_class = METHODS[recipe.method]
+    name = {field: model_class.encoder_field(field) for field in SSLConfig().to_dict()}
+    key = name["backbone"]
     try:
-        encoder, fields = _open(place)
-        own, theirs = recipe.model.get("backbone"), fields.get("backbone")
+        encoder, described = _open(place)
+        own, theirs = ours.get(key), described.get("backbone")
         if own and theirs and timm.models.split_model_name_tag(own)[0] != theirs:
-            raise ValueError(f"it is a {theirs}; set model.backbone={theirs}.")
-        recipe.model |= {key: value for key, value in fields.items() if key not in recipe.model}
-        if "backbone" not in recipe.model:
-            raise RecipeError(f"Say which timm network {place} is, such as model.backbone=resnet50.")
-        known = {key: value for key, value in recipe.model.items() if key != "init_from"}
+            raise ValueError(f"it is a {theirs}; set model.{key}={theirs}.")
+        for field, value in described.items():
+            if hasattr(config_class, name[field]):
+                ours.setdefault(name[field], value)
+        if key not in ours:
+            raise ValueError(f"say which timm network it is, such as model.{key}=resnet50.")
         with torch.device("cpu"):
-            backbone = create_backbone(SSLConfig(**{k: v for k, v in known.items() if k in SSLConfig().to_dict()}))
+            backbone = create_backbone(SSLConfig(**{f: ours[n] for f, n in name.items() if n in ours}))
         if isinstance(encoder, nn.Module):
-            copy_by_execution(encoder, backbone, recipe.model.get("image_size", 224))
+            copy_by_execution(encoder, backbone, ours.get("image_size", 224))
         else:
             load_backbone(backbone, encoder, place)
     except (OSError, ValueError, RuntimeError) as error:
@@ -72,73 +75,102 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
 
 @torch.no_grad()
 def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> None:
-    """Copy the tensors of a transformers encoder into a timm network that computes the same, layer by layer in the
-    order in which both use them, whatever their names; then both must give the same features.
+    """Copy the tensors of a transformers encoder into a timm network that computes the same, whatever their names.
 
-    What a ViT has as three layers for query, key and value is one in timm.
+    Tensors of one shape (dimensions of one aside) are matched in the order in which both networks use them; then both
+    must give the same features. Query, key and value, three layers in transformers, become one or two where timm has
+    so many; a position of the class token is added to the token where timm has none.
 
     Raises:
         ValueError: they are different networks.
     """
     source, target = source.eval(), target.eval()
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    theirs = _layers_in_order(source, lambda: source(pixel_values=images))
-    ours = _layers_in_order(target, lambda: target(images))
-    for leaves in (True, False):  # tokens and position embeddings are those of whole networks, or of parts of them
-        there, here = ([layer for layer in layers if _is_leaf(layer[1]) == leaves] for layers in (theirs, ours))
-        tensors = _tensors(there, [layer.weight.shape for _, layer in here if isinstance(layer, nn.Linear)])
-        wanted = [tensor for _, layer in here for tensor in _own(layer)]
-        if not leaves:  # the token that stands for a masked patch has no use here
-            tensors = [t for t in tensors if t.shape in {w.shape for w in wanted}]
-        if [t.shape for t in tensors[: len(wanted)]] != [t.shape for t in wanted]:
-            raise ValueError(
-                f"it is not laid out as this backbone ({len(theirs)} layers there, {len(ours)} here, or other sizes); "
-                "timm has the weights of most networks: model.init_from=timm/NAME."
-            )
-        for a, b in zip(tensors, wanted, strict=False):  # a pooler behind them is left over
-            b.copy_(a)
-    expected = source(pixel_values=images).last_hidden_state
-    if not (target.forward_features(images) - expected).abs().max() < 1e-3 * expected.abs().max():
+    ours = _tensors(_layers_in_order(target, lambda: target(images)))
+    theirs = _joined(_layers_in_order(source, lambda: source(pixel_values=images)), {t.shape for _, t in ours})
+    found, wanted = _alike(theirs), _alike(ours)
+    for rows, width in [kind[1:] for kind in wanted if len(kind) == 3 and kind not in found]:
+        positions, tokens = found.get((False, rows + 1, width)), found.get((False, width))
+        if positions and tokens:
+            table = positions[0].reshape(rows + 1, width)
+            tokens[0] = tokens[0].reshape(width) + table[0]
+            found[False, rows, width] = [table[1:]]
+    if any(len(found.get(kind, ())) < len(tensors) for kind, tensors in wanted.items()):
+        raise ValueError(
+            "its layers are not those of this backbone; set the timm network that it is with model.backbone and "
+            "model.backbone_args, or take timm's own weights: model.init_from=timm/NAME."
+        )
+    for kind, tensors in wanted.items():
+        for there, here in zip(found[kind], tensors, strict=False):  # a pooler behind them is left over
+            here.copy_(there.reshape(here.shape))
+    expected, features = source(pixel_values=images), target.forward_features(images)
+    pairs = [(expected.last_hidden_state, features)]
+    if expected.get("pooler_output") is not None:  # some normalise what they pool only
+        pairs.append((expected.pooler_output, target.forward_head(features, pre_logits=True)))
+    if not any(_means_are_close(*pair, target.num_features) for pair in pairs):
         raise ValueError("its layers have the sizes of this backbone's, but compute something else.")
 
 
 def _layers_in_order(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
+    """Modules as they are called; one that is not, since its owner reads its tensors, follows its owner."""
     called: list[nn.Module] = []
-    names = {module: name for name, module in model.named_modules() if _own(module)}
-    handles = [module.register_forward_hook(lambda m, *_: called.append(m)) for module in names]
+    names = {module: name for name, module in model.named_modules()}
+    handles = [module.register_forward_pre_hook(lambda m, *_: called.append(m)) for module in names]
     run()
     for handle in handles:
         handle.remove()
-    return [(names[module], module) for module in dict.fromkeys(called)]
+    layers = [(names[module], module) for module in dict.fromkeys(called)]
+    for module, name in names.items():
+        if module not in called:
+            owners = [i for i, (owner, _) in enumerate(layers) if name.startswith(f"{owner}." if owner else "")]
+            layers.insert(owners[-1] + 1, (name, module))
+    return layers
 
 
-def _tensors(layers: list[tuple[str, nn.Module]], wanted: list[torch.Size]) -> list[torch.Tensor]:
-    """The tensors of all layers in order; query, key and value together where a layer of three times the width is
-    wanted.
-    """
+def _tensors(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, torch.Tensor]]:
+    """What a checkpoint has of them; the token of masked patches has no part in features."""
+    return [
+        (f"{path}.{name}", tensor)
+        for path, layer in layers
+        for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
+        if name not in {"mask_token", *layer._non_persistent_buffers_set}
+    ]
+
+
+def _joined(layers: list[tuple[str, nn.Module]], wanted: set[torch.Size]) -> list[tuple[str, torch.Tensor]]:
+    """Their tensors; those of query, key and value, or of the latter two, in one where such a one is wanted."""
     tensors, i = [], 0
     while i < len(layers):
-        three = layers[i : i + 3]
-        initials = "".join(name.rpartition(".")[2][0] for name, _ in three)
-        shapes = {layer.weight.shape for _, layer in three if isinstance(layer, nn.Linear)}
-        if sorted(initials) == ["k", "q", "v"] and len(shapes) == 1:
-            width, depth = shapes.pop()
-            if torch.Size((3 * width, depth)) in wanted:
-                parts = [three[initials.index(letter)][1] for letter in "qkv"]
-                biases = [part.weight.new_zeros(width) if part.bias is None else part.bias for part in parts]
-                tensors.append(torch.cat([part.weight for part in parts]))
-                tensors += [torch.cat(biases)] if any(part.bias is not None for part in parts) else []
-                i += 3
-                continue
-        tensors += _own(layers[i][1])
-        i += 1
+        for letters in ("qkv", "kv"):
+            some = {name.rpartition(".")[2][:1]: layer for name, layer in layers[i : i + len(letters)]}
+            parts = [some.get(letter) for letter in letters]
+            if all(isinstance(part, nn.Linear) and part.weight.shape == parts[0].weight.shape for part in parts):
+                width, depth = parts[0].weight.shape
+                if (len(letters) * width, depth) in wanted:
+                    tensors.append(("weight", torch.cat([part.weight for part in parts])))
+                    biases = [part.bias for part in parts if part.bias is not None]
+                    if biases and (len(letters) * width,) in wanted:
+                        zeros = torch.zeros(width)
+                        biases = [torch.cat([zeros if part.bias is None else part.bias for part in parts])]
+                    tensors += [("bias", bias) for bias in biases]
+                    i += len(letters)
+                    break
+        else:
+            tensors += _tensors(layers[i : i + 1])
+            i += 1
     return tensors
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    """Whether all its tensors are its own; timm's BatchNorm has an activation inside."""
-    return len(list(module.parameters())) == len(list(module.parameters(recurse=False)))
+def _alike(tensors: list[tuple[str, torch.Tensor]]) -> dict[tuple, list[torch.Tensor]]:
+    """Tensors of one shape; scales of residual branches belong to blocks in some networks, to layers in others."""
+    groups: dict[tuple, list[torch.Tensor]] = {}
+    for name, tensor in tensors:
+        scale = re.search("gamma|lambda|layer_scale", name) is not None
+        groups.setdefault((scale, *(n for n in tensor.shape if n != 1)), []).append(tensor)
+    return groups
 
 
-def _own(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+def _means_are_close(a: torch.Tensor, b: torch.Tensor, width: int) -> bool:
+    """Whether the means over tokens or positions agree, wherever the channels are among the dimensions."""
+    a, b = (x.mean([i for i in range(1, x.dim()) if i != list(x.shape).index(width, 1)]) for x in (a, b))
+    return bool((a - b).abs().max() < 1e-4 * a.abs().max())

@@ -164,6 +164,22 @@ class AvidPreTrainedModel(SSLPreTrainedModel):
         "AutoModelForAudioClassification": "ForAudioClassification",
     }
 
+    @classmethod
+    def encoder_field(cls, name: str) -> str:
+        """The video tower is the encoder of images."""
+        return f"video_{name}" if name.startswith("backbone") else name
+
+    def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
+        """Give the video tower the tensors of a timm network, which sees single frames.
+
+        Raises:
+            ValueError: it is no timm network, or tensors are missing, left over or of another shape.
+        """
+        tower = getattr(getattr(self, "encoder", self), "video_tower", None)
+        if tower is None or tower.published:
+            raise ValueError(f"{source} needs a video tower of timm; set video_backbone to its name.")
+        tower.backbone.load_encoder(tensors, source)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, _ConvNd):

@@ -126,6 +126,11 @@ class SSLPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @classmethod
+    def encoder_field(cls, name: str) -> str:
+        """What this method's configuration calls a field of `SSLConfig`."""
+        return name
+
+    @classmethod
     def from_timm(cls, name: str, config: SSLConfig | None = None, **changes):
         """A model whose encoder has pretrained weights of timm; heads, if any, are new.
 
@@ -140,7 +145,8 @@ class SSLPreTrainedModel(PreTrainedModel):
         """
         source = timm.create_model(name, pretrained=True, num_classes=0)
         if config is None:
-            config = cls.config_class(**timm_fields(name, source) | changes)
+            fields = timm_fields(name, source)
+            config = cls.config_class(**{cls.encoder_field(key): value for key, value in fields.items()} | changes)
         model = cls(config)
         model.load_encoder(source.state_dict(), name)
         return model

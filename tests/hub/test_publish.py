@@ -1,24 +1,21 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints exported by hand, pushed while training, started from pretrained encoders, and exported for serving."""
+"""Checkpoints exported by hand, pushed while training, and exported for serving."""
 
 import threading
 import time
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, RegNetConfig, RegNetModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from hf_ssl import SimSiamConfig, SimSiamModel, export_for_serving, load_recipe, pretrain
-from hf_ssl.hub.encoders import start_from_encoder
 from hf_ssl.hub.export import export_checkpoint
 from hf_ssl.hub.push import PushError
 from hf_ssl.models import AvidConfig, AvidModel
-from hf_ssl.recipe import RecipeError, recipe_from_dict
+from hf_ssl.recipe import RecipeError
 from hf_ssl.training import publish
-from tests.conftest import digit_dataset
+from tests.conftest import digit_dataset, randomised
 from tests.models.test_avid import INPUTS, TINY
 
 
@@ -94,108 +91,6 @@ def test_a_token_that_may_not_write_is_said_before_training(tmp_path, monkeypatc
     with pytest.raises(RecipeError, match="push_to_hub: user/name was not published"):
         pretrain(simsiam(tmp_path, "train.push_to_hub=user/name"), dataset=digit_dataset(0, 48))
     assert not (tmp_path / "run").exists()
-
-
-def randomised(model):
-    """Statistics and scales that would betray a wrong order of layers."""
-    torch.manual_seed(0)
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.dim() == 1 and tensor.is_floating_point():
-            tensor.data.uniform_(0.5, 1.5)
-    return model.eval()
-
-
-@pytest.mark.parametrize("kind", ["ours", "timm-format", "resnet", "regnet"])
-def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
-    images = torch.randn(2, 3, 32, 32)
-    place, more = tmp_path / "encoder", []
-    if kind == "ours":
-        model = randomised(SimSiamModel(SimSiamConfig(backbone="resnet10t", stem="small", image_mean=(0.1, 0.2, 0.3))))
-        model.save_pretrained(place)
-    elif kind == "timm-format":
-        before = pretrain(simsiam(tmp_path, f"train.output_dir={place}"), dataset=digit_dataset(0, 48))
-        place, model = before.model_dir, AutoModel.from_pretrained(before.model_dir)
-    elif kind == "resnet":
-        config = ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic")
-        model, more = randomised(ResNetModel(config)), ["model.backbone=resnet18"]
-        model.save_pretrained(place)
-    else:
-        config = RegNetConfig(hidden_sizes=[48, 104, 208, 440], depths=[1, 3, 6, 6], groups_width=8, layer_type="y")
-        model, more = randomised(RegNetModel(config)), ["model.backbone=regnety_004"]
-        model.save_pretrained(place)
-    recipe = simsiam(tmp_path, f"model.init_from={place}", "optim.lr=0", "train.steps=1", *more)
-    if kind in ("ours", "timm-format"):
-        del recipe.model["backbone"]
-    monkeypatch.setattr(torch.nn.modules.batchnorm._BatchNorm, "momentum", 0.0, raising=False)
-    tensors = start_from_encoder(recipe)
-    result = pretrain(recipe, dataset=digit_dataset(0, 16))
-    code = {"trust_remote_code": True} if kind == "ours" else {}
-    trained = AutoModel.from_pretrained(result.model_dir, **code)
-    state = {name.split(".", 1)[1]: tensor for name, tensor in trained.state_dict().items()}
-    parameters = [name.split(".", 1)[1] for name, _ in trained.named_parameters()]
-    assert parameters and all(state[name].equal(tensors[name]) for name in parameters)
-    if kind == "ours":
-        assert list(trained.config.image_mean) == [0.1, 0.2, 0.3] and trained.config.stem == "small"
-    trained.eval()
-    source = getattr(trained, "timm_model", getattr(trained, "backbone", None))
-    source.load_state_dict(tensors)
-    with torch.no_grad():
-        expected = model(images).pooler_output.flatten(1)
-        torch.testing.assert_close(trained(images).pooler_output.flatten(1), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_vit_of_transformers_becomes_timms(tmp_path):
-    config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
-    model = randomised(ViTModel(config))
-    model.save_pretrained(tmp_path)
-    fields = {"init_from": str(tmp_path), "backbone": "vit_tiny_patch16_224"}
-    tensors = start_from_encoder(recipe_from_dict({"method": "byol", "model": fields, "train": {"steps": 1}}))
-    state = model.state_dict()
-    query = next(
-        tensor for name, tensor in state.items() if ".0." in name and name.endswith(("query.weight", "q_proj.weight"))
-    )
-    assert tensors["blocks.0.attn.qkv.weight"][:192].equal(query)
-    assert tensors["pos_embed"].equal(state["embeddings.position_embeddings"])
-
-
-def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
-    create, source = (
-        timm.create_model,
-        randomised(timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=0)),
-    )
-
-    def offline(name, pretrained=False, **kwargs):
-        return source if pretrained else create(name, **kwargs)
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    content = {"method": "barlow_twins", "model": {"init_from": "timm/resnet18.a1_in1k"}, "train": {"steps": 1}}
-    recipe = recipe_from_dict(content)
-    tensors = start_from_encoder(recipe)
-    assert recipe.model["backbone"] == "resnet18" and tensors["conv1.weight"].equal(source.conv1.weight)
-    recipe.model["backbone"] = "resnet50"
-    with pytest.raises(RecipeError, match="set model.backbone=resnet18"):
-        start_from_encoder(recipe)
-    recipe.model |= {"backbone": "resnet18", "stem": "small"}
-    with pytest.raises(RecipeError, match="do not fit resnet18 as configured"):
-        start_from_encoder(recipe)
-
-
-@pytest.mark.parametrize(
-    ("place", "backbone", "said"),
-    [
-        ("nowhere", "resnet18", "nowhere"),
-        ("other", "resnet34", "not laid out as this backbone"),
-        ("other", None, "which"),
-    ],
-)
-def test_what_cannot_be_a_start_is_said(place, backbone, said, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    ResNetModel(ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], embedding_size=8)).save_pretrained(
-        "other"
-    )
-    model = {"init_from": place} | ({"backbone": backbone} if backbone else {})
-    with pytest.raises(RecipeError, match=said):
-        start_from_encoder(recipe_from_dict({"method": "byol", "model": model, "train": {"steps": 1}}))
 
 
 @pytest.mark.parametrize("onnx", [True, False], ids=["onnx", "torch"])
