@@ -23,6 +23,9 @@ class AvidConfig(PreTrainedConfig):
         video_backbone_args, audio_backbone_args (`dict`, *optional*): passed to `timm.create_model`.
         frame_pooling (`str`, *optional*, defaults to `"mean"`): of a timm model's features over the frames, or
             `"max"`.
+        time_segments (`int`, *optional*, defaults to 1): parts of a clip that are pooled apart in both towers, whose
+            features then stand one after another, so that an embedding knows what came when. The published networks
+            pool a whole clip, which tells what is there, not when.
         projector_dims (`tuple`, *optional*, defaults to `(512, 512, 128)`): widths of each head's layers.
         head_batch_norm (`bool`, *optional*, defaults to `False`): BatchNorm in the heads' hidden layers. The published
             heads have none; on corpora of a few thousand clips they then stay collapsed.
@@ -67,6 +70,7 @@ class AvidConfig(PreTrainedConfig):
     video_backbone_args: dict[str, Any] | None = None
     audio_backbone_args: dict[str, Any] | None = None
     frame_pooling: str = "mean"
+    time_segments: int = 1
     projector_dims: list[int] | tuple[int, ...] = (512, 512, 128)
     head_batch_norm: bool = False
     num_instances: int = 0
@@ -144,6 +148,12 @@ class AvidConfig(PreTrainedConfig):
         sizes = (self.image_size, self.num_frames, self.frame_rate, self.sampling_rate, self.audio_seconds)
         if min(sizes) <= 0 or not 0 < self.crop_pct <= 1 or self.hop_length <= 0 or self.num_bands < 2:
             raise ValueError("Sizes, rates and lengths of the inputs must be greater than 0, and crop_pct in (0, 1].")
+        steps = self.num_frames // 8 if self.video_backbone in VIDEO_NETWORKS else self.num_frames
+        if not 1 <= self.time_segments <= max(steps, 1):
+            raise ValueError(
+                f"time_segments={self.time_segments} must be at least 1 and at most {max(steps, 1)}, the steps in time "
+                f"that {self.video_backbone} leaves of {self.num_frames} frames."
+            )
         if self.spectrogram == "linear" and (self.n_fft // 2) % (self.num_bands - 1):
             raise ValueError(
                 f"num_bands={self.num_bands} does not fit n_fft={self.n_fft}: linear bands are one for bin 0 and a "

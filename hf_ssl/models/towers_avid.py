@@ -5,6 +5,7 @@ This file ships inside model repositories, so it imports from its siblings only.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .configuration_avid import AUDIO_NETWORKS, VIDEO_NETWORKS, AvidConfig
@@ -108,6 +109,12 @@ def _through(stages: nn.ModuleList, x: torch.Tensor) -> list[torch.Tensor]:
     return maps
 
 
+def over_time(x: torch.Tensor, segments: int, pooling: str) -> torch.Tensor:
+    """(B, D, T) -> (B, segments * D): the mean or maximum of each part of the time, one after another."""
+    pool = F.adaptive_max_pool1d if pooling == "max" else F.adaptive_avg_pool1d
+    return pool(x, segments).transpose(1, 2).flatten(1)
+
+
 def timm_config(backbone: str, arguments: dict | None, channels: int) -> SSLConfig:
     """A timm model as a tower: `SSLModel` builds, initialises and checkpoints it."""
     neutral = {"image_mean": (0.5,) * channels, "image_std": (0.5,) * channels}
@@ -120,6 +127,7 @@ class VideoTower(nn.Module):
     def __init__(self, config: AvidConfig):
         super().__init__()
         self.published, self.frame_pooling = config.video_backbone in VIDEO_NETWORKS, config.frame_pooling
+        self.segments = config.time_segments
         if self.published:
             depth = int(config.video_backbone.split("_")[1])
             self.backbone: nn.Module = R2Plus1D(depth, config.num_channels)
@@ -129,22 +137,22 @@ class VideoTower(nn.Module):
 
     @property
     def num_features(self) -> int:
-        return self.backbone.num_features
+        return self.backbone.num_features * self.segments
 
     def forward(self, pixel_values_videos: torch.Tensor, output_hidden_states: bool = False) -> Encoded:
         if self.published:
             maps = self.backbone(pixel_values_videos.transpose(1, 2))
-            return maps[-1], maps[-1].amax((2, 3, 4)), tuple(maps) if output_hidden_states else None
+            pooled = over_time(maps[-1].amax((3, 4)), self.segments, "max")
+            return maps[-1], pooled, tuple(maps) if output_hidden_states else None
         time = pixel_values_videos.shape[1]
         output = self.backbone(pixel_values_videos.flatten(0, 1), output_hidden_states=output_hidden_states)
 
-        def over_time(x: torch.Tensor) -> torch.Tensor:  # (B*T, D, ...) -> (B, D, T, ...)
+        def of_clips(x: torch.Tensor) -> torch.Tensor:  # (B*T, D, ...) -> (B, D, T, ...)
             return x.unflatten(0, (-1, time)).transpose(1, 2)
 
-        pooled = over_time(output.pooler_output)
-        pooled = pooled.mean(2) if self.frame_pooling == "mean" else pooled.amax(2)
+        pooled = over_time(of_clips(output.pooler_output), self.segments, self.frame_pooling)
         hidden = output.hidden_states
-        return over_time(output.last_hidden_state), pooled, None if hidden is None else tuple(map(over_time, hidden))
+        return of_clips(output.last_hidden_state), pooled, None if hidden is None else tuple(map(of_clips, hidden))
 
 
 class AudioTower(nn.Module):
@@ -152,7 +160,7 @@ class AudioTower(nn.Module):
 
     def __init__(self, config: AvidConfig):
         super().__init__()
-        self.published = config.audio_backbone in AUDIO_NETWORKS
+        self.published, self.segments = config.audio_backbone in AUDIO_NETWORKS, config.time_segments
         if self.published:
             self.backbone: nn.Module = Conv2D()
         else:
@@ -160,11 +168,17 @@ class AudioTower(nn.Module):
 
     @property
     def num_features(self) -> int:
-        return self.backbone.num_features
+        return self.backbone.num_features * self.segments
 
     def forward(self, input_values: torch.Tensor, output_hidden_states: bool = False) -> Encoded:
         if self.published:
             maps = self.backbone(input_values.unsqueeze(1))
-            return maps[-1], maps[-1].amax((2, 3)), tuple(maps) if output_hidden_states else None
+            pooled = over_time(maps[-1].amax(3), self.segments, "max")
+            return maps[-1], pooled, tuple(maps) if output_hidden_states else None
         output = self.backbone(input_values.unsqueeze(1), output_hidden_states=output_hidden_states)
-        return output.last_hidden_state, output.pooler_output, output.hidden_states
+        last, pooled = output.last_hidden_state, output.pooler_output
+        if self.segments > 1:
+            if last.dim() != 4 or last.shape[1] != self.backbone.num_features:
+                raise ValueError("time_segments needs an audio_backbone that ends with a map (B, D, h, w), as a ResNet.")
+            pooled = over_time(last.mean(3), self.segments, "mean")
+        return last, pooled, output.hidden_states
