@@ -67,13 +67,13 @@ def narrow(module: str, shape: list[int]) -> list[int]:
     return [n // 2 if n >= 64 and n not in kept else n for n in shape]
 
 
-def haiku(seed: int):
-    """Trees of parameters and statistics, with half of the widths behind the first convolution."""
+def haiku(seed: int, published: bool = False):
+    """Trees of parameters and statistics; unless `published`, half as wide behind the first convolution."""
     trees = []
     for section in ("params", "state"):
-        rows = [[f"{m}/{n}", narrow(m, s)] for m, n, s in keys("byol_resnet50", section)]
+        rows = [[f"{m}/{n}", s if published else narrow(m, s)] for m, n, s in keys("byol_resnet50", section)]
         tree: dict = {}
-        for path, tensor in filled(rows, seed, {4096: 64}).items():
+        for path, tensor in filled(rows, seed, {} if published else {4096: 64}).items():
             module, _, name = path.rpartition("/")
             array = np.asarray(12345, np.int32) if name == "counter" else tensor.numpy()
             tree.setdefault(module, {})[name] = array
@@ -81,8 +81,8 @@ def haiku(seed: int):
     return trees
 
 
-def byol_content() -> dict:
-    (online, online_state), (target, target_state) = haiku(1), haiku(2)
+def byol_content(published: bool = False) -> dict:
+    (online, online_state), (target, target_state) = haiku(1, published), haiku(2, published)
     optimizer = [AddWeightDecayState(), ScaleByLarsState({"projector/linear": {"w": np.ones((2, 3), np.float32)}})]
     state = _ByolExperimentState(online, target, online_state, target_state, optimizer)
     return {"experiment_state": state, "step": np.int64(7), "rng": np.zeros(2, np.uint32)}
@@ -203,7 +203,18 @@ def features(request):
 
 @pytest.mark.parametrize("case", CASES)
 def test_there_and_back_every_name_and_byte(case, originals, tmp_path):
-    content, folder = originals[case]
+    comes_back(case, *originals[case], tmp_path)
+
+
+@pytest.mark.slow
+def test_there_and_back_at_the_published_sizes(tmp_path):
+    """Those whose wide heads are narrow in the other tests."""
+    barlow_twins = {"epoch": 1, "optimizer": {}, "model": filled(keys("barlow_twins_resnet50"))}
+    for method, content in {"barlow_twins": barlow_twins, "byol": byol_content(published=True)}.items():
+        comes_back(method, content, convert(save(content, tmp_path / "x.pth"), method, tmp_path / method), tmp_path)
+
+
+def comes_back(case: str, content: dict, folder: Path, tmp_path: Path) -> None:
     _, _, layout, part = CASES[case]
     file = convert_back(folder, layout, tmp_path / "back.pth")
     back = pickle.loads(file.read_bytes()) if case == "byol" else torch.load(file, weights_only=True)
