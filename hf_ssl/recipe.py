@@ -40,7 +40,10 @@ _POSITIVE = (
     *("data.num_examples", "data.partitions", "data.shuffle_block", "data.max_megapixels"),
     *("monitor.k", "monitor.temperature", "optim.lr_per"),
 )
-_NOT_NEGATIVE = ("optim.lr", "optim.weight_decay", "optim.warmup_epochs", "data.num_workers", "monitor.every")
+_NOT_NEGATIVE = (
+    *("optim.lr", "optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs"),
+    *("data.num_workers", "monitor.every"),
+)
 
 
 @dataclass
@@ -127,7 +130,8 @@ class OptimConfig:
     warmup_steps: int | None = None  # instead of warmup_epochs
     warmup_lr_fraction: float = 0.0  # where the warm-up starts, as a fraction of the peak
     warmup_reaches_peak: bool = False  # the last warm-up step is already at the peak (SwAV)
-    final_lr_fraction: float = 0.0  # where the cosine ends, as a fraction of the peak
+    final_lr_fraction: float = 0.0  # where the cosine or the cool-down ends, as a fraction of the peak
+    cooldown_epochs: float = 0.0  # at the end of a constant schedule the rate goes down in a line
 
 
 @dataclass
@@ -372,6 +376,8 @@ def _check_values(recipe: Recipe) -> None:
             raise RecipeError(f"{key} must be greater than 0, not {values[key]}.")
     if optim.warmup_steps is not None and (optim.warmup_epochs or optim.warmup_steps < 0):
         raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, only one of them, and not negative.")
+    if optim.cooldown_epochs and optim.schedule != "constant":
+        raise RecipeError("optim.cooldown_epochs is for optim.schedule=constant; a cosine goes down by itself.")
     if data.streaming and data.max_examples is not None:
         raise RecipeError("data.max_examples needs data.streaming=false; a stream is read whole.")
     for key in _NOT_NEGATIVE:

@@ -89,6 +89,10 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
     ours = _tensors(_layers_in_order(target, lambda: target(images)))
     theirs = _joined(_layers_in_order(source, lambda: source(pixel_values=images)), {t.shape for _, t in ours})
     found, wanted = _alike(theirs), _alike(ours)
+    head = {tensor for name, tensor in ours if re.match(r"(head|fc_norm|norm)\.", name)}
+    for kind, tensors in wanted.items():  # a norm behind the features keeps its initial values where they have none
+        if len(found.get(kind, ())) < len(tensors):
+            wanted[kind] = [tensor for tensor in tensors if tensor not in head]
     for rows, width in [kind[1:] for kind in wanted if len(kind) == 3 and kind not in found]:
         positions, tokens = found.get((False, rows + 1, width)), found.get((False, width))
         if positions and tokens:

@@ -151,8 +151,8 @@ class AvidConfig(PreTrainedConfig):
         steps = self.num_frames // 8 if self.video_backbone in VIDEO_NETWORKS else self.num_frames
         if not 1 <= self.time_segments <= max(steps, 1):
             raise ValueError(
-                f"time_segments={self.time_segments} must be at least 1 and at most {max(steps, 1)}, the steps in time "
-                f"that {self.video_backbone} leaves of {self.num_frames} frames."
+                f"time_segments={self.time_segments} must be at least 1 and at most {max(steps, 1)}, to which "
+                f"{self.video_backbone} reduces {self.num_frames} frames."
             )
         if self.spectrogram == "linear" and (self.n_fft // 2) % (self.num_bands - 1):
             raise ValueError(

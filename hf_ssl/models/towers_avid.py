@@ -179,6 +179,8 @@ class AudioTower(nn.Module):
         last, pooled = output.last_hidden_state, output.pooler_output
         if self.segments > 1:
             if last.dim() != 4 or last.shape[1] != self.backbone.num_features:
-                raise ValueError("time_segments needs an audio_backbone that ends with a map (B, D, h, w), as a ResNet.")
+                raise ValueError(
+                    "time_segments needs an audio_backbone that ends with a map (B, D, h, w), as a ResNet."
+                )
             pooled = over_time(last.mean(3), self.segments, "mean")
         return last, pooled, output.hidden_states

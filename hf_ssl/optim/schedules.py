@@ -11,7 +11,7 @@ from ..recipe import OptimConfig
 def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: int) -> float:
     """Learning rate of a step (counted from 0) as a fraction of its peak.
 
-    A linear warm-up, then a cosine or a constant. With `schedule_by="epoch"` all steps of an epoch share the value of
+    A linear warm-up, then a cosine, or a constant that may end in a linear descent. With `schedule_by="epoch"` all steps of an epoch share the value of
     its first one (SimSiam). With `warmup_reaches_peak` the last warm-up step is already at the peak (SwAV's linspace),
     else the first step after it is (Barlow Twins, BYOL).
     """
@@ -23,7 +23,9 @@ def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: 
         length = warmup - 1 if optim.warmup_reaches_peak else warmup
         return optim.warmup_lr_fraction + (1 - optim.warmup_lr_fraction) * step / max(length, 1)
     if optim.schedule == "constant":
-        return 1.0
+        cooldown, left = round(optim.cooldown_epochs * steps_per_epoch), num_steps - step
+        share = min(1.0, left / cooldown) if cooldown else 1.0
+        return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * share
     cosine = (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1))) / 2
     return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * cosine
 

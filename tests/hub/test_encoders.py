@@ -147,6 +147,9 @@ ENCODERS = {  # of transformers: fields of its configuration; timm's name and ar
     ),
     "Bit": ({}, "resnetv2_50x1_bit", {}, 64),
     "ResNet": ({}, "resnet50", {}, 64),
+    "PoolFormer": ({}, "poolformer_s12", {}, 224),
+    "Levit": ({}, "levit_128", {}, 224),
+    "Data2VecVision": (VIT | MERGED, "beit_base_patch16_224", SMALL, 224),
 }
 FAST = {"DeiT", "Swin", "Beit", "Dinov2WithRegisters", "CLIPVision"}
 

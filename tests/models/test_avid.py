@@ -398,3 +398,27 @@ def test_random_numbers_are_those_of_splitmix64_and_uniform():
         assert random_numbers(counters, key, 97).tolist() == expected
     counts = random_numbers(torch.arange(100_000), 7, 50).bincount(minlength=50).double()
     assert ((counts - 2000).square() / 2000).sum() < 86, "chi-squared with 49 degrees of freedom, once in a thousand"
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_segments_tell_what_came_first(published):
+    networks = {"video_backbone": "r2plus1d_10", "audio_backbone": "conv2d_10"} if published else {}
+    torch.manual_seed(0)
+    frames, sound = torch.randn(2, 16, 3, 32, 32), torch.randn(2, 128, 33)
+    for segments in (1, 2):
+        fields = {**TINY, **INPUTS, **networks, "num_frames": 16, "time_segments": segments}
+        model = AvidModel(AvidConfig(**fields)).eval()
+        with torch.no_grad():
+            found, reverse = model(frames, sound), model(frames.flip(1), sound.flip(1))
+        assert found.video_pooler_output.shape[1] == segments * model.video_tower.backbone.num_features
+        assert found.audio_pooler_output.shape[1] == segments * model.audio_tower.backbone.num_features
+        if not published:  # whose frames are seen one by one
+            apart = (found.video_pooler_output - reverse.video_pooler_output).abs().max() > 1e-3
+            assert apart == (segments == 2)
+            halves = reverse.video_pooler_output.unflatten(1, (segments, -1)).flip(1).flatten(1)
+            torch.testing.assert_close(found.video_pooler_output, halves, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="at most 2, to which r2plus1d_10 reduces 16 frames"):
+        AvidConfig(video_backbone="r2plus1d_10", num_frames=16, time_segments=3)
+    with pytest.raises(ValueError, match="ends with a map"):
+        config = AvidConfig(**{**TINY, **INPUTS, "audio_backbone": "test_vit", "time_segments": 2})
+        AvidModel(config)(input_values=torch.randn(1, 160, 160))
