@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hf_ssl.cli import main
 from hf_ssl.hub.weights import find_weights, read_weights
-from hf_ssl.models import AvidModel
+from hf_ssl.models import AvidModel, SimSiamConfig, SimSiamModel
 from hf_ssl.models.processing_avid import avid_processor
 from hf_ssl.recipe import RecipeError, load_recipe
 from hf_ssl.training.metrics import read_metrics
@@ -61,6 +61,15 @@ def avid(videos, tmp_path_factory):
     """A finished AVID run, and its result."""
     output = tmp_path_factory.mktemp("avid") / "run"
     return output, run(output, videos)
+
+
+def test_the_video_tower_starts_from_an_encoder_of_images(videos, tmp_path):
+    encoder = SimSiamModel(SimSiamConfig(backbone="test_resnet"))
+    encoder.save_pretrained(tmp_path / "encoder")
+    more = (f"model.init_from={tmp_path / 'encoder'}", "optim.lr=0", "train.steps=1", "monitor.every=0")
+    result = run(tmp_path / "run", videos, *more)
+    trained = dict(AvidModel.from_pretrained(result.model_dir).video_tower.backbone.backbone.named_parameters())
+    assert trained and all(trained[name].equal(tensor) for name, tensor in encoder.backbone.named_parameters())
 
 
 def test_metrics_tell_of_both_towers(avid):
