@@ -58,6 +58,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         model = timm.create_model(name, pretrained=True, num_classes=0)
         return model.state_dict(), timm_fields(name, model)
     model = AutoModel.from_pretrained(place).eval()
+    model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
     if isinstance(model.config, SSLConfig):
         names = ("backbone", "backbone_args", "stem", "padding", "num_channels", "image_mean", "image_std")
         return model.backbone.state_dict(), {name: getattr(model.config, name) for name in names}
@@ -66,6 +67,8 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         model.timm_model.pretrained_cfg = {"architecture": model.config.architecture, **model.config.pretrained_cfg}
         fields = timm_fields(model.config.architecture, model.timm_model)
         return model.timm_model.state_dict(), fields | {"backbone_args": arguments or None}
+    if model.main_input_name != "pixel_values":
+        raise ValueError("it is no encoder of images.")
     try:
         processor = AutoImageProcessor.from_pretrained(place)
     except (OSError, ValueError):
@@ -112,7 +115,10 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
     if expected.get("pooler_output") is not None:  # some normalise what they pool only
         pairs.append((expected.pooler_output, target.forward_head(features, pre_logits=True)))
     if not any(_means_are_close(*pair, target.num_features) for pair in pairs):
-        raise ValueError("its layers have the sizes of this backbone's, but compute something else.")
+        raise ValueError(
+            "its layers have the sizes of this backbone's, but compute something else; its activation (act_layer) or "
+            "padding may be another, which model.backbone_args sets."
+        )
 
 
 def _layers_in_order(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
@@ -176,5 +182,7 @@ def _alike(tensors: list[tuple[str, torch.Tensor]]) -> dict[tuple, list[torch.Te
 
 def _means_are_close(a: torch.Tensor, b: torch.Tensor, width: int) -> bool:
     """Whether the means over tokens or positions agree, wherever the channels are among the dimensions."""
-    a, b = (x.mean([i for i in range(1, x.dim()) if i != list(x.shape).index(width, 1)]) for x in (a, b))
+    if width not in a.shape[1:] or width not in b.shape[1:]:
+        return False
+    a, b = (x.movedim(list(x.shape).index(width, 1), 1).reshape(len(x), width, -1).mean(2) for x in (a, b))
     return bool((a - b).abs().max() < 1e-4 * a.abs().max())

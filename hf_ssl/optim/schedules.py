@@ -11,9 +11,9 @@ from ..recipe import OptimConfig
 def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: int) -> float:
     """Learning rate of a step (counted from 0) as a fraction of its peak.
 
-    A linear warm-up, then a cosine, or a constant that may end in a linear descent. With `schedule_by="epoch"` all steps of an epoch share the value of
-    its first one (SimSiam). With `warmup_reaches_peak` the last warm-up step is already at the peak (SwAV's linspace),
-    else the first step after it is (Barlow Twins, BYOL).
+    A linear warm-up, then a cosine, or a constant that may end in a linear descent. With `schedule_by="epoch"` all
+    steps of an epoch share the value of its first one (SimSiam). With `warmup_reaches_peak` the last warm-up step
+    is already at the peak (SwAV's linspace), else the first step after it is (Barlow Twins, BYOL).
     """
     in_steps = optim.warmup_steps is not None
     warmup = optim.warmup_steps if in_steps else round(optim.warmup_epochs * steps_per_epoch)

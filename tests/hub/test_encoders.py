@@ -5,7 +5,19 @@ import pytest
 import timm
 import torch
 import transformers
-from transformers import AutoModel, RegNetConfig, RegNetModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    RegNetConfig,
+    RegNetModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from hf_ssl import SimSiamConfig, SimSiamModel, pretrain
 from hf_ssl.hub.encoders import copy_by_execution, start_from_encoder
@@ -124,7 +136,7 @@ ENCODERS = {  # of transformers: fields of its configuration; timm's name and ar
     "Dinov2WithRegisters": (DINO, "vit_small_patch14_reg4_dinov2", SMALL | {"img_size": 70}, 70),
     "DINOv3ViT": (VIT | {"num_register_tokens": 4}, "vit_small_patch16_dinov3_qkvb", SMALL, 256),
     "CLIPVision": (VIT | {"patch_size": 16}, "vit_base_patch16_clip_quickgelu_224", SMALL, 224),
-    "SiglipVision": (VIT, "vit_base_patch16_siglip_gap_224", SMALL, 224),
+    "SiglipVision": (VIT, "vit_base_patch16_siglip_gap_224", SMALL | {"act_layer": "gelu_tanh"}, 224),
     "MobileNetV2": ({}, "mobilenetv2_100", TF, 64),
     "PvtV2": ({}, "pvt_v2_b0", {}, 64),
     "Swinv2": ({"window_size": 8, "image_size": 256}, "swinv2_tiny_window8_256", {}, 256),
@@ -178,6 +190,21 @@ def test_layers_of_the_same_sizes_that_compute_something_else_are_refused():
     target = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2)
     with pytest.raises(ValueError, match="compute something else"):
         copy_by_execution(source, target, 224)
+
+
+def test_the_vision_half_of_clip_starts_and_a_text_model_does_not(tmp_path):
+    clip = CLIPModel(CLIPConfig(vision_config=VIT | {"patch_size": 16}, text_config=VIT | {"vocab_size": 100}))
+    bert = BertModel(BertConfig(**VIT, vocab_size=100))
+    model = {"backbone": "vit_base_patch16_clip_quickgelu_224", "backbone_args": SMALL, "init_from": str(tmp_path)}
+    for source in (clip, bert):
+        source.save_pretrained(tmp_path)
+        recipe = recipe_from_dict({"method": "byol", "model": dict(model), "train": {"steps": 1}})
+        if source is clip:
+            expected = clip.state_dict()["vision_model.embeddings.patch_embedding.weight"]
+            assert start_from_encoder(recipe)["patch_embed.proj.weight"].equal(expected)
+            continue
+        with pytest.raises(RecipeError, match="no encoder of images"):
+            start_from_encoder(recipe)
 
 
 def test_avids_video_tower_starts_from_an_encoder_of_images(tmp_path, monkeypatch):
