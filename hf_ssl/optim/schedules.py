@@ -23,8 +23,8 @@ def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: 
         length = warmup - 1 if optim.warmup_reaches_peak else warmup
         return optim.warmup_lr_fraction + (1 - optim.warmup_lr_fraction) * step / max(length, 1)
     if optim.schedule == "constant":
-        cooldown, left = round(optim.cooldown_epochs * steps_per_epoch), num_steps - step
-        share = min(1.0, left / cooldown) if cooldown else 1.0
+        cooldown = min(round(optim.cooldown_epochs * steps_per_epoch), num_steps - warmup)
+        share = min(1.0, (num_steps - step) / cooldown) if cooldown else 1.0
         return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * share
     cosine = (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1))) / 2
     return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * cosine
