@@ -57,7 +57,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         name = place.removeprefix("timm/")
         model = timm.create_model(name, pretrained=True, num_classes=0)
         return model.state_dict(), timm_fields(name, model)
-    model = AutoModel.from_pretrained(place).eval()
+    model = AutoModel.from_pretrained(place).float().eval()  # whatever it was saved in
     model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
     if isinstance(model.config, SSLConfig):
         names = ("backbone", "backbone_args", "stem", "padding", "num_channels", "image_mean", "image_std")
