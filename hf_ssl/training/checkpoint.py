@@ -7,7 +7,7 @@ recipe, counters). Nothing in it needs pickle to be trusted: tensors are read wi
 
 Under FSDP, `shards/` stands for the first two: each process writes its part (torch.distributed.checkpoint), by names
 that do not depend on the number of processes, so that any number continues, also without FSDP. Its `.metadata` is a
-pickle, which torch reads without `weights_only`: continue from such folders only where you trust who wrote them.
+pickle, which `hub/shards.py` reads without executing it.
 """
 
 import json
@@ -27,6 +27,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..hub.shards import SafeReader
 from ..recipe import RecipeError, changed_keys
 from .fsdp import is_sharded
 
@@ -147,7 +148,7 @@ class Checkpoints:
         saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         if (path / "shards").exists():
             _allocate_state(optimizer, model, path / "shards")
-            dcp.load(_named_tensors(model, optimizer), checkpoint_id=path / "shards")  # in place
+            dcp.load(_named_tensors(model, optimizer), storage_reader=SafeReader(path / "shards"))  # in place
         elif is_sharded(model):
             raise RecipeError(f"{path} was made without FSDP; continue it with recipes/accelerate/ddp.yaml.")
         else:
@@ -184,7 +185,7 @@ def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 def _allocate_state(optimizer: torch.optim.Optimizer, model: nn.Module, shards: Path) -> None:
     """Room for the state that a checkpoint has of each parameter; one that never had a gradient has none."""
-    saved = dcp.FileSystemReader(shards).read_metadata().state_dict_metadata
+    saved = SafeReader(shards).read_metadata().state_dict_metadata
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         for key, tensor in ((k.removeprefix(prefix), v) for k, v in saved.items() if k.startswith(prefix)):
