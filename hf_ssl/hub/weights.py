@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from ..recipe import RecipeError
+from .shards import read_shards
 
 
 def find_weights(place: str | Path) -> Path:
@@ -39,8 +39,8 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     index = folder / "model.safetensors.index.json"
     try:
-        if (folder / "shards").exists():
-            return _read_shards(folder / "shards")
+        if (folder / "state.json").exists() and (folder / "shards").exists():  # a repo folder never has any
+            return read_shards(folder / "shards")
         if index.exists():
             parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             return {name: t for part in parts for name, t in load_file(folder / part).items()}
@@ -48,15 +48,3 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"The weights in {folder} cannot be read ({said}).") from error
-
-
-def _read_shards(folder: Path) -> dict[str, torch.Tensor]:
-    """Of a checkpoint under FSDP; its `.metadata` is a pickle, so only from those whom one trusts."""
-    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in saved.items()
-        if name.startswith("model.")
-    }
-    dcp.load(tensors, checkpoint_id=folder, no_dist=True)
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
