@@ -68,7 +68,8 @@ def _of_dataset(dataset: Dataset, columns: list[str], made_in_python: bool) -> d
                 return found
             content, paths = chunk.field("bytes"), chunk.field("path").to_pylist()
             alone = content.is_null().to_pylist()
-            names.update("\0".join("" if own else path or "" for own, path in zip(alone, paths, strict=True)))
+            named = ["" if own else path or "" for own, path in zip(alone, paths, strict=True)]
+            names.update(_bytes(named))
             sizes.update(np.asarray(pc.fill_null(pc.binary_length(content), -1)).astype(np.int64).tobytes())
             files += [path for own, path in zip(alone, paths, strict=True) if own and path]
     found |= {"names": names.hexdigest(), "sizes": sizes.hexdigest()}
@@ -100,4 +101,8 @@ def _size(file: str) -> int:
 
 
 def _digest(texts: list[str]) -> str:
-    return xxhash.xxh3_64_hexdigest("\0".join(texts).encode("utf-8", "surrogateescape"))
+    return xxhash.xxh3_64_hexdigest(_bytes(texts))
+
+
+def _bytes(texts: list[str]) -> bytes:
+    return "\0".join(texts).encode("utf-8", "surrogateescape")

@@ -2,13 +2,18 @@
 """The weights of a method wherever a run has left them: in a checkpoint, or in a repo folder."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from ..disk import damage
 from ..recipe import RecipeError
 from .shards import read_shards
+
+
+logger = logging.getLogger(__name__)
 
 
 def find_weights(place: str | Path) -> Path:
@@ -20,11 +25,18 @@ def find_weights(place: str | Path) -> Path:
     """
     folder = Path(place).expanduser()
     run = folder.parent if folder.name == "model" else folder
-    newest = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8))[-1:]
+    checkpoints = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8), reverse=True)
     exported = [folder / "model" / "pretraining", folder / "pretraining", folder]
-    for found in [folder, *newest]:
-        if (found / "state.json").exists():
+    if (folder / "state.json").exists():
+        if fault := damage(folder):
+            raise RecipeError(f"The checkpoint {folder} is damaged: {fault}; give another one, or the run's folder.")
+        return folder
+    for found in checkpoints:
+        if not (fault := damage(found)):
             return found
+        logger.warning(f"The checkpoint {found} is damaged: {fault}. The one before it is taken.")
+    if checkpoints:
+        raise RecipeError(f"All checkpoints of {run} are damaged; give an exported model.")
     for found in exported:
         if (found / "config.json").exists():
             return found

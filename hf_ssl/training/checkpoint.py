@@ -113,7 +113,7 @@ class Checkpoints:
         if damaged := sorted(self.folder.glob("damaged_*")):
             raise RecipeError(
                 f"No checkpoint of {self.folder.parent} can be read any more: {', '.join(d.name for d in damaged)}. "
-                "Restore them from a copy, or delete them to begin anew."
+                "Restore a copy, or delete it to begin anew."
             )
         return None
 

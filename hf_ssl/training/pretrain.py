@@ -19,26 +19,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
-from datasets import IterableDataset
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.clips import ClipTransform, ClipViews
-from ..data.fingerprint import difference, fingerprint
-from ..data.loader import TrainLoader, steps_in_epoch
+from ..data.fingerprint import fingerprint
+from ..data.loader import TrainLoader
 from ..data.photometric import Photometric
-from ..data.sources import Source, available_splits, check_source, labelled_sources, load_source, source_of
-from ..data.streams import ImageStream, merge_states, open_stream
-from ..data.views import View, resolve_views
+from ..data.sources import Source, check_source
+from ..data.streams import ImageStream, merge_states
 from ..data.workers import WorkerError
 from ..errors import RunError
 from ..evaluation.features import EvalTransform
 from ..hub.card import Results, hardware, versions
 from ..hub.encoders import start_from_encoder
 from ..hub.export import export
-from ..models import METHODS, SSLConfig, rebuildable_by_timm
+from ..models import rebuildable_by_timm
 from ..optim import build_optimizer, set_learning_rates
-from ..recipe import Recipe, RecipeError, TrainConfig, changed_keys, continued, model_config
+from ..recipe import Recipe, RecipeError
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found, RunState
 from .finite import all_finite
@@ -47,6 +45,16 @@ from .lock import run_lock
 from .metrics import Journal, Meter, Totals, peak_memory
 from .monitor import ClipMonitor, Monitor, evaluating
 from .publish import Publisher
+from .setup import (
+    build,
+    continue_recipe,
+    count_instances,
+    count_steps,
+    described,
+    monitor_sources,
+    refuse_other_data,
+    training_source,
+)
 from .signals import Interrupted, StopSignals
 from .warm_start import warm_start
 
@@ -89,7 +97,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     if dataset is not None:  # what the recipe names was not trained on, and no card may say so
         recipe = replace(recipe, data=replace(recipe.data, path=None))
     encoder = start_from_encoder(recipe)
-    _, _, kind = _described(recipe)
+    _, _, kind = described(recipe)
     if dataset is None:
         check_source(recipe.data, kind=kind)
     accelerator = build_accelerator(recipe.train)
@@ -102,10 +110,10 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
             raise RecipeError(f"{folder} already holds a run; set another train.output_dir or train.resume=auto.")
         found = checkpoints.newest()
         if found is not None:
-            recipe = _continued(recipe, found)
+            recipe = continue_recipe(recipe, found)
         with accelerator.main_process_first():  # one process fills the cache of `datasets`
-            source = _training_source(recipe, dataset, kind)
-            bank, queries = _monitor_sources(recipe, dataset, bank, queries, kind)
+            source = training_source(recipe, dataset, kind)
+            bank, queries = monitor_sources(recipe, dataset, bank, queries, kind)
         run = _Run(recipe, accelerator, checkpoints, found, source, encoder, (bank, queries), dataset is not None)
         if every is not None:
             checkpoints.keep_every = max(1, round(every * run.steps_per_epoch))
@@ -135,14 +143,14 @@ class _Run:
     ):
         self.recipe, self.accelerator, self.checkpoints, self.found = recipe, accelerator, checkpoints, found
         self.source, self.encoder, self.labelled = source, encoder, labelled
-        self.views, self.config, self.kind = _described(recipe)
+        self.views, self.config, self.kind = described(recipe)
         self.folder = checkpoints.folder.parent
         self.streamed = isinstance(source, ImageStream)
         state = found.state if found else None
         self.num_examples = source.num_examples if self.streamed else len(source)
         self.data = gather_object([fingerprint(source, made_in_python) if accelerator.is_main_process else None])[0]
         if state:
-            _refuse_other_data(recipe, state, self.data, None if self.streamed else self.num_examples)
+            refuse_other_data(recipe, state, self.data, None if self.streamed else self.num_examples)
         counted = state.stream["num_examples"] if state and state.stream else self.num_examples
         # The epoch stays as long as it was when a shard has become unreadable since.
         self.num_steps, self.steps_per_epoch = count_steps(recipe.train, counted)
@@ -150,7 +158,7 @@ class _Run:
             stream = state.stream if state else None
             instances = int(source.rows(stream)[-1]) if self.streamed else self.num_examples
             before = state.num_instances if state and state.num_instances is not None else instances
-            _count_instances(self.config, instances, before, self.folder)
+            count_instances(self.config, instances, before, self.folder)
 
     def finished(self) -> PretrainResult | None:
         """The result of a run that has ended and whose model is there; nothing is written again."""
@@ -184,7 +192,7 @@ class _Run:
         # Build: the same weights on every process, then random states of their own.
         set_seed(train.seed)
         with build_once(accelerator):
-            model = _build(recipe, config).train()
+            model = build(recipe, config).train()
             forgotten = warm_start(model, train.init_from) if train.init_from and self.found is None else []
             if self.encoder is not None:
                 model.load_encoder(self.encoder, recipe.model["init_from"])
@@ -406,60 +414,13 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
 
-def _described(recipe: Recipe) -> tuple[list[View], SSLConfig, str]:
-    """The views of a recipe, its model's config, and whether it is of an "image" or a "video"."""
-    views = resolve_views(recipe.views, recipe.method)
-    config = model_config(recipe, image_size=views[0].size)
-    return views, config, "image" if isinstance(config, SSLConfig) else "video"
-
-
-def _continued(recipe: Recipe, found: Found) -> Recipe:
-    """The recipe with which a checkpoint's run goes on.
-
-    Raises:
-        RecipeError: the checkpoint was made by another one.
-    """
-    state = found.state
-    recipe = continued(recipe, state.recipe, state.format)
-    changed = changed_keys(state.recipe, recipe.to_dict(), state.format)
-    if not changed:
-        return recipe
-    said = f"{found.path} was made by another recipe: {', '.join(changed)} differ(s)"
-    if set(changed) <= {"train.epochs", "train.steps"}:
-        raise RecipeError(
-            f"{said}. The schedule of a run is fixed when it starts; to train longer, restore the value or set another "
-            f"train.output_dir with train.init_from={found.path.parent.parent}."
-        )
-    raise RecipeError(f"{said}; restore these values or set another train.output_dir.")
-
-
-def _refuse_other_data(recipe: Recipe, state: RunState, now: dict, num_examples: int | None) -> None:
-    """Raises RecipeError where a run was begun with other data."""
-    changed = difference(state.data, now)
-    before = state.results.get("num_examples")
-    if state.data is None and None not in (before, num_examples) and before != num_examples:  # format 1
-        changed = f"the number of examples ({before:,} then, {num_examples:,} now)"
-    if changed:
-        where = recipe.data.path or "the dataset"
-        folder = recipe.train.output_dir
-        raise RecipeError(
-            f"{where} is not what the run in {folder} was begun with: {changed} changed. Restore the data, or train on "
-            f"these in another train.output_dir with train.init_from={folder}."
-        )
-
-
 def _diverged(step: int, rate: float, checkpoints: Checkpoints, weights: bool) -> str:
     kept = checkpoints.complete()
-    what = (
-        f"weights became NaN or infinite before step {step}"
-        if weights
-        else f"loss became NaN or infinite at step {step}"
-    )
-    good = f"The last good checkpoint is {kept[-1]}" if kept else "No checkpoint had been written yet"
-    again = f" (train.init_from={kept[-1]} goes on from there)" if kept else ""
+    what = "weights were NaN or infinite before" if weights else "loss became NaN or infinite at"
+    good = f"{kept[-1]}, from which train.init_from goes on" if kept else "none: none had been written yet"
     return (
-        f"The {what}, learning rate {rate:.3g}. {good}. Lower optim.lr, lengthen the warm-up or set "
-        f"optim.clip_grad_norm, in another train.output_dir{again}."
+        f"The {what} step {step}; lower optim.lr (it was {rate:.3g} there), lengthen the warm-up or set "
+        f"optim.clip_grad_norm, in another train.output_dir. The last good checkpoint is {good}."
     )
 
 
@@ -472,71 +433,3 @@ def _grad_norm(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: 
 def _whole(norm: torch.Tensor) -> torch.Tensor:
     """Of sharded gradients it is a sum over processes that is still to be made."""
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def _count_instances(config, instances: int, before: int, output_dir: Path) -> None:
-    """Give the memories a row for each of the data's clips.
-
-    Raises:
-        RecipeError: the recipe, or the checkpoint, has another number.
-    """
-    if before != instances:
-        raise RecipeError(
-            f"The data have {instances:,} clips, but the run in {output_dir} was begun with {before:,}, a row of its "
-            "memories for each; restore them, or start another train.output_dir from it with train.init_from."
-        )
-    if config.num_instances not in (0, instances):
-        raise RecipeError(
-            f"model.num_instances={config.num_instances}, but the data have {instances:,} clips; leave it out, it is "
-            "counted."
-        )
-    config.num_instances = instances
-
-
-def _build(recipe: Recipe, config):
-    try:
-        return METHODS[recipe.method][1](config)
-    except ValueError as error:  # sizes that do not fit each other, or the data
-        raise RecipeError(f"model: {error}") from None
-
-
-def count_steps(train: TrainConfig, num_examples: int | None) -> tuple[int, int]:
-    """Steps of a run, and of an epoch; a stream of unknown length is one epoch.
-
-    Raises:
-        RecipeError: fewer examples than a batch, or epochs of an unknown length.
-    """
-    if num_examples is not None:
-        steps_per_epoch = steps_in_epoch(num_examples, train.batch_size)
-        return train.steps or max(1, round(train.epochs * steps_per_epoch)), steps_per_epoch
-    if train.steps is None:
-        raise RecipeError("The length of the stream is not known; set data.num_examples, or train.steps for epochs.")
-    return train.steps, train.steps
-
-
-def _training_source(recipe: Recipe, dataset, kind: str) -> Source | ImageStream:
-    data = recipe.data
-    if data.streaming or isinstance(dataset, IterableDataset):
-        return open_stream(data, dataset, kind)
-    return load_source(data, kind=kind) if dataset is None else source_of(dataset, data, kind)
-
-
-def _monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple[Source | None, Source | None]:
-    """Labelled bank and queries of the monitor, or None where nothing is labelled; videos need no labels."""
-    data, monitor = recipe.data, recipe.monitor
-    if bank is not None and queries is not None:
-        columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
-        return source_of(bank, columns, kind), source_of(queries, columns, kind)
-    if monitor.path is None and (dataset is not None or data.streaming):
-        return None, None  # a stream is not indexed for the sake of its labels
-    if kind == "image":
-        return labelled_sources(data, monitor, kind)
-    where = replace(data, path=monitor.path or data.path, max_examples=None)
-    unseen = monitor.query_split in available_splits(where, kind)
-    try:
-        found = labelled_sources(data, monitor, kind)
-    except RecipeError:
-        if monitor.label_column is not None or not unseen:
-            raise
-        found = None, None
-    return (None, load_source(where, monitor.query_split, kind)) if found[1] is None and unseen else found
