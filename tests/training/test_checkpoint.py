@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from hf_ssl.recipe import RecipeError
 from hf_ssl.training import checkpoint as module
-from hf_ssl.training.checkpoint import FORMAT, Checkpoints, RunState
+from hf_ssl.training.checkpoint import Checkpoints, RunState
 
 
 @pytest.fixture
