@@ -89,12 +89,85 @@ def test_what_a_kill_left_half_written_is_not_taken_for_a_checkpoint(parts):
     assert not partial.exists()
 
 
-def test_a_damaged_checkpoint_is_named_with_the_remedy(parts):
-    checkpoints, model, optimizer = parts
+DAMAGE = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one bit": lambda content: content[:-9] + bytes([content[-9] ^ 4]) + content[-8:],
+    "zeros": lambda content: bytes(len(content)),
+    "text": lambda content: b"<html>502 Bad Gateway</html>",
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rank_0.pt", "state.json", "digests.json"])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(parts, caplog, name, how):
+    checkpoints, model, _ = parts
+    save(parts, 1)
+    expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    save(parts, 2)
+    file = checkpoints.complete()[-1] / name
+    if DAMAGE[how] is None:
+        file.unlink()
+    else:
+        file.write_bytes(DAMAGE[how](file.read_bytes()))
+    assert load(parts).step == 1
+    assert all(tensor.equal(expected[key]) for key, tensor in model.state_dict().items())
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["damaged_step_00000002", "step_00000001"]
+    assert name in caplog.text and "damaged_step_00000002" in caplog.text
+    assert save(parts, 2) and load(parts).step == 2
+
+
+def test_a_folder_that_is_no_checkpoint_does_not_block_the_start(parts):
+    save(parts, 1)
+    (parts[0].folder / "step_00000099").mkdir()
+    assert load(parts).step == 1
+
+
+def test_where_only_damaged_checkpoints_are_left_nothing_starts_anew(parts):
+    checkpoints, *_ = parts
     save(parts, 1)
     (checkpoints.complete()[-1] / "state.json").write_text(json.dumps({"recipe": {}})[:5])
-    with pytest.raises(RecipeError, match="step_00000001.*delete it"):
+    for _ in range(2):
+        with pytest.raises(RecipeError, match="step_00000001.*delete it"):
+            load(parts)
+
+
+def test_a_checkpoint_without_digests_is_taken_where_its_format_had_none(parts):
+    checkpoints, *_ = parts
+    save(parts, 1)
+    path = checkpoints.complete()[-1]
+    state = json.loads((path / "state.json").read_text())
+    del state["format"]
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "digests.json").unlink()
+    assert load(parts).step == 1
+
+
+def test_a_checkpoint_of_a_later_version_is_refused(parts):
+    save(parts, 1, format=99)
+    with pytest.raises(RecipeError, match="later version"):
         load(parts)
+
+
+def test_weights_that_are_not_finite_are_never_continued(parts, caplog):
+    _, model, _ = parts
+    save(parts, 1)
+    with torch.no_grad():
+        model[1].running_var[0] = float("nan")
+    save(parts, 2)
+    assert load(parts).step == 1
+    assert "not finite" in caplog.text
+
+
+def test_milestones_stay(parts):
+    checkpoints, *_ = parts
+    checkpoints.keep_every = 3
+    for step in range(1, 9):
+        save(parts, step)
+    assert [int(path.name[5:]) for path in checkpoints.complete()] == [3, 6, 7, 8]
 
 
 def test_a_pickle_in_a_checkpoint_is_not_executed(parts, tmp_path):
