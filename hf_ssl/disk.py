@@ -99,6 +99,13 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: digest(folder / name) for name in names}
 
 
+def write_digests(folder: Path, digests: dict[str, str]) -> None:
+    """The list of a folder's digests, and one of its own."""
+    listed = json.dumps(digests, sort_keys=True)
+    content = {"files": digests, "self": xxhash.xxh3_128_hexdigest(listed.encode())}
+    (folder / DIGESTS).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+
 def files_below(folder: Path) -> list[str]:
     """Relative names of all files that a folder's digests are of, sorted."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -115,12 +122,13 @@ def read_digests(folder: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{DIGESTS} cannot be read") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(f"{DIGESTS} holds something else")
-    return found
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, own = content["files"], content["self"]
+        if own == xxhash.xxh3_128_hexdigest(json.dumps(found, sort_keys=True).encode()):
+            return found
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(f"{DIGESTS} has been changed or cut since it was written")
 
 
 def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
@@ -146,7 +154,7 @@ def damage(checkpoint: Path) -> str | None:
         if digests is None:
             return f"{DIGESTS} is missing" if state.get("format", 1) > 1 else None
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        return f"its records cannot be read ({first_line(error)})"
+        return f"its records cannot be read: {first_line(error)}"
     return first_damage(checkpoint, digests)
 
 

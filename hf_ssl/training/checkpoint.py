@@ -28,7 +28,17 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..disk import DIGESTS, digests_of, files_below, first_damage, first_line, flush, read_digests, refused_write
+from ..disk import (
+    DIGESTS,
+    digests_of,
+    files_below,
+    first_damage,
+    first_line,
+    flush,
+    read_digests,
+    refused_write,
+    write_digests,
+)
 from ..hub.shards import SafeReader
 from ..recipe import RecipeError
 from .finite import all_finite
@@ -181,18 +191,21 @@ class Checkpoints:
 
     def _verified(self, path: Path) -> tuple[Found | None, str]:
         """The checkpoint, or what is wrong with it; processes share out the digests."""
+        state = digests = fault = None
+        try:
+            digests = read_digests(path)
+            names = sorted(digests or {})[self.accelerator.process_index :: self._world]
+            fault = first_damage(path, {name: digests[name] for name in names})
+        except ValueError as error:
+            fault = str(error)
         try:
             state = RunState.from_json((path / "state.json").read_text(encoding="utf-8"))
-            digests, fault = read_digests(path), None
             if digests is None and state.format > 1:
-                fault = f"{DIGESTS} is missing"
+                fault = fault or f"{DIGESTS} is missing"
             elif digests is not None and "state.json" not in digests:
-                fault = f"{DIGESTS} does not name state.json"
-            else:
-                names = sorted(digests or {})[self.accelerator.process_index :: self.accelerator.num_processes]
-                fault = first_damage(path, {name: digests[name] for name in names})
+                fault = fault or f"{DIGESTS} does not name state.json"
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            state, digests, fault = None, None, f"state.json cannot be read ({first_line(error)})"
+            fault = fault or f"state.json cannot be read ({first_line(error)})"
         faults = [said for said in gather_object([fault]) if said]
         return (None, faults[0]) if faults else (Found(path, state, digests is not None), "")
 
@@ -272,7 +285,7 @@ class Checkpoints:
                 raise OSError(share)
         if self.accelerator.is_main_process:
             every = {name: value for share in shares for name, value in share.items()}
-            (partial / DIGESTS).write_text(json.dumps(every, indent=1, sort_keys=True), encoding="utf-8")
+            write_digests(partial, every)
             flush(partial / DIGESTS)
             flush(partial)
 

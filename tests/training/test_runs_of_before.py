@@ -50,7 +50,7 @@ def test_a_run_of_before_continues_and_ends_where_it_ended_then(before, name):
 
 def test_a_sharded_run_of_before_is_exported_and_continues_on_two_processes(before):
     checkpoint = before / "sharded/checkpoints/step_00000004"
-    assert find_weights("sharded") == checkpoint
+    assert find_weights(before / "sharded") == checkpoint
     assert all(tensor.isfinite().all() for tensor in read_weights(checkpoint).values())
     assert (export_checkpoint(checkpoint, before / "exported") / "model.safetensors").exists()
     log = before / "log"
