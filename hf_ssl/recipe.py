@@ -7,6 +7,7 @@ sentence (`RecipeError`) that names the key and the nearest valid one.
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from .coerce import RecipeError, build, nearest
+from .files import read_text, read_yaml
 
 
 METHODS = ("avid", "barlow_twins", "byol", "simsiam", "swav")
@@ -43,17 +45,37 @@ RENAMED = {"train.keep_checkpoints": "train.keep"}
 # What a run did whose checkpoint is of a format below the number and does not know the key; it goes on doing so.
 MEANT_BEFORE: dict[int, dict[str, Any]] = {}
 
-_POSITIVE = (
-    *("train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.log_every"),
-    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep", "train.keep_every", "train.push_every"),
-    "data.max_examples",
-    *("data.num_examples", "data.partitions", "data.shuffle_block", "data.max_megapixels"),
-    *("monitor.k", "monitor.temperature", "optim.lr_per"),
-)
-_NOT_NEGATIVE = (
-    *("optim.lr", "optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs"),
-    *("data.num_workers", "monitor.every"),
-)
+# Interval -> the keys that must lie in it; `views.*` stands for all, first, second and local.
+_RANGES = {
+    "[0, 1]": (
+        *("data.max_failed_share", "optim.warmup_lr_fraction", "optim.final_lr_fraction", "clips.volume"),
+        *(f"views.*.{key}" for key in ("flip", "jitter_prob", "grayscale", "blur", "solarize", "solarize_threshold")),
+    ),
+    "[0, 1)": ("optim.momentum", "optim.betas"),
+    "(0, 1]": ("views.*.scale",),
+    "[0, 64]": ("views.*.count",),
+    "[0, 100]": ("views.*.jitter",),
+    "(0, 100]": ("views.*.blur_sigma", "views.*.ratio"),
+    "[0, 1024]": ("data.num_workers",),
+    "[0, 3600]": ("clips.offset",),
+    "[1, 8192]": ("views.*.size",),
+    "[1, 65536]": ("data.partitions", "train.accumulation"),
+    "(0, 100000]": ("data.max_megapixels", "monitor.temperature"),
+    "[1, 1000000]": ("monitor.k", "monitor.batch_size", "data.shuffle_block"),
+    "[0, 1000000]": ("optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs"),
+    "(0, 1000000]": ("train.epochs", "optim.trust_coefficient"),
+    "[0, 4294967295]": ("train.seed",),  # what numpy takes
+    "[1, 1000000000]": ("train.batch_size", "optim.lr_per", "monitor.num_samples"),
+    "[1, 1000000000000]": (
+        *("train.steps", "train.log_every", "train.keep", "train.push_every", "data.max_examples"),
+        *("data.num_examples", "monitor.max_bank", "monitor.max_queries"),
+    ),
+    "[0, 1000000000000]": ("optim.warmup_steps", "monitor.every"),
+    "(0, 1000000000000]": ("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_every"),
+    "[0, inf)": ("optim.lr", "optim.lr_bias_and_norm"),
+    "(0, inf)": ("optim.clip_grad_norm",),
+}
+_RANGE_OF = {key: interval for interval, keys in _RANGES.items() for key in keys}
 
 
 @dataclass
@@ -251,6 +273,11 @@ class Recipe:
                 f"train.batch_size={self.train.batch_size} does not divide by {world_size} process(es) x "
                 f"train.accumulation={self.train.accumulation}; the nearest that do are {near}."
             )
+        if self.train.batch_size == parts and not self.train.sync_batchnorm and self.method != "avid":
+            raise RecipeError(
+                f"train.batch_size={self.train.batch_size} leaves each process one image to a forward, which has no "
+                "statistics of a batch; raise it, or set train.sync_batchnorm=true."
+            )
         return self.train.batch_size // parts
 
 
@@ -261,10 +288,7 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         RecipeError: no such recipe, bad YAML, unknown key, wrong type or impossible value.
     """
     path = find_recipe(source)
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    content = read_yaml(read_text(path), str(path)) or {}
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must be a mapping of sections (method, data, model, train ...).")
     for override in overrides:
@@ -282,7 +306,7 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     """Build and validate a recipe from nested plain dicts."""
-    if "method" not in content:
+    if not isinstance(content, dict) or "method" not in content:
         raise RecipeError(f"The recipe names no method; set method to one of {', '.join(METHODS)}.")
     recipe = build(Recipe, _with_new_names(content))
     _check_values(recipe)
@@ -317,8 +341,9 @@ def find_recipe(source: str | Path) -> Path:
         RecipeError: neither; the message has the nearest names.
     """
     path = Path(source)
-    if path.is_file():
-        return path
+    with suppress(OSError):  # a name that is too long to be one
+        if path.is_file():
+            return path
     shipped = shipped_recipes()
     name = str(source).removesuffix(".yaml").removeprefix("recipes/")
     if name in shipped:
@@ -393,7 +418,31 @@ def model_config(recipe: Recipe, image_size: int):
             check_backbone(backbone)
     except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
         raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+    _check_views(recipe, config)
     return config
+
+
+def _check_views(recipe: Recipe, config) -> None:
+    """What a method makes of its views and batches; wrong ones would end the run at a step, or never be looked at."""
+    from .data.views import resolve_views
+
+    views = resolve_views(recipe.views, recipe.method)
+    num_global = sum(not view.local for view in views)
+    if recipe.method not in ("avid", "swav") and (num_global, len(views)) != (2, 2):
+        raise RecipeError(
+            f"{recipe.method} compares two global views of an image, not {num_global} and {len(views) - num_global} "
+            "local ones; set views.first.count=1, views.second.count=1 and views.local.count=0."
+        )
+    if recipe.method != "swav":
+        return
+    if max(config.crops_for_assign) >= num_global:
+        crops = list(config.crops_for_assign)
+        raise RecipeError(f"model.crops_for_assign={crops} must name global views, which are 0 to {num_global - 1}.")
+    images = recipe.train.batch_size // recipe.train.accumulation
+    if 0 < config.queue_length < images:
+        raise RecipeError(
+            f"model.queue_length={config.queue_length} must be 0, or hold the {images} images of a step."
+        )
 
 
 def _apply_override(content: dict, override: str) -> None:
@@ -405,29 +454,35 @@ def _apply_override(content: dict, override: str) -> None:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise RecipeError(f"{key!r} cannot be set: {section!r} is not a section.")
-    try:
-        content[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"The value of {override!r} is not valid YAML; quote it.") from None
+    content[last] = read_yaml(text, f"The value of {key}")
 
 
 def _check_values(recipe: Recipe) -> None:
     train, optim, data = recipe.train, recipe.optim, recipe.data
     if (train.epochs is None) == (train.steps is None):
         raise RecipeError("Set train.epochs or train.steps, and only one of them.")
-    values = _flatten(recipe.to_dict())
-    for key in _POSITIVE:
-        if values[key] is not None and values[key] <= 0:
-            raise RecipeError(f"{key} must be greater than 0, not {values[key]}.")
-    if optim.warmup_steps is not None and (optim.warmup_epochs or optim.warmup_steps < 0):
-        raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, only one of them, and not negative.")
+    for key, value in _flatten(recipe.to_dict()).items():
+        interval = _RANGE_OF.get(re.sub(r"^views\.[a-z]+\.", "views.*.", key))
+        for number in value if isinstance(value, list) else [value]:
+            if interval and number is not None and not _lies_in(number, interval):
+                raise RecipeError(f"{key} must be in {interval}, not {number}.")
+    if recipe.method != "avid" and train.batch_size < 2 * train.accumulation:
+        raise RecipeError(
+            f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image to a "
+            "forward, which has no statistics of a batch; raise it to at least two."
+        )
+    if optim.warmup_steps is not None and optim.warmup_epochs:
+        raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, and only one of them.")
     if optim.cooldown_epochs and optim.schedule != "constant":
         raise RecipeError("optim.cooldown_epochs is for optim.schedule=constant; a cosine goes down by itself.")
     if data.streaming and data.max_examples is not None:
         raise RecipeError("data.max_examples needs data.streaming=false; a stream is read whole.")
-    for key in _NOT_NEGATIVE:
-        if values[key] < 0:
-            raise RecipeError(f"{key} must not be negative, it is {values[key]}.")
+
+
+def _lies_in(number: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)
 
 
 def _locate_data(path: str | None, folder: Path) -> str | None:

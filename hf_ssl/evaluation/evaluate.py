@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import models  # registers our classes with AutoModel
 from ..data.sources import available_splits, check_source, labelled_sources, load_source, open_place
+from ..hub.weights import open_encoder
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .features import ClipEvalTransform, EvalTransform, Extracted, encoder_embedding, extract
@@ -30,11 +31,7 @@ def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, EvalT
     """
     inner = Path(model) / "model"
     location = str(inner) if inner.is_dir() else model
-    try:
-        encoder = AutoModel.from_pretrained(location).eval()
-    except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise RecipeError(f"No encoder could be loaded from {model!r}: {first_line}") from error
+    encoder = open_encoder(location)
     if isinstance(encoder.config, models.AvidConfig):
         return encoder, ClipEvalTransform(encoder.config, num_clips)
     if isinstance(encoder.config, models.SSLConfig):

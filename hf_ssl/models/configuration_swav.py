@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_ssl import SSLConfig
+from .configuration_ssl import TINY, WIDEST, SSLConfig, check_ranges
 
 
 # RegNetY of 9.3 billion parameters: depths 2, 7, 17, 1 and widths 2020, 4040, 11110, 28280.
@@ -64,9 +64,19 @@ class SwavConfig(SSLConfig):
         return cls(**own | changes)
 
     def validate_assignment(self):
-        if self.temperature <= 0 or self.epsilon <= 0 or self.sinkhorn_iterations < 1:
-            raise ValueError("temperature and epsilon must be greater than 0, and sinkhorn_iterations at least 1.")
-        if not self.crops_for_assign or min(self.crops_for_assign) < 0:
-            raise ValueError("crops_for_assign must name at least one global view by its number.")
-        if self.num_prototypes < 2 or self.queue_length < 0 or not self.projector_dims:
-            raise ValueError("num_prototypes must be at least 2, queue_length not negative, projector_dims not empty.")
+        check_ranges(
+            self,
+            {
+                "projector_dims": (1, WIDEST),
+                "num_prototypes": (2, 1e7),
+                "temperature": (TINY, 1e6),
+                "epsilon": (TINY, 1e6),
+                "sinkhorn_iterations": (1, 1000),
+                "crops_for_assign": (0, 63),
+                "queue_length": (0, 1e8),
+                "queue_start_epoch": (0, 1e12),
+                "freeze_prototypes_steps": (0, 1e12),
+            },
+        )
+        if not self.crops_for_assign or not self.projector_dims:
+            raise ValueError("crops_for_assign must name at least one global view, projector_dims at least one width.")

@@ -17,16 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ... import models
+from ...files import read_json
 from ...models import METHODS, SSLConfig
 from ...recipe import RecipeError, nearest
 from ..card import render_converted
 from ..export import in_several_files, save_pretraining, write_repo
-from ..weights import read_weights
+from ..weights import check_weight, read_file, read_weights
 from .avid import avid
 from .backbones import backbone_fields, rename_backbone, timm_regnet, torchvision
 from .barlow_twins import barlow_twins
 from .byol import byol, read_pickle
-from .common import Layout, Original, Tensors, account, read_file
+from .common import Layout, Original, Tensors, account
 from .simsiam import simsiam
 from .swav import swav, swav_linear
 from .vissl import vissl, vissl_grouped
@@ -114,13 +115,21 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
         raise RecipeError(f"There is no layout {layout}{nearest(layout, LAYOUTS)}")
     folder, output, chosen = Path(folder).expanduser(), Path(output).expanduser(), LAYOUTS[layout]
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    config, tensors = _weights(folder)
+    try:
+        config, tensors = _weights(folder)
+        facts, remainder = folder / "original.json", folder / "original.safetensors"
+        known = read_json(facts) if facts.exists() else {}
+        known["remainder"] = load_file(remainder) if remainder.exists() else {}
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever foreign files make the configuration and safetensors raise
+        raise RecipeError(f"{folder} cannot be read as an exported model: {' '.join(str(error).split())}") from error
     if chosen.method != config.model_type and (chosen.method or not isinstance(config, SSLConfig)):
         raise RecipeError(f"{folder} is of {config.model_type}, which the layout {layout} is not for.")
-    facts, remainder = folder / "original.json", folder / "original.safetensors"
-    known = json.loads(facts.read_text()) if facts.exists() else {}
-    known["remainder"] = load_file(remainder) if remainder.exists() else {}
-    content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
+    try:
+        content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise RecipeError(f"{folder} is not complete, or of another network than it says ({error!r}).") from error
     partial = output.with_name(f".partial_{output.name}")
     try:
         if chosen is byol:
@@ -135,8 +144,11 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
 
 
 def _read(path: Path, method: str) -> tuple[Layout, Original]:
+    if not path.is_file():  # a pipe would be waited for
+        raise RecipeError(f"There is no file {path}.")
     pickled = method == "byol" and path.suffix != ".safetensors" and not zipfile.is_zipfile(path)
     content = read_pickle(path) if pickled else read_file(path)
+    check_weight(content, path)
     said = f"it is not laid out as a checkpoint of {method}."
     try:
         for layout in LAYOUTS.values():
@@ -177,9 +189,9 @@ def _weights(folder: Path) -> tuple[Any, Tensors]:
     place = folder / "pretraining" if whole else folder
     if not (place / "config.json").exists():
         raise RecipeError(f"{folder} is no exported model: it has no config.json.")
-    content = json.loads((place / "config.json").read_text())
+    content = read_json(place / "config.json")
     kind = content.get("model_type") or content.get("pretrained_cfg", {}).get("tag")
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise RecipeError(f"{folder} is not of a method of hf_ssl.")
     prefix = "" if whole else "encoder." if "model_type" in content else "encoder.backbone."
     if "model_type" in content:
