@@ -13,7 +13,6 @@ import os
 import re
 import warnings
 from contextlib import suppress
-from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,8 @@ import datasets
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset, load_from_disk
 from PIL import Image
 
-from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
+from ..recipe import DataConfig, RecipeError, nearest
+from .labels import check_column, find_label_column
 
 
 _EXTENSIONS = {
@@ -210,44 +210,6 @@ def available_splits(data: DataConfig, kind: str = "image") -> dict[str, Feature
     return {name: part.features or part._resolve_features().features for name, part in splits.items()}
 
 
-def labelled_sources(
-    data: DataConfig, monitor: MonitorConfig, kind: str = "image"
-) -> tuple[Source, Source] | tuple[None, None]:
-    """Bank and queries for kNN: the splits of `monitor.path`, or of `data.path` when it has labels.
-
-    A "test" split that is missing, or whose labels are kept secret (-1), falls back to "validation"; without either,
-    every fifth image of the bank becomes a query.
-
-    Raises:
-        RecipeError: `monitor.path` or `monitor.label_column` is set but cannot be used.
-    """
-    own = monitor.path is not None
-    where = DataConfig(path=monitor.path, name=monitor.name) if own else replace(data, max_examples=None)
-    where.image_column = monitor.image_column or where.image_column
-    where.label_column = monitor.label_column or where.label_column
-    where.max_megapixels = DataConfig.max_megapixels  # `data` limits what is trained on
-    splits = available_splits(where, kind)
-    try:
-        features = check_source(where, monitor.bank_split, kind)
-        if find_label_column(features, where.label_column, where.path) is None:
-            raise RecipeError(
-                f"{where.path} has no labels for kNN; set monitor.label_column to a column of class numbers."
-            )
-    except RecipeError:
-        if own or monitor.label_column is not None:
-            raise
-        return None, None
-    bank = load_source(where, monitor.bank_split, kind)
-    if monitor.query_split != "test":
-        return bank, load_source(where, monitor.query_split, kind)
-    for name in ("test", "validation", "val"):
-        if name in splits:
-            queries = load_source(where, name, kind)
-            if queries.label(0) not in (None, -1):
-                return bank, queries
-    return bank.select([i for i in range(len(bank)) if i % 5]), bank.select(range(0, len(bank), 5))
-
-
 def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
     """What a recipe says about the columns, for `find_columns`."""
     return {k: getattr(data, f"{k}_column") for k in (("video", "audio") if kind == "video" else (kind,))}
@@ -273,38 +235,12 @@ def find_columns(
         if name is None and kind == "audio" and "video" in wanted and not typed:
             continue
         if name is not None:
-            _check_column(name, features, [*typed, *structs, *binary], f"{kind}s", where)
+            check_column(name, features, [*typed, *structs, *binary], f"{kind}s", where)
         elif len(choice) != 1:
             said = f"several {kind} columns ({', '.join(choice)})" if choice else f"no {kind} column"
             raise RecipeError(f"{where} has {said}; set data.{kind}_column to one of {', '.join(choice or features)}.")
         found[kind] = name or choice[0]
     return found
-
-
-def find_label_column(features: Features, name: str | None, where: str | None = "the dataset") -> str | None:
-    """The column of class numbers: `name`, or the one that looks like it, or None.
-
-    Raises:
-        RecipeError: `name` is not there or holds something else.
-    """
-    numbers = [
-        column
-        for column, feature in features.items()
-        if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype)
-    ]
-    if name is not None:
-        _check_column(name, features, numbers, "class numbers", where)
-        return name
-    named = [column for column in numbers if column in ("label", "labels")]
-    classes = [column for column in numbers if isinstance(features[column], ClassLabel)]
-    return next(iter(named + classes), None)
-
-
-def _check_column(name: str, features: Features, possible: list[str], what: str, where: str | None) -> None:
-    if name not in features:
-        raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
-    if name not in possible:
-        raise RecipeError(f"The column {name!r} of {where} does not hold {what}{nearest(name, possible)}")
 
 
 def open_place(data: DataConfig, streaming: bool, kind: str = "image") -> dict:

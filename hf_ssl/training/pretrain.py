@@ -19,10 +19,11 @@ from accelerate.utils import gather_object, set_seed
 from datasets import IterableDataset
 from tqdm.auto import tqdm
 
+from ..data.bank import labelled_sources
 from ..data.clips import ClipTransform, ClipViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.photometric import Photometric
-from ..data.sources import Source, available_splits, check_source, labelled_sources, load_source, source_of
+from ..data.sources import Source, available_splits, check_source, load_source, source_of
 from ..data.streams import ImageStream, merge_states, open_stream
 from ..data.views import resolve_views
 from ..evaluation.features import EvalTransform
