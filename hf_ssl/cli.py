@@ -180,6 +180,12 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--folds", metavar="COLUMN", help="of fold numbers: their mean, in place of two splits"
             )
+        command.add_argument(
+            "--value-range",
+            nargs="+",
+            metavar=("full|LOW", "HIGH"),
+            help="black and white of files deeper than 8 bits, as data.value_range in training",
+        )
         command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
         command.add_argument("--batch-size", type=int, default=256)
         command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
@@ -320,7 +326,12 @@ def _recipes(args: argparse.Namespace) -> None:
         print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
 
 
+def _value_range(given: list[str] | None) -> str | list[str] | None:
+    return given[0] if given and len(given) == 1 else given
+
+
 def _evaluate(args: argparse.Namespace) -> None:
+    from .coerce import build
     from .evaluation.evaluate import evaluate
     from .recipe import DataConfig, MonitorConfig
 
@@ -330,7 +341,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
     monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
     more = {key: given[key] for key in ("folds", "classifier") if key in given}
-    data = DataConfig(path=args.data, num_workers=args.num_workers)
+    content = {"path": args.data, "num_workers": args.num_workers, "value_range": _value_range(args.value_range)}
+    data = build(DataConfig, content, "data.")
     result = evaluate(args.protocol, args.model, data, monitor, num_clips=args.clips, **more)
     if args.json:
         print(json.dumps(result))

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from .data.clips import ClipTransform, ClipViews
 from .data.loader import epoch_order
 from .data.photometric import ORDERS, Photometric
+from .data.pixels import to_channels
 from .data.sources import Source, load_source, source_of
 from .data.streams import open_stream
-from .data.views import Drawn, View, draw_views, make_views, resolve_views, to_channels
+from .data.views import Drawn, View, draw_views, make_views, resolve_views
 from .models import AvidConfig
 from .recipe import Recipe, RecipeError, model_config
 
@@ -110,9 +111,10 @@ def _row(
     source: Source, index: int, views: list[View], key: tuple[int, ...], reference: bool, channels: int
 ) -> list[_Picture]:
     """The original with its crops framed, and the views."""
-    original = to_channels(source.image(index), channels)
+    original = to_channels(source.image(index), channels, source.decoding)
     drawn = draw_views(views, *original.size, key)
-    pixels, params = make_views(source.image(index), views, key, reference=reference, channels=channels)
+    how = {"reference": reference, "channels": channels, "decoding": source.decoding}
+    pixels, params = make_views(source.image(index), views, key, **how)
     photometric = Photometric([0.0] * channels, [1.0] * channels)  # colours and blur, without the normalisation
     width, height = original.size
     name = Path(source.name(index)).name

@@ -8,6 +8,7 @@ sentence (`RecipeError`) that names the key and the nearest valid one.
 import re
 from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +65,14 @@ class DataConfig:
     partitions: int | None = None  # parts of a stream that processes share out, a multiple of them; default: 16
     shuffle_block: int = 256  # examples that a partition reads and permutes together
     max_megapixels: float = 50.0  # larger images are skipped
+    value_range: Literal["full"] | tuple[float, float] | None = None  # black and white of files deeper than 8 bits
+    exif: Literal["apply", "ignore"] = "apply"  # whether photos are turned upright
     num_workers: int = 4  # loader processes per training process
     max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
+
+    def __post_init__(self):
+        if isinstance(self.value_range, tuple) and not -inf < self.value_range[0] < self.value_range[1] < inf:
+            raise RecipeError(f"data.value_range must be [low, high] with low < high, not {list(self.value_range)}.")
 
 
 @dataclass

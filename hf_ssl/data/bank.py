@@ -23,7 +23,9 @@ def labelled_sources(
     where = DataConfig(path=monitor.path, name=monitor.name) if own else replace(data, max_examples=None)
     where.image_column = monitor.image_column or where.image_column
     where.label_column = monitor.label_column or where.label_column
-    where.max_megapixels = DataConfig.max_megapixels  # `data` limits what is trained on
+    # `data` limits what is trained on; its images are decoded alike.
+    where.max_megapixels = max(DataConfig.max_megapixels, data.max_megapixels)
+    where.value_range, where.exif = data.value_range, data.exif
     splits = available_splits(where, kind)
     try:
         features = check_source(where, monitor.bank_split, kind)

@@ -8,10 +8,8 @@ times, which takes a quarter of an hour for ImageNet's.
 """
 
 import copy
-import io
 import os
 import re
-import warnings
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
@@ -23,6 +21,7 @@ from PIL import Image
 
 from ..recipe import DataConfig, RecipeError, nearest
 from .labels import check_column, find_label_column
+from .pixels import DEFAULT, Decoding, open_image, sample_indices, settled
 
 
 _EXTENSIONS = {
@@ -45,6 +44,7 @@ class Source:
         label_column: found by its type (ClassLabel), or by its name (label, labels) when it holds whole numbers; may
             be missing.
         max_megapixels: larger images are not read.
+        decoding: how images become 8-bit pixels.
 
     Raises:
         RecipeError: a column that is not there, or several that it could be, or no map-style dataset.
@@ -56,6 +56,7 @@ class Source:
         wanted: dict[str, str | None],
         label_column: str | None = None,
         max_megapixels: float = 50.0,
+        decoding: Decoding = DEFAULT,
     ):
         if not isinstance(dataset, Dataset):
             raise RecipeError(f"A datasets.Dataset (one split, not streamed) is needed, not {type(dataset).__name__}.")
@@ -63,7 +64,7 @@ class Source:
         self._cells, self.columns = encoded(dataset, wanted)
         self.label_column = find_label_column(dataset.features, label_column)
         self.split = str(dataset.split or "the dataset")
-        self.max_megapixels = max_megapixels
+        self.max_megapixels, self.decoding = max_megapixels, decoding
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
 
     def __len__(self) -> int:
@@ -133,29 +134,6 @@ def name_of(cell: dict[str, Any] | None, place: str) -> str:
     return cell["path"] if cell["bytes"] is None else f"{cell['path']} ({place})"
 
 
-def open_image(cell: dict | None, max_megapixels: float) -> Image.Image:
-    """An encoded image ({"bytes", "path"}), opened but not yet decoded.
-
-    Raises:
-        OSError, ValueError: it is missing, cannot be read, or has more than `max_megapixels`. Pillow refuses more than
-            179 million pixels, which it takes for an attack (twice `PIL.Image.MAX_IMAGE_PIXELS`), whatever is allowed.
-    """
-    if cell is None:
-        raise ValueError("the row has no image")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-        except Image.UnidentifiedImageError:
-            raise OSError("not an image, or of a kind that Pillow cannot read") from None
-        except Image.DecompressionBombError as error:
-            raise ValueError(str(error)) from None
-    pixels = image.size[0] * image.size[1] / 1e6
-    if pixels > max_megapixels:
-        raise ValueError(f"{pixels:.1f} megapixels, more than data.max_megapixels={max_megapixels:g}")
-    return image
-
-
 def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Source:
     """The images, or with `kind` "video" or "audio" the clips, of a recipe's `data` section.
 
@@ -173,8 +151,23 @@ def load_source(data: DataConfig, split: str | None = None, kind: str = "image")
 
 
 def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> Source:
-    """A dataset of one's own with the columns and limits of a recipe's `data` section."""
-    return Source(dataset, wanted_columns(data, kind), data.label_column, data.max_megapixels)
+    """A dataset of one's own with the columns and limits of a recipe's `data` section.
+
+    Raises:
+        RecipeError: see `Source`, and `pixels.settled` for what its images hold.
+    """
+    decoding = decoding_of(data)
+    source = Source(dataset, wanted_columns(data, kind), data.label_column, data.max_megapixels, decoding)
+    if kind == "image":
+        looked_at = ((i, source.cell(i)) for i in sample_indices(len(source)))
+        named = ((name_of(cell, f"row {i} of {source.split}"), cell) for i, cell in looked_at)
+        source.decoding = settled(decoding, named, data.max_megapixels, data.path or "the dataset")
+    return source
+
+
+def decoding_of(data: DataConfig) -> Decoding:
+    """How a recipe wants files to become pixels."""
+    return Decoding(data.value_range, data.exif == "apply")
 
 
 def check_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Features:

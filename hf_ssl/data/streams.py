@@ -28,7 +28,8 @@ from datasets import Dataset, Features, IterableDataset, Value
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .sources import Source, cell_of, check_source, encoded, name_of, open_place, wanted_columns
+from .pixels import DEFAULT, Decoding, settled
+from .sources import Source, cell_of, check_source, decoding_of, encoded, name_of, open_place, wanted_columns
 
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 _PARTITIONS = 16  # where the recipe names none: enough for a machine's processes
 _FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
 _RETRIES, _BACK_OFF = 3, 0.5  # tries after the first, and seconds before the first of them; doubled each time
+_LOOKED_AT = 100  # images whose pixel type is looked at before a run
 _READERS = 8  # blocks that a process reads at once
 
 
@@ -99,6 +101,7 @@ class ImageStream:
         num_examples: of an epoch, where it is known.
         shard_lengths: examples of each shard, where they are known; see `rows`.
         max_megapixels: larger images are not read.
+        decoding: how images become 8-bit pixels.
 
     Raises:
         RecipeError: no such column, or fewer shards than partitions.
@@ -113,6 +116,7 @@ class ImageStream:
         num_examples: int | None = None,
         shard_lengths: list[int] | None = None,
         max_megapixels: float = 50.0,
+        decoding: Decoding = DEFAULT,
         name: str = "the stream",
     ):
         dataset = dataset if dataset.features is not None else dataset._resolve_features()
@@ -120,7 +124,7 @@ class ImageStream:
         if partitions is not None and images.num_shards < partitions:
             images = images.reshard()  # Parquet: a shard for every row group
         self._images, self.shard_lengths = images, shard_lengths
-        self.name, self.max_megapixels = name, max_megapixels
+        self.name, self.max_megapixels, self.decoding = name, max_megapixels, decoding
         self.num_shards = images.num_shards
         self.partitions = partitions or min(_PARTITIONS, self.num_shards)
         if self.num_shards < self.partitions:
@@ -200,12 +204,26 @@ class ImageStream:
 
     def head(self, count: int) -> Source:
         """The first readable examples, as a map-style source."""
-        cells = list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
+        cells = self._first(count)
         kinds = list(self._columns)
         columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
         storage = {"bytes": Value("binary"), "path": Value("string")}  # making an Audio takes torchcodec
         dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, storage)))
-        return Source(dataset, dict(zip(kinds, kinds, strict=True)), max_megapixels=self.max_megapixels)
+        how = {"max_megapixels": self.max_megapixels, "decoding": self.decoding}
+        return Source(dataset, dict(zip(kinds, kinds, strict=True)), **how)
+
+    def settle(self) -> None:
+        """Look at what the first images hold before a run starts.
+
+        Raises:
+            RecipeError: see `pixels.settled`.
+        """
+        cells = enumerate(self._first(_LOOKED_AT))
+        named = ((name_of(cell, f"example {i} of {self.name}"), cell) for i, cell in cells)
+        self.decoding = settled(self.decoding, named, self.max_megapixels, self.name)
+
+    def _first(self, count: int) -> list[dict[str, Any] | None]:
+        return list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
 
     def _readable(self, shard: int) -> Iterator[dict[str, Any] | None]:
         with suppress(UnreadableShard):
@@ -262,8 +280,11 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
         num_examples=number,
         shard_lengths=lengths,
         max_megapixels=data.max_megapixels,
+        decoding=decoding_of(data),
         name=name,
     )
+    if kind == "image":
+        stream.settle()
     if kind == "video":  # every clip has a row in the method's memory
         stream.num_examples = int(stream.rows()[-1])
     return stream
