@@ -73,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_recipe(command)
     command.add_argument("--images", type=int, default=4, metavar="N", help="number of images (default 4)")
-    command.add_argument("--output", default="preview.png", metavar="FILE", help="the PNG (default preview.png)")
+    command.add_argument(
+        "--output", default="preview.png", type=_path, metavar="FILE", help="the PNG (default preview.png)"
+    )
     command.set_defaults(command=_preview)
 
     command = commands.add_parser(
@@ -106,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         "figures, beside the published ones. What is given here is kept for the next time, and an empty text takes it "
         "back; what was written into README.md by hand is not.",
     )
-    command.add_argument("folder", help="a run's folder, or an exported model's")
+    command.add_argument("folder", type=_path, help="a run's folder, or an exported model's")
     command.add_argument("--license", metavar="NAME", help="of the weights, as the Hub calls it: apache-2.0, mit ...")
     command.add_argument("--name", metavar="TEXT", help="the model's name (default: method and backbone)")
     command.add_argument(
@@ -122,9 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
         "size, which is run against the model.",
     )
     command.add_argument(
-        "place", help="a run's folder or checkpoint; with --onnx, --torch also a model's folder or Hub id"
+        "place", type=_path, help="a run's folder or checkpoint; with --onnx, --torch also a model's folder or Hub id"
     )
-    command.add_argument("--output", metavar="PATH", help="default: the run's model/, and a file in it")
+    command.add_argument("--output", metavar="PATH", type=_path, help="default: the run's model/, and a file in it")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--onnx", action="store_true", help="encoder.onnx")
     kind.add_argument("--torch", action="store_true", help="encoder.pt2, a torch.export program")
@@ -137,11 +139,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--to LAYOUT: the original names again (avid, barlow_twins, byol, simsiam, swav, swav-linear, timm, "
         "torchvision, vissl, vissl-grouped).",
     )
-    command.add_argument("path", help="an original checkpoint, or with --to an exported model's folder")
+    command.add_argument("path", type=_path, help="an original checkpoint, or with --to an exported model's folder")
     command.add_argument("--method", metavar="M", help="avid, barlow_twins, byol, simsiam, swav, seer or vissl")
-    command.add_argument("--classifier", metavar="FILE", help="the file of SwAV's linear evaluation, to go with it")
+    command.add_argument(
+        "--classifier", metavar="FILE", type=_path, help="the file of SwAV's linear evaluation, to go with it"
+    )
     command.add_argument("--to", metavar="LAYOUT", help="back to the original")
-    command.add_argument("--output", metavar="PATH", help="folder (default: the file's name); with --to, a file")
+    command.add_argument(
+        "--output", metavar="PATH", type=_path, help="folder (default: the file's name); with --to, a file"
+    )
     command.set_defaults(command=_convert)
 
     command = commands.add_parser(
@@ -150,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="One commit, whole or not at all; after a failure the same command sends what is missing. Log in "
         "first with `hf auth login`.",
     )
-    command.add_argument("folder", help="a run's folder, or an exported model's")
+    command.add_argument("folder", type=_path, help="a run's folder, or an exported model's")
     command.add_argument("name", help="user/name or organisation/name; made if it does not exist")
     command.add_argument("--private", action="store_true", default=None, help="if it is made, others cannot see it")
     command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
@@ -165,8 +171,8 @@ def build_parser() -> argparse.ArgumentParser:
     }
     for protocol, text in about.items():
         command = protocols.add_parser(protocol, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument("model", help="a run's folder, an exported model's folder, or a Hub id")
-        command.add_argument("--data", required=True, help="dataset: folder, Parquet file or Hub id")
+        command.add_argument("model", type=_path, help="a run's folder, an exported model's folder, or a Hub id")
+        command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
         command.add_argument("--query-split", default="test", help="split that is judged (default test)")
         if protocol != "retrieval":
             command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
@@ -194,8 +200,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> str:
+    """A place as given; the shell leaves the ~ of --data=~/images alone."""
+    return os.path.expanduser(text)
+
+
 def _add_recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", help="a YAML file, or a name from `hf-ssl recipes`")
+    command.add_argument("recipe", type=_path, help="a YAML file, or a name from `hf-ssl recipes`")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe to change")
 
 
@@ -348,6 +359,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(result))
         return
     numbers = ", ".join(f"{result[key]:,} {key}" for key in ("examples", "bank", "queries") if key in result)
+    if result["failed"]:
+        failed = result["failed"]
+        sys.stderr.write(f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}.\n")
     detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{given.get('classifier')}; "}
     print(f"{args.protocol} of {args.model} on {args.data} ({detail.get(args.protocol, '')}{numbers})")
     for key, value in result.items():

@@ -7,6 +7,7 @@ import types
 import typing
 from contextlib import suppress
 from dataclasses import is_dataclass
+from datetime import date
 from typing import Any, Literal
 
 
@@ -76,6 +77,8 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if hint is float:
             with suppress(TypeError, ValueError):
                 return float(value)
+        if hint is str and isinstance(value, int | date):  # a folder's name may be a year
+            return str(value)
     raise RecipeError(f"{key} must be {_NAMES[hint]}, not {value!r}.")
 
 

@@ -5,6 +5,7 @@ The views come from the very code that trains, so what is drawn is what is learn
 """
 
 import base64
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from .data.views import Drawn, View, draw_views, make_views, resolve_views
 from .models import AvidConfig
 from .recipe import Recipe, RecipeError, model_config
 
+
+logger = logging.getLogger(__name__)
 
 _CELL, _GAP, _LINE = 208, 20, 17  # pixels: side of a picture, space around it, height of a line of text
 _INK, _PALE, _PAPER, _FRAME = "#1d2430", "#5d6673", "#ffffff", "#d5dae0"
@@ -74,6 +77,7 @@ def preview(
             )
         except Exception as error:  # a loader takes another image too
             problem = f"{source.name(index)} ({error})"
+            logger.warning(f"Skipped {problem}")
         if len(rows) == num_images:
             break
     if not rows:

@@ -21,6 +21,8 @@ def labelled_sources(
     """
     own = monitor.path is not None
     where = DataConfig(path=monitor.path, name=monitor.name) if own else replace(data, max_examples=None)
+    if not isinstance(where.path, str | None):
+        where = replace(where, path=tuple(where.paths))  # each example once, whatever its weight in training
     where.image_column = monitor.image_column or where.image_column
     where.label_column = monitor.label_column or where.label_column
     # `data` limits what is trained on; its images are decoded alike.

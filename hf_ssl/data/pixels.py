@@ -104,7 +104,7 @@ class WrongBands(OSError):
 
 
 def open_image(cell: dict[str, Any] | None, max_megapixels: float) -> Image.Image:
-    """An encoded image ({"bytes", "path"}), opened but not yet decoded.
+    """An encoded image ({"bytes", "path"}), opened but not yet decoded; or the "image" that Python made.
 
     Raises:
         OSError, ValueError: it is missing, cannot be read, has more than `max_megapixels`, or other bands than gray,
@@ -112,20 +112,24 @@ def open_image(cell: dict[str, Any] | None, max_megapixels: float) -> Image.Imag
     """
     if cell is None:
         raise ValueError("the row has no image")
-    file = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-    with warnings.catch_warnings(), own_limit():
-        warnings.simplefilter("ignore")  # of damaged metadata
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError:
-            _explain_tiff(file)
-            raise OSError("not an image, or of a kind that Pillow cannot read") from None
+    image = cell["image"] if "image" in cell else _opened(cell)
     if image.format == "TIFF":
         _check_bands(image.tag_v2)
     pixels = image.size[0] * image.size[1] / 1e6
     if pixels > max_megapixels:
         raise ValueError(f"{pixels:.1f} megapixels, more than data.max_megapixels={max_megapixels:g}")
     return image
+
+
+def _opened(cell: dict[str, Any]) -> Image.Image:
+    file = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+    with warnings.catch_warnings(), own_limit():
+        warnings.simplefilter("ignore")  # of damaged metadata
+        try:
+            return Image.open(file)
+        except UnidentifiedImageError:
+            _explain_tiff(file)
+            raise OSError("not an image, or of a kind that Pillow cannot read") from None
 
 
 def _explain_tiff(file: io.BytesIO | str) -> None:

@@ -256,6 +256,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 journal.close()
                 raise Interrupted(signum, done, saved)
 
+    totals.summarize()
     measured, tensors = results(num_steps), full_state_dict(model)
     if accelerator.is_main_process:
         export(model, recipe, output_dir / "model", tensors=tensors, results=measured)
