@@ -9,6 +9,7 @@ import types
 import typing
 from contextlib import suppress
 from dataclasses import is_dataclass
+from datetime import date
 from typing import Any, Literal
 
 
@@ -25,7 +26,13 @@ def nearest(name: str, valid, prefix: str = "") -> str:
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(prefix + c for c in close)}?"
-    return f" (there are: {', '.join(sorted(map(str, valid)))})."
+    return f" (there are: {listed(sorted(map(str, valid)))})."
+
+
+def listed(names) -> str:
+    """Names for a sentence: not more than ten."""
+    names = list(map(str, names))
+    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def build(cls, content: Any, prefix: str = ""):
@@ -54,7 +61,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _coerce(value, next(a for a in args if a is not type(None)), key)
+        return _coerce_union(value, [a for a in args if a is not type(None)], key)
     if origin is Literal:
         if value is False and "no" in args:  # YAML reads a bare `no` as false
             value = "no"
@@ -76,7 +83,23 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
                 number = float(value)
             if number is not None:
                 return _possible(number, key)
+        if hint is str and isinstance(value, int | date):  # a folder's name may be a year
+            return str(value)
     raise RecipeError(f"{key} must be {_NAMES[hint]}, not {_shown(value)}.")
+
+
+def _coerce_union(value: Any, hints: list, key: str) -> Any:
+    """`value` as the first of the types that takes it."""
+    *others, last = hints
+    for hint in others:
+        with suppress(RecipeError):
+            return _coerce(value, hint, key)
+    try:
+        return _coerce(value, last, key)
+    except RecipeError as error:
+        either = [repr(a) for hint in others for a in typing.get_args(hint) if isinstance(a, str)]
+        text = str(error).replace(" must be ", f" must be {' or '.join([*either, ''])}", 1)
+        raise RecipeError(text) from None
 
 
 def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:

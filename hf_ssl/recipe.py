@@ -6,12 +6,15 @@ sentence (`RecipeError`) that names the key and the nearest valid one.
 """
 
 import math
+import os
 import re
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from datetime import date
 from itertools import takewhile
+from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
@@ -78,11 +81,38 @@ _RANGES = {
 _RANGE_OF = {key: interval for interval, keys in _RANGES.items() for key in keys}
 
 
+def _under_home(path: str | None) -> str | None:
+    """A path whose ~ is the home folder."""
+    return path and os.path.expanduser(path)
+
+
+@dataclass
+class Place:
+    """One of several places of `data.path`."""
+
+    path: str = ""
+    weight: float = 1.0  # how often its images are shown in an epoch; of 0.5 a half of them, chosen once, is shown
+
+    def __post_init__(self):
+        self.path = os.path.expanduser(self.path)
+        if not self.path:
+            raise RecipeError("data.path: each place of a list needs a path.")
+        if not 0 < self.weight < inf:
+            raise RecipeError(f"data.path: the weight of {self.path} must be greater than 0, not {self.weight}.")
+
+
+class Places(tuple):
+    """Several places, which a message calls by their paths."""
+
+    def __str__(self) -> str:
+        return ", ".join(place.path for place in self)
+
+
 @dataclass
 class DataConfig:
     """Where the images, or videos with sound, are. Labels are never needed to pretrain."""
 
-    path: str | None = None  # Hub id, folder of images, Parquet or tar file, folder or glob; from the working folder
+    path: str | tuple[str | Place, ...] | None = None  # folder, Parquet or tar files, Hub id, URL; or a list of these
     name: str | None = None  # configuration of a Hub dataset
     revision: str | None = None  # revision of a Hub dataset
     split: str = "train"
@@ -96,8 +126,24 @@ class DataConfig:
     partitions: int | None = None  # parts of a stream that processes share out, a multiple of them; default: 16
     shuffle_block: int = 256  # examples that a partition reads and permutes together
     max_megapixels: float = 50.0  # larger images are skipped
+    value_range: Literal["full"] | tuple[float, float] | None = None  # black and white of files deeper than 8 bits
+    exif: Literal["apply", "ignore"] = "apply"  # whether photos are turned upright
     num_workers: int = 4  # loader processes per training process
     max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
+
+    def __post_init__(self):
+        if isinstance(self.path, str | os.PathLike):
+            self.path = os.path.expanduser(self.path)
+        elif self.path is not None:
+            self.path = Places(place if isinstance(place, Place) else Place(place) for place in self.path)
+            if not self.path:
+                raise RecipeError("data.path is an empty list; name a folder, file or Hub dataset.")
+        if isinstance(self.value_range, tuple) and not -inf < self.value_range[0] < self.value_range[1] < inf:
+            raise RecipeError(f"data.value_range must be [low, high] with low < high, not {list(self.value_range)}.")
+
+    @property
+    def paths(self) -> list[str]:
+        return [] if self.path is None else [self.path] if isinstance(self.path, str) else [p.path for p in self.path]
 
 
 @dataclass
@@ -193,6 +239,9 @@ class TrainConfig:
     push_every: int = 1  # checkpoints
     push_private: bool | None = None  # default: as the account has it
 
+    def __post_init__(self):
+        self.output_dir, self.init_from = _under_home(self.output_dir), _under_home(self.init_from)
+
 
 @dataclass
 class MonitorConfig:
@@ -212,6 +261,9 @@ class MonitorConfig:
     num_samples: int = 2048  # images for the collapse diagnostics
     batch_size: int = 256
 
+    def __post_init__(self):
+        self.path = _under_home(self.path)
+
 
 @dataclass
 class Recipe:
@@ -229,6 +281,10 @@ class Recipe:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     name: str | None = None  # of the shipped recipe that it was read from, whatever was changed since
 
+    def __post_init__(self):
+        if isinstance(self.model.get("init_from"), str):
+            self.model["init_from"] = os.path.expanduser(self.model["init_from"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict; `views` keeps only what differs from the preset."""
         plain = _plain(asdict(self))
@@ -242,8 +298,10 @@ class Recipe:
         copy.train.output_dir = None
         sections = ((vars(copy.data), "path"), (vars(copy.monitor), "path"))
         for section, key in (*sections, (vars(copy.train), "init_from"), (copy.model, "init_from")):
-            if section.get(key) and not _is_hub_id(section[key]):
-                section[key] = Path(section[key]).expanduser().resolve().name
+            if section.get(key) and isinstance(section[key], str):
+                section[key] = _without_folders(section[key])
+        if isinstance(copy.data.path, Places):
+            copy.data.path = Places(replace(place, path=_without_folders(place.path)) for place in copy.data.path)
         return copy
 
     @property
@@ -297,7 +355,11 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     root = recipes_folder().resolve()
     if path.resolve().is_relative_to(root):
         recipe.name = str(path.resolve().relative_to(root).with_suffix(""))
-    recipe.data.path = _locate_data(recipe.data.path, path.parent)
+    if isinstance(recipe.data.path, Places):
+        located = (replace(place, path=_locate_data(place.path, path.parent)) for place in recipe.data.path)
+        recipe.data.path = Places(located)
+    else:
+        recipe.data.path = _locate_data(recipe.data.path, path.parent)
     recipe.monitor.path = _locate_data(recipe.monitor.path, path.parent)
     if recipe.train.output_dir is None:
         recipe.train.output_dir = str(Path("runs") / path.stem)
@@ -454,7 +516,22 @@ def _apply_override(content: dict, override: str) -> None:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise RecipeError(f"{key!r} cannot be set: {section!r} is not a section.")
-    content[last] = read_yaml(text, f"The value of {key}")
+    value = read_yaml(text, f"The value of {key}")
+    # A folder may be called 2024, 007 or 2024-05-01.
+    content[last] = text.strip() if _is_number(value) and _is_text(key) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | date) and not isinstance(value, bool)
+
+
+def _is_text(key: str) -> bool:
+    """Whether a dotted key holds a text, so that what YAML reads as a number or a date is one, too."""
+    hint: Any = Recipe
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    choices = get_args(hint) or (hint,)
+    return str in choices or key == "model.init_from"
 
 
 def _check_values(recipe: Recipe) -> None:
@@ -490,6 +567,13 @@ def _locate_data(path: str | None, folder: Path) -> str | None:
     if path is not None and not Path(path).exists() and (folder / path).exists():
         return str(folder / path)
     return path
+
+
+def _without_folders(place: str) -> str:
+    """What others may know of a place: a Hub id, a URL, or the last part of a path."""
+    if _is_hub_id(place):
+        return place
+    return Path(place.partition("?")[0] if "://" in place else place).expanduser().resolve().name
 
 
 def _is_hub_id(place: str) -> bool:

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .. import models  # registers our classes with AutoModel
-from ..data.sources import available_splits, check_source, labelled_sources, load_source, open_place
+from ..data.bank import labelled_sources
+from ..data.sources import available_splits, check_source, load_source, open_place
 from ..hub.weights import open_encoder
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.clips import ClipTransform, eval_clip, eval_sound
-from ..data.sources import Source, open_image
+from ..data.pixels import open_image
+from ..data.sources import Source
 from ..data.views import eval_image
 from ..data.workers import batches, share, start_worker
 
@@ -43,7 +44,8 @@ class EvalTransform:
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """uint8 (1, S, S, C)."""
         image = open_image(source.cell(index), source.max_megapixels)
-        return (eval_image(image, self.size, self.crop_pct, self.interpolation, len(self.mean))[None],)
+        how = (self.size, self.crop_pct, self.interpolation, len(self.mean), source.decoding)
+        return (eval_image(image, *how)[None],)
 
     def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
         return (torch.zeros(1, self.size, self.size, len(self.mean), dtype=torch.uint8),)

@@ -200,7 +200,7 @@ def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
         library_name="timm" if plain else "transformers",
         pipeline_tag="feature-extraction" if recipe.method == "avid" else "image-feature-extraction",
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
-        datasets=said.get("datasets", _hub_ids(recipe.data.path)),
+        datasets=said.get("datasets", _hub_ids(*recipe.data.paths)),
         base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
         model_name=said["name"],
         eval_results=measured,

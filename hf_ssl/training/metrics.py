@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -100,22 +100,37 @@ class Journal:
 class Totals:
     """Counters over the whole run and all processes, kept in checkpoints."""
 
-    def __init__(self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0):
+    def __init__(
+        self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0, skipped_names: Iterable[str] = ()
+    ):
         self.accelerator, self.skipped, self.seconds = accelerator, skipped, seconds
-        self._own = 0
+        self._named, self._own, self._new = set(skipped_names), 0, []
 
     def add_skipped(self, skipped: list[tuple[str, str]]) -> None:
-        """Count and name images of this process that could not be read: (name, reason)."""
+        """Count images of this process that could not be read, (name, reason), and name each of them once."""
         self._own += len(skipped)
         for name, reason in skipped:
-            logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
+            if name not in self._named:
+                self._named.add(name)
+                self._new.append(name)
+                logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
 
     def synchronize(self) -> None:
-        self.skipped += sum(gather_object([self._own]))
-        self._own = 0
+        for count, names in gather_object([(self._own, self._new)]):
+            self.skipped += count
+            self._named.update(names)
+        self._own, self._new = 0, []
+
+    def summarize(self) -> None:
+        """Say at the end of a run how much of the data was not seen."""
+        if self._named:
+            names = sorted(self._named)
+            said = f"{len(names):,} different file(s) could not be read, {self.skipped:,} times in all"
+            logger.warning(f"{said}, and others were shown in their place; the first is {names[0]}.")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "seconds": round(self.seconds, 3)}
+        names = {"skipped_names": sorted(self._named)} if self._named else {}
+        return {"skipped": self.skipped, "seconds": round(self.seconds, 3), **names}
 
 
 class Meter:

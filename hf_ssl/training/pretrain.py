@@ -383,6 +383,7 @@ class _Run:
                         if publisher.due() and not last:
                             push(done)
 
+        totals.summarize()
         measured, tensors = results(num_steps), full_state_dict(model)
         on_main(accelerator, lambda: export(model, recipe, self.folder / "model", tensors=tensors, results=measured))
         accelerator.wait_for_everyone()

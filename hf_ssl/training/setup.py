@@ -7,9 +7,10 @@ from pathlib import Path
 from datasets import IterableDataset
 from transformers import PreTrainedModel
 
+from ..data.bank import labelled_sources
 from ..data.fingerprint import difference
 from ..data.loader import steps_in_epoch
-from ..data.sources import Source, available_splits, labelled_sources, load_source, source_of
+from ..data.sources import Source, available_splits, load_source, source_of
 from ..data.streams import ImageStream, open_stream
 from ..data.views import View, resolve_views
 from ..models import METHODS, SSLConfig
