@@ -12,14 +12,23 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from ..data.bank import labelled_sources
+from ..data.bank import (
+    labelled_sources,
+    limited,
+    measured_line,
+    measured_on,
+    paired_by_hand,
+    part_held_out,
+    with_usable_labels,
+)
 from ..data.clips import ClipTransform, ClipViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.photometric import Photometric
@@ -55,6 +64,7 @@ class PretrainResult:
     """Where a finished run left its model, and its measurements: `baseline` (raw pixels, untrained) and `final`.
 
     `needs_code`: the encoder is one that timm cannot build by name, so it loads with `trust_remote_code=True`.
+    `measured`: what the figures were measured on, see `hf_ssl.data.bank.measured_on`.
     """
 
     model_dir: Path
@@ -62,6 +72,7 @@ class PretrainResult:
     final: dict[str, float]
     needs_code: bool
     is_main_process: bool
+    measured: dict[str, Any]
 
 
 def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainResult:
@@ -93,6 +104,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
         source = _training_source(recipe, dataset, kind)
         bank, queries = _monitor_sources(recipe, dataset, bank, queries, kind)
+        measured = measured_on(bank, queries, recipe.monitor.k)
     streamed = isinstance(source, ImageStream)
     num_examples = source.num_examples if streamed else len(source)
     num_steps, steps_per_epoch = count_steps(train, num_examples)
@@ -164,8 +176,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     def results(step: int) -> Results:
         counted = None if streamed else num_examples  # a recipe's own word is no count
         where = hardware(accelerator.num_processes, str(accelerator.device))
-        measured = (journal.at(0), journal.at(step))
-        return Results(*measured, counted, step, totals.seconds, where, versions())
+        figures = (journal.at(0), journal.at(step))
+        return Results(*figures, counted, step, totals.seconds, where, versions(), measured=measured)
 
     def save(step: int) -> bool:
         totals.synchronize()
@@ -179,6 +191,10 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
             kept["stream"] = merge_states(gather_object([loader.state()]))
         return checkpoints.save(step, model, optimizer, kept)
 
+    if measured:
+        logger.info(measured_line(measured))
+    for note in measured.get("notes", ()):
+        logger.warning(note)
     if start:
         logger.info(f"Continuing {output_dir} at step {start} of {num_steps}.")
     elif baseline := monitor.baseline(model):
@@ -197,8 +213,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     )
 
     def push(step: int) -> None:
-        measured, tensors = results(step), full_state_dict(model)
-        publisher.start(lambda folder: export(model, recipe, folder, tensors=tensors, results=measured), step)
+        found, tensors = results(step), full_state_dict(model)
+        publisher.start(lambda folder: export(model, recipe, folder, tensors=tensors, results=found), step)
 
     with StopSignals() as stop, progress:
         for step in range(start, num_steps):
@@ -256,18 +272,19 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
                 journal.close()
                 raise Interrupted(signum, done, saved)
 
-    measured, tensors = results(num_steps), full_state_dict(model)
+    found, tensors = results(num_steps), full_state_dict(model)
     if accelerator.is_main_process:
-        export(model, recipe, output_dir / "model", tensors=tensors, results=measured)
+        export(model, recipe, output_dir / "model", tensors=tensors, results=found)
     accelerator.wait_for_everyone()
     publisher.finish(num_steps)
     journal.close()
     return PretrainResult(
         output_dir / "model",
-        measured.baseline,
-        measured.final,
+        found.baseline,
+        found.final,
         not rebuildable_by_timm(config),
         accelerator.is_main_process,
+        measured,
     )
 
 
@@ -321,9 +338,14 @@ def _training_source(recipe: Recipe, dataset, kind: str) -> Source | ImageStream
 def _monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple[Source | None, Source | None]:
     """Labelled bank and queries of the monitor, or None where nothing is labelled; videos need no labels."""
     data, monitor = recipe.data, recipe.monitor
-    if bank is not None and queries is not None:
+    if (bank is None) != (queries is None):
+        raise RecipeError("Give pretrain both a bank and queries, or neither.")
+    if bank is not None:
         columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
-        return source_of(bank, columns, kind), source_of(queries, columns, kind)
+        return paired_by_hand(source_of(bank, columns, kind), source_of(queries, columns, kind), monitor)
+    if monitor.path is None and isinstance(dataset, Dataset):
+        columns = replace(data, label_column=monitor.label_column or data.label_column)
+        return part_held_out(source_of(dataset, columns, kind), monitor)
     if monitor.path is None and (dataset is not None or data.streaming):
         return None, None  # a stream is not indexed for the sake of its labels
     if kind == "image":
@@ -336,7 +358,9 @@ def _monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple
         if monitor.label_column is not None or not unseen:
             raise
         found = None, None
-    return (None, load_source(where, monitor.query_split, kind)) if found[1] is None and unseen else found
+    if found[1] is not None or not unseen:
+        return found
+    return None, limited(with_usable_labels(load_source(where, monitor.query_split, kind)), monitor.max_queries)
 
 
 def _stop_if_not_finite(bad_step: torch.Tensor, checkpoints: Checkpoints) -> None:
