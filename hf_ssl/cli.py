@@ -8,8 +8,10 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 
+from .errors import RunError
 from .recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 
 
@@ -44,6 +46,8 @@ Any key of the recipe can be set behind it, for example:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
+    if argv is None:  # a command of its own: Ctrl-C ends it at once, without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(logging.INFO)
@@ -52,6 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     except RecipeError as error:
         sys.stderr.write(f"hf-ssl: {error}\n")
         sys.exit(2)
+    except RunError as error:
+        sys.stderr.write(f"hf-ssl: {error}\n")
+        sys.exit(1)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -197,7 +204,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     from accelerate import PartialState
 
-    from .training.pretrain import NonFiniteLoss, pretrain
+    from .training.pretrain import pretrain
     from .training.signals import Interrupted
 
     try:
@@ -205,9 +212,6 @@ def _pretrain(args: argparse.Namespace) -> None:
     except Interrupted as stop:
         sys.stderr.write(f"hf-ssl: {stop}\n")
         sys.exit(128 + stop.signum)
-    except NonFiniteLoss as error:
-        sys.stderr.write(f"hf-ssl: {error}\n")
-        sys.exit(1)
     PartialState().destroy_process_group()
     if result.is_main_process:
         _print_result(result, recipe.monitor.k, recipe.start)

@@ -5,6 +5,7 @@ Validation happens here, before data or models are touched: a misspelt key, a wr
 sentence (`RecipeError`) that names the key and the nearest valid one.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
@@ -25,7 +26,9 @@ FREE_ON_RESUME = (
     "monitor",
     "name",
     "train.checkpoint_every",
-    "train.keep_checkpoints",
+    "train.checkpoint_minutes",
+    "train.keep",
+    "train.keep_every",
     "train.log_every",
     "train.output_dir",
     "train.push_every",
@@ -34,9 +37,16 @@ FREE_ON_RESUME = (
     "train.resume",
     "train.track",
 )
+# Keys that had another name once.
+RENAMED = {"train.keep_checkpoints": "train.keep"}
+
+# What a run did whose checkpoint is of a format below the number and does not know the key; it goes on doing so.
+MEANT_BEFORE: dict[int, dict[str, Any]] = {}
+
 _POSITIVE = (
     *("train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.log_every"),
-    *("train.checkpoint_every", "train.keep_checkpoints", "train.push_every", "data.max_examples"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep", "train.keep_every", "train.push_every"),
+    "data.max_examples",
     *("data.num_examples", "data.partitions", "data.shuffle_block", "data.max_megapixels"),
     *("monitor.k", "monitor.temperature", "optim.lr_per"),
 )
@@ -152,7 +162,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     log_every: int = 10  # steps
     checkpoint_every: float = 1.0  # epochs
-    keep_checkpoints: int = 2
+    checkpoint_minutes: float | None = None  # and at least as often as this
+    keep: int = 2  # newest checkpoints
+    keep_every: float | None = None  # epochs: these checkpoints stay, and their models in milestones/
     resume: Literal["auto", "never"] = "auto"
     track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
     push_to_hub: str | None = None  # "user/name": published while it trains and at the end; see `hf auth login`
@@ -272,7 +284,7 @@ def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     """Build and validate a recipe from nested plain dicts."""
     if "method" not in content:
         raise RecipeError(f"The recipe names no method; set method to one of {', '.join(METHODS)}.")
-    recipe = build(Recipe, content)
+    recipe = build(Recipe, _with_new_names(content))
     _check_values(recipe)
     return recipe
 
@@ -316,15 +328,48 @@ def find_recipe(source: str | Path) -> Path:
     )
 
 
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def continued(recipe: Recipe, kept: dict[str, Any], format: int) -> Recipe:
+    """The recipe with which a run goes on whose checkpoint has the recipe `kept`: where that does not know a key, and
+    `recipe` has its default, the run keeps what it did before there was the key.
+    """
+    old, new = _flatten(kept), recipe.to_dict()
+    flat, defaults = _flatten(new), _flatten(Recipe(recipe.method).to_dict())
+    for key, value in _meant_before(format).items():
+        if key not in old and flat.get(key) == defaults.get(key):
+            *sections, last = key.split(".")
+            place = new
+            for section in sections:
+                place = place[section]
+            place[last] = value
+    return recipe_from_dict(new)
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], format: float = math.inf) -> list[str]:
     """Dotted keys whose values differ between two recipes and that decide the weights (see FREE_ON_RESUME).
 
-    A key that an older version did not know has had its default.
+    A key that an older version did not know has had its default, or what MEANT_BEFORE says of the checkpoint's format.
     """
     defaults = _flatten(Recipe(METHODS[0]).to_dict())
-    a, b = defaults | _flatten(old), defaults | _flatten(new)
+    a = defaults | _meant_before(format) | _flatten(_with_new_names(old))
+    b = defaults | _flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]
+
+
+def _meant_before(format: float) -> dict[str, Any]:
+    return {key: value for number, keys in MEANT_BEFORE.items() if format < number for key, value in keys.items()}
+
+
+def _with_new_names(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of an older version, in today's names."""
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        part = content.get(section)
+        if isinstance(part, dict) and key in part:
+            part = {**part}
+            part.setdefault(new.split(".")[1], part.pop(key))
+            content = {**content, section: part}
+    return content
 
 
 def model_config(recipe: Recipe, image_size: int):

@@ -200,6 +200,13 @@ def _place_in_class(numbers: np.ndarray, seed: int = _SEED) -> tuple[np.ndarray,
     return place, size
 
 
+def unlabelled_queries(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
+    """At most `max_queries` examples of the query split, with or without labels, for retrieval."""
+    queries = with_usable_labels(load_source(where, monitor.query_split, kind))
+    queries.part = monitor.query_split
+    return limited(queries, monitor.max_queries)
+
+
 def with_usable_labels(source: Source) -> Source:
     """The source, without its labels where accuracy on them would mean nothing (see `check_classes`)."""
     if source.label_column is None:

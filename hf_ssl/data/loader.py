@@ -21,6 +21,7 @@ from .photometric import PARAMS, Photometric
 from .sources import Source, open_image
 from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
 from .views import View, make_views
+from .workers import batches, share, start_worker
 
 
 if TYPE_CHECKING:  # images need none of what clips import
@@ -53,6 +54,7 @@ class TrainLoader:
     Raises:
         RecipeError: fewer images than a batch, or impossible channels; while iterating, too many images that cannot
             be read.
+        WorkerError: while iterating, a worker was killed.
     """
 
     def __init__(
@@ -86,14 +88,15 @@ class TrainLoader:
         if isinstance(source, ImageStream):
             order = StreamOrder(source, turns, shuffle_block, source.cursors_of(state))
             self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
-            batches = _StreamViews(source, views, seed)
+            examples = _StreamViews(source, views, seed)
         else:
             order = _Order(len(source), turns)
-            batches = _ViewBatches(source, views, seed)
+            examples = _ViewBatches(source, views, seed)
         self._loader = DataLoader(
-            batches,
+            examples,
             batch_sampler=order,
-            collate_fn=_as_tensors,
+            collate_fn=_hand_over,
+            worker_init_fn=start_worker,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the global random state stays untouched
@@ -101,7 +104,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         window: deque[tuple[int, int]] = deque()  # (images tried, failures) of recent batches
-        for batch in self._loader:
+        for batch in batches(self._loader):
             window.append((len(batch["index"]) + len(batch["skipped"]), len(batch["skipped"])))
             while sum(n for n, _ in window) - window[0][0] >= _WINDOW:
                 window.popleft()
@@ -280,6 +283,10 @@ class _StreamViews(_ViewBatches):
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _hand_over(batch: dict[str, Any]) -> dict[str, Any]:
+    return share(_as_tensors(batch))
 
 
 def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:

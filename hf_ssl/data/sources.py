@@ -73,6 +73,11 @@ class Source:
     def __len__(self) -> int:
         return len(self._cells)
 
+    @property
+    def dataset(self) -> Dataset:
+        """The files, still encoded, in `columns`."""
+        return self._cells
+
     def cell(self, index: int) -> dict[str, Any] | None:
         """The encoded file, see `cell_of`."""
         return cell_of(self._cells[index], self.columns)

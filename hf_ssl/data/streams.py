@@ -99,6 +99,7 @@ class ImageStream:
         num_examples: of an epoch, where it is known.
         shard_lengths: examples of each shard, where they are known; see `rows`.
         max_megapixels: larger images are not read.
+        origin: the map-style dataset that was cut into shards, if it is one.
 
     Raises:
         RecipeError: no such column, or fewer shards than partitions.
@@ -114,14 +115,16 @@ class ImageStream:
         shard_lengths: list[int] | None = None,
         max_megapixels: float = 50.0,
         name: str = "the stream",
+        origin: Dataset | None = None,
     ):
         dataset = dataset if dataset.features is not None else dataset._resolve_features()
-        images, self._columns = encoded(dataset, wanted, name)
+        images, self.columns = encoded(dataset, wanted, name)
+        self.origin = origin if origin is None else encoded(origin, wanted, name)[0]
         if partitions is not None and images.num_shards < partitions:
             images = images.reshard()  # Parquet: a shard for every row group
         self._images, self.shard_lengths = images, shard_lengths
         self.name, self.max_megapixels = name, max_megapixels
-        self.num_shards = images.num_shards
+        self.features, self.num_shards = images.features, images.num_shards
         self.partitions = partitions or min(_PARTITIONS, self.num_shards)
         if self.num_shards < self.partitions:
             raise RecipeError(
@@ -141,7 +144,7 @@ class ImageStream:
             try:
                 part = self._images.shard(num_shards=self.num_shards, index=shard)
                 for example in part.skip(offset) if offset else part:
-                    yield cell_of(example, self._columns)
+                    yield cell_of(example, self.columns)
                     offset, tries = offset + 1, 0
                 return
             except Exception as error:  # whatever a file system, an archive or a network raises
@@ -158,7 +161,7 @@ class ImageStream:
         """
         self.shard_lengths = (state or {}).get("shard_lengths", self.shard_lengths)
         if self.shard_lengths is None:
-            count, shards = _footer, [self._file(shard) or "" for shard in range(self.num_shards)]
+            count, shards = _footer, [self.file_of(shard) or "" for shard in range(self.num_shards)]
             if len(set(shards)) < len(shards) or not all(file.endswith(".parquet") for file in shards):
                 logger.info(f"Counting the examples of {self.num_shards} shards of {self.name}: they are read once.")
                 count, shards = lambda shard: sum(1 for _ in self._readable(shard)), range(self.num_shards)
@@ -168,7 +171,7 @@ class ImageStream:
 
     def shard_name(self, shard: int) -> str:
         """The file of a shard where `datasets` tells it, else its number."""
-        return self._file(shard) or f"shard {shard} of {self.name}"
+        return self.file_of(shard) or f"shard {shard} of {self.name}"
 
     def item_name(self, item: StreamItem) -> str:
         """What a message calls an example: its file, or its place in a shard."""
@@ -201,7 +204,7 @@ class ImageStream:
     def head(self, count: int) -> Source:
         """The first readable examples, as a map-style source."""
         cells = list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
-        kinds = list(self._columns)
+        kinds = list(self.columns)
         columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
         storage = {"bytes": Value("binary"), "path": Value("string")}  # making an Audio takes torchcodec
         dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, storage)))
@@ -211,7 +214,8 @@ class ImageStream:
         with suppress(UnreadableShard):
             yield from self.examples(shard)
 
-    def _file(self, shard: int) -> str | None:
+    def file_of(self, shard: int) -> str | None:
+        """Path or address of a shard, where `datasets` tells it."""
         part = self._images.shard(num_shards=self.num_shards, index=shard)._ex_iterable
         while hasattr(part, "ex_iterable"):
             part = part.ex_iterable
@@ -226,10 +230,10 @@ class ImageStream:
         split = (info.splits or {}).get(str(self._images.split))
         if split is not None and split.num_examples:
             return split.num_examples
-        first = self._file(0)
+        first = self.file_of(0)
         if not first or not first.endswith(".parquet") or not Path(first).is_file():
             return None
-        return sum(map(_footer, {self._file(shard) for shard in range(self.num_shards)})) or None
+        return sum(map(_footer, {self.file_of(shard) for shard in range(self.num_shards)})) or None
 
 
 def _footer(file: str) -> int:
@@ -249,8 +253,9 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
     if dataset is None:
         check_source(data, kind=kind)
         dataset = open_place(data, True, kind)[data.split]
-    number, lengths = data.num_examples, None
+    number, lengths, origin = data.num_examples, None, None
     if isinstance(dataset, Dataset):  # a plain folder of files, or what `datasets` has saved
+        origin = dataset
         number = number or len(dataset)
         shards = min(len(dataset), max(_FOLDER_SHARDS, data.partitions or 0))
         lengths = [len(part) for part in np.array_split(np.arange(len(dataset)), shards)]
@@ -263,6 +268,7 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
         shard_lengths=lengths,
         max_megapixels=data.max_megapixels,
         name=name,
+        origin=origin,
     )
     if kind == "video":  # every clip has a row in the method's memory
         stream.num_examples = int(stream.rows()[-1])

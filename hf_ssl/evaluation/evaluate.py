@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from .. import models  # registers our classes with AutoModel
-from ..data.bank import labelled_source, labelled_sources, limited, measured_on, with_usable_labels
-from ..data.sources import available_splits, check_source, load_source, open_place
+from ..data.bank import labelled_source, labelled_sources, measured_on, unlabelled_queries
+from ..data.sources import available_splits, check_source, open_place
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .features import ClipEvalTransform, EvalTransform, Extracted, encoder_embedding, extract
@@ -92,8 +92,7 @@ def evaluate(
         where = replace(data, label_column=monitor.label_column)
         sources = {"examples": labelled_source(where, monitor.bank_split, kind)}
     elif protocol == "retrieval":
-        queries = with_usable_labels(load_source(data, monitor.query_split, kind))
-        sources = {"examples": limited(queries, monitor.max_queries)}
+        sources = {"examples": unlabelled_queries(data, monitor, kind)}
     else:
         bank, queries = labelled_sources(data, monitor, kind, trained_on=False)
         if bank is None:

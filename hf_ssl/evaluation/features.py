@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.clips import ClipTransform, eval_clip, eval_sound
 from ..data.sources import Source, open_image
 from ..data.views import eval_image
+from ..data.workers import batches, share, start_worker
 
 
 Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -130,7 +131,8 @@ def _collate(items: list):
     if not good:
         return None, None, failed
     made, labels = zip(*good, strict=True)
-    return [torch.from_numpy(np.concatenate(part)) for part in zip(*made, strict=True)], torch.tensor(labels), failed
+    joined = [torch.from_numpy(np.concatenate(part)) for part in zip(*made, strict=True)]
+    return share((joined, torch.tensor(labels), failed))
 
 
 @torch.no_grad()
@@ -160,13 +162,14 @@ def extract(
         batch_size=max(1, batch_size // transform.num_clips),
         num_workers=min(num_workers, os.cpu_count() or 1),
         collate_fn=_collate,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the global random state stays untouched
     )
     found, labels, failed = [], [torch.zeros(0, dtype=torch.long)], []
-    batches = iter(loader)
+    loaded = batches(loader)
     for _ in range(max(1, math.ceil(math.ceil(total / world_size) / loader.batch_size))):
-        made, batch_labels, batch_failed = next(batches, (None, None, []))
+        made, batch_labels, batch_failed = next(loaded, (None, None, []))
         failed += batch_failed
         vectors = embed(transform.inputs(*(made or transform.blank(source)), device=device))
         if made:

@@ -2,13 +2,18 @@
 """The weights of a method wherever a run has left them: in a checkpoint, or in a repo folder."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
+from ..disk import damage
 from ..recipe import RecipeError
+from .shards import read_shards
+
+
+logger = logging.getLogger(__name__)
 
 
 def find_weights(place: str | Path) -> Path:
@@ -20,11 +25,18 @@ def find_weights(place: str | Path) -> Path:
     """
     folder = Path(place).expanduser()
     run = folder.parent if folder.name == "model" else folder
-    newest = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8))[-1:]
+    checkpoints = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8), reverse=True)
     exported = [folder / "model" / "pretraining", folder / "pretraining", folder]
-    for found in [folder, *newest]:
-        if (found / "state.json").exists():
+    if (folder / "state.json").exists():
+        if fault := damage(folder):
+            raise RecipeError(f"The checkpoint {folder} is damaged: {fault}; give another one, or the run's folder.")
+        return folder
+    for found in checkpoints:
+        if not (fault := damage(found)):
             return found
+        logger.warning(f"The checkpoint {found} is damaged: {fault}. The one before it is taken.")
+    if checkpoints:
+        raise RecipeError(f"All checkpoints of {run} are damaged; give an exported model.")
     for found in exported:
         if (found / "config.json").exists():
             return found
@@ -39,8 +51,8 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     index = folder / "model.safetensors.index.json"
     try:
-        if (folder / "shards").exists():
-            return _read_shards(folder / "shards")
+        if (folder / "state.json").exists() and (folder / "shards").exists():  # a repo folder never has any
+            return read_shards(folder / "shards")
         if index.exists():
             parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             return {name: t for part in parts for name, t in load_file(folder / part).items()}
@@ -48,15 +60,3 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"The weights in {folder} cannot be read ({said}).") from error
-
-
-def _read_shards(folder: Path) -> dict[str, torch.Tensor]:
-    """Of a checkpoint under FSDP; its `.metadata` is a pickle, so only from those whom one trusts."""
-    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in saved.items()
-        if name.startswith("model.")
-    }
-    dcp.load(tensors, checkpoint_id=folder, no_dist=True)
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}

@@ -61,10 +61,27 @@ class Monitor:
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
     def observe(self, output) -> None:
-        """Keep the embeddings (B, V, D) and features (B, V, F) of a training step, newest `num_samples` images."""
-        self._recent.append((output.embeddings.detach()[:, :2], output.features[:, :2]))
+        """Keep embeddings (B, V, D) and features (B, V, F) of a training step, of the newest `num_samples` images.
+
+        Only on the main process, which says what they show.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        self._recent.append((output.embeddings.detach()[:, :2], output.features[:, 0]))
         while sum(len(e) for e, _ in self._recent) - len(self._recent[0][0]) >= self.config.num_samples:
             self._recent.popleft()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps, so that an interrupted run measures the same."""
+        if not self._recent:
+            return {}
+        parts = (torch.cat(part)[-self.config.num_samples :] for part in zip(*self._recent, strict=True))
+        return {name: part.cpu() for name, part in zip(("embeddings", "features"), parts, strict=True)}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        if state and self.accelerator.is_main_process:
+            device = self.accelerator.device
+            self._recent = deque([(state["embeddings"].to(device), state["features"].to(device))])
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """All measurements of the present weights; every process must call it."""
@@ -109,7 +126,7 @@ class Monitor:
         first = unit[:, 0]
         results = {
             "embedding_std": (first.std(0).mean() * first.shape[1] ** 0.5).item(),  # 1 is healthy, 0 is collapse
-            "effective_rank": effective_rank(features[:, 0]),
+            "effective_rank": effective_rank(features),
         }
         if unit.shape[1] > 1:
             results["alignment"] = (first - unit[:, 1]).square().sum(1).mean().item()
