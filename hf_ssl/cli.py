@@ -236,7 +236,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _print_result(result, k: int, start: str) -> None:
     if "knn" in result.final and "knn" in result.baseline:
-        print(f"\nkNN accuracy (k={k})")
+        print(f"\nkNN accuracy (k={k})\n  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
         print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
         print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
         print(f"  trained network   {result.final['knn']:6.1%}")
@@ -351,8 +351,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .recipe import DataConfig, MonitorConfig
 
     given = {key: value for key, value in vars(args).items() if value is not None}
-    if given.get("k", 1) <= 0 or given.get("temperature", 1) <= 0 or args.clips <= 0:
-        raise RecipeError("--k, --temperature and --clips must be greater than 0.")
+    for name in ("k", "temperature", "clips", "batch_size"):
+        if given.get(name, 1) <= 0:
+            raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {given[name]}.")
+    if args.num_workers < 0:
+        raise RecipeError(
+            f"--num-workers must not be negative, it is {args.num_workers}; 0 reads in the process itself."
+        )
     names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
     monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
     more = {key: given[key] for key in ("folds", "classifier") if key in given}
@@ -362,12 +367,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result))
         return
-    numbers = ", ".join(f"{result[key]:,} {key}" for key in ("examples", "bank", "queries") if key in result)
     if result["failed"]:
         failed = result["failed"]
         sys.stderr.write(f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}.\n")
+    measured = result["measured"]
+    numbers = ", ".join(
+        f"{result[key]:,} {key}" + (f" ({measured[key]})" if key in measured else "")
+        for key in ("examples", "bank", "queries")
+        if key in result
+    )
     detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{given.get('classifier')}; "}
     print(f"{args.protocol} of {args.model} on {args.data} ({detail.get(args.protocol, '')}{numbers})")
     for key, value in result.items():
-        if key not in ("failed", "examples", "bank", "queries"):
+        if key not in ("failed", "measured", "examples", "bank", "queries"):
             print(f"  {key:28}{value:8.1f}" if key.endswith("rank") else f"  {key:28}{value:8.2%}")

@@ -7,15 +7,17 @@ load.
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+import numpy as np
 from datasets import Dataset, Features
 from PIL import Image
 
 from ..recipe import DataConfig, RecipeError, nearest
 from .columns import cell_of, encoded, find_columns, name_of, wanted_columns
-from .labels import find_label_column
+from .labels import find_label_column, label_classes, number_classes
 from .pixels import DEFAULT, Decoding, open_image, sample_indices, settled
 from .places import open_place
 
@@ -28,8 +30,8 @@ class Source:
 
     Args:
         wanted: names of the columns, see `find_columns`.
-        label_column: found by its type (ClassLabel), or by its name (label, labels) when it holds whole numbers; may
-            be missing.
+        label_column: found by its type (ClassLabel), or by its name (label, labels) when it holds numbers or texts;
+            may be missing.
         max_megapixels: larger images are not read.
         decoding: how images become 8-bit pixels.
 
@@ -54,8 +56,10 @@ class Source:
             self._cells = transformed
         self.label_column = find_label_column(dataset.features, label_column)
         self.split = str(dataset.split or "the dataset")
+        self.part = self.split
         self.max_megapixels, self.decoding = max_megapixels, decoding
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
+        self._numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -73,23 +77,41 @@ class Source:
         """The image, opened but not yet decoded; see `open_image`."""
         return open_image(self.cell(index), self.max_megapixels)
 
-    def label(self, index: int) -> int | None:
+    def label(self, index: int) -> Any:
+        """As the dataset has it."""
         return None if self._labels is None else self._labels[index][self.label_column]
 
-    def labels(self) -> list[int]:
-        """Of all examples, -1 for none."""
-        known = [None] * len(self) if self._labels is None else self._labels[self.label_column]
-        return [-1 if label is None else label for label in known]
+    def classes(self) -> list:
+        """The class of every example, None for none; see `label_classes`."""
+        if self._labels is None:
+            return [None] * len(self)
+        feature = self._labels.features[self.label_column]
+        return label_classes(feature, self._labels[:][self.label_column], self.label_column)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers 0..K-1 of the examples' classes, int64 (N,), -1 for none: its own, or those of `numbered`."""
+        if self._numbers is None:
+            (self._numbers,) = number_classes(self.classes())
+        return self._numbers
+
+    def numbered(self, numbers: np.ndarray) -> Self:
+        """The source with class numbers that it has in common with another one."""
+        copied = copy.copy(self)
+        copied._numbers = numbers
+        return copied
 
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
         return name_of(self.cell(index), f"row {index} of {self.split}")
 
-    def select(self, indices: list[int] | range) -> Self:
-        """A part of the source."""
+    def select(self, indices: Sequence[int], part_name: str | None = None) -> Self:
+        """A part of the source, and what a person calls it."""
         part = copy.copy(self)
+        part.part = part_name or self.part
         part._cells = self._cells.select(indices)
         part._labels = None if self._labels is None else self._labels.select(indices)
+        part._numbers = None if self._numbers is None else self._numbers[list(indices)]
         return part
 
 

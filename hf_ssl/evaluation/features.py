@@ -90,6 +90,11 @@ class Features:
     labels: torch.Tensor
     failed: list[str]
 
+    def labelled(self) -> "Features":
+        """Without the examples of class -1, which have no label."""
+        known = self.labels != -1
+        return Features(self.vectors[known], self.labels[known], self.failed)
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -101,13 +106,13 @@ class Extracted:
 
     def of(self, name: str) -> Features:
         """The labelled examples' vectors (N, clips, D) of that name."""
-        known = self.labels >= 0
-        return Features(self.vectors[name][known], self.labels[known], self.failed)
+        return Features(self.vectors[name], self.labels, self.failed).labelled()
 
 
 class _Examples(Dataset):
     def __init__(self, source: Source, indices: range, transform: EvalTransform | ClipEvalTransform):
         self.source, self.indices, self.transform = source, indices, transform
+        self.numbers = source.numbers  # once, not in every worker
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -119,11 +124,11 @@ class _Examples(Dataset):
         except Exception as error:  # any decoder's failure is the same to us: this file does not count
             reason = "" if "image" in self.source.columns else f" ({error})"
             return None, self.source.name(index) + reason
-        return made, self.source.label(index)
+        return made, int(self.numbers[index])
 
 
 def _collate(items: list):
-    good = [(made, -1 if label is None else label) for made, label in items if made is not None]
+    good = [(made, label) for made, label in items if made is not None]
     failed = [name for made, name in items if made is None]
     if not good:
         return None, None, failed
@@ -141,11 +146,10 @@ def extract(
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
-    max_examples: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Extracted:
-    """Embed every `world_size`-th example from `rank` on, up to `max_examples` in all.
+    """Embed every `world_size`-th example from `rank` on; labels are the source's `numbers`.
 
     Every process calls `embed` equally often, as a sharded network needs it: on a black (and silent) example where it
     has no batch, whose vectors also are as wide as those of other processes, with which they are gathered.
@@ -154,7 +158,7 @@ def extract(
         embed: model inputs of some images or clips -> name -> vectors (B, D).
         batch_size: images or clips.
     """
-    total = min(len(source), max_examples or len(source))
+    total = len(source)
     loader = DataLoader(
         _Examples(source, range(rank, total, world_size), transform),
         batch_size=max(1, batch_size // transform.num_clips),

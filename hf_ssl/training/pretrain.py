@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.bank import measured_line, measured_on
 from ..data.clips import ClipTransform, ClipViews
 from ..data.fingerprint import fingerprint
 from ..data.loader import TrainLoader
@@ -71,6 +73,7 @@ class PretrainResult:
     """Where a finished run left its model, and its measurements: `baseline` (raw pixels, untrained) and `final`.
 
     `needs_code`: the encoder is one that timm cannot build by name, so it loads with `trust_remote_code=True`.
+    `measured`: on which examples, see `hf_ssl.data.bank.measured_on`.
     """
 
     model_dir: Path
@@ -78,6 +81,7 @@ class PretrainResult:
     final: dict[str, float]
     needs_code: bool
     is_main_process: bool
+    measured: dict[str, Any]
 
 
 def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainResult:
@@ -143,6 +147,7 @@ class _Run:
     ):
         self.recipe, self.accelerator, self.checkpoints, self.found = recipe, accelerator, checkpoints, found
         self.source, self.encoder, self.labelled = source, encoder, labelled
+        self.measured = measured_on(*labelled, recipe.monitor.k)
         self.views, self.config, self.kind = described(recipe)
         self.folder = checkpoints.folder.parent
         self.streamed = isinstance(source, ImageStream)
@@ -169,7 +174,8 @@ class _Run:
         if self.accelerator.is_main_process:
             try:
                 told = json.loads((model_dir / "results.json").read_text(encoding="utf-8"))
-                measured = (told["baseline"], told["final"]) if told["steps"] == self.num_steps else None
+                known = told["steps"] == self.num_steps
+                measured = (told["baseline"], told["final"], told.get("measured", {})) if known else None
             except (OSError, ValueError, KeyError, TypeError):  # no model, or not this run's: it is exported again
                 measured = None
         measured = gather_object([measured])[0]
@@ -179,9 +185,9 @@ class _Run:
         Publisher(self.recipe.train, self.accelerator).finish(self.num_steps)
         return self._result(*measured)
 
-    def _result(self, baseline: dict, final: dict) -> PretrainResult:
-        plain = rebuildable_by_timm(self.config)
-        return PretrainResult(self.folder / "model", baseline, final, not plain, self.accelerator.is_main_process)
+    def _result(self, baseline: dict, final: dict, measured: dict) -> PretrainResult:
+        needs_code, is_main = not rebuildable_by_timm(self.config), self.accelerator.is_main_process
+        return PretrainResult(self.folder / "model", baseline, final, needs_code, is_main, measured)
 
     def train(self) -> PretrainResult:
         """From the start, or from the checkpoint, to the exported model."""
@@ -246,8 +252,8 @@ class _Run:
         def results(step: int) -> Results:
             counted = None if self.streamed else self.num_examples  # a recipe's own word is no count
             where = hardware(accelerator.num_processes, str(accelerator.device))
-            measured = (journal.at(0), journal.at(step))
-            return Results(*measured, counted, step, totals.seconds, where, versions())
+            figures = (journal.at(0), journal.at(step))
+            return Results(*figures, counted, step, totals.seconds, where, versions(), measured=self.measured)
 
         def check(step: int, weights: bool = True) -> None:
             """Stop, on all processes, where one has a loss or weights that are no numbers."""
@@ -304,6 +310,10 @@ class _Run:
                 raise failure or RunError("This process stops because another one could not go on.")
             return batch
 
+        if self.measured:
+            logger.info(measured_line(self.measured))
+        for note in self.measured.get("notes", ()):
+            logger.warning(note)
         if state:
             logger.info(f"Continuing {self.folder} at step {start} of {num_steps}.")
         else:
@@ -389,7 +399,7 @@ class _Run:
         accelerator.wait_for_everyone()
         publisher.finish(num_steps)
         journal.close()
-        return self._result(measured.baseline, measured.final)
+        return self._result(measured.baseline, measured.final, measured.measured)
 
     def _refill(self, model: nn.Module, make_loader: partial, to_inputs) -> None:
         """Fill the memories that a warm start did not find by one pass over the data."""

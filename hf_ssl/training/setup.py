@@ -4,10 +4,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
-from ..data.bank import labelled_sources
+from ..data.bank import labelled_sources, paired_by_hand, part_held_out, unlabelled_queries
 from ..data.fingerprint import difference
 from ..data.loader import steps_in_epoch
 from ..data.sources import Source, available_splits, load_source, source_of
@@ -111,9 +111,14 @@ def training_source(recipe: Recipe, dataset, kind: str) -> Source | ImageStream:
 def monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple[Source | None, Source | None]:
     """Labelled bank and queries of the monitor, or None where nothing is labelled; videos need no labels."""
     data, monitor = recipe.data, recipe.monitor
-    if bank is not None and queries is not None:
+    if (bank is None) != (queries is None):
+        raise RecipeError("Give pretrain both a bank and queries, or neither.")
+    if bank is not None:
         columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
-        return source_of(bank, columns, kind), source_of(queries, columns, kind)
+        return paired_by_hand(source_of(bank, columns, kind), source_of(queries, columns, kind), monitor)
+    if monitor.path is None and isinstance(dataset, Dataset):
+        columns = replace(data, label_column=monitor.label_column or data.label_column)
+        return part_held_out(source_of(dataset, columns, kind), monitor)
     if monitor.path is None and (dataset is not None or data.streaming):
         return None, None  # a stream is not indexed for the sake of its labels
     if kind == "image":
@@ -126,4 +131,6 @@ def monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple[
         if monitor.label_column is not None or not unseen:
             raise
         found = None, None
-    return (None, load_source(where, monitor.query_split, kind)) if found[1] is None and unseen else found
+    if found[1] is not None or not unseen:
+        return found
+    return None, unlabelled_queries(where, monitor, kind)
