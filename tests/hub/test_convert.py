@@ -2,6 +2,7 @@
 """Originals to ours and back: every name and byte, the features of the network, and files that are not sound."""
 
 import codecs
+import gzip
 import json
 import os
 import pickle
@@ -25,6 +26,7 @@ from hf_ssl.hub.convert.byol import read_pickle
 from hf_ssl.hub.export import write_repo
 from hf_ssl.models import SwavConfig, SwavForPreTraining
 from hf_ssl.recipe import RecipeError
+from tests.fixtures.make_byol_dill import trees
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -468,6 +470,55 @@ def test_nothing_in_a_file_is_executed(tmp_path, originals):
     with pytest.raises(RecipeError, match="builtins.eval"):
         convert(tmp_path / "evil.pkl", "byol", tmp_path / "out")
     assert not mark.exists() and not (tmp_path / "out").exists()
+
+
+DILLS = ("0.3.1.1", "0.3.2", "0.3.4", "0.4.0")
+
+
+def dilled(version: str) -> bytes:
+    return gzip.decompress((FIXTURES / f"byol_dill_{version}.pkl.gz").read_bytes())
+
+
+@pytest.mark.parametrize("version", DILLS)
+def test_a_state_that_dill_wrote_is_read_and_converted(version, tmp_path):
+    (tmp_path / "pretrain.pkl").write_bytes(dilled(version))
+    content = read_pickle(tmp_path / "pretrain.pkl")
+    assert content["step"] == 1000 and content["rng"].tolist() == [3, 4]
+    folder = convert(tmp_path / "pretrain.pkl", "byol", tmp_path / "byol")
+    back = pickle.loads(convert_back(folder, "byol", tmp_path / "back.pkl").read_bytes())
+    assert flat(back["experiment_state"]) == flat(trees())
+    assert AutoModel.from_pretrained(folder)(torch.ones(1, 3, 32, 32)).pooler_output.isfinite().all()
+
+
+def with_text(content: bytes, old: str, new: str) -> bytes:
+    """The pickle with another text in place of one of its texts."""
+    text = lambda said: b"X" + len(said).to_bytes(4, "little") + said.encode()  # noqa: E731
+    assert text(old) in content
+    return content.replace(text(old), text(new))
+
+
+@pytest.mark.parametrize("version", DILLS)
+def test_a_state_that_dill_wrote_executes_nothing(version, tmp_path):
+    sound, core = dilled(version), "numpy._core.multiarray" if version == "0.4.0" else "numpy.core._multiarray_umath"
+    hostile = {
+        "byol.byol_experiment.system": with_text(sound, "_ByolExperimentState", "system"),
+        "byol.utils.optimizers.eval": with_text(sound, "ScaleByLarsState", "eval"),
+        "posix.system": sound.replace(b"cdill._dill\n_create_namedtuple\n", b"cposix\nsystem\n"),
+        "dill._dill._create_function": sound.replace(b"_create_namedtuple\n", b"_create_function\n"),
+        "numpy.load": sound.replace(b"cnumpy\nndarray\n", b"cnumpy\nload\n"),
+    }
+    if version == "0.4.0":
+        hostile["another function"] = sound.replace(f"c{core}\n_reconstruct\n".encode(), b"cnumpy\nndarray\n")
+        hostile["dill._dill._eval_repr"] = sound.replace(b"_create_array\n", b"_eval_repr\n")
+    else:
+        hostile["os._reconstruct"] = with_text(sound, core, "os")
+        hostile[f"{core}.system"] = with_text(sound, "_reconstruct", "system")
+        hostile["dill._dill._getattr"] = sound.replace(b"_get_attr\n", b"_getattr\n")
+    for said, content in hostile.items():
+        (tmp_path / "evil.pkl").write_bytes(content)
+        with pytest.raises(RecipeError, match=f"asks for .*{said}.*never does"):
+            convert(tmp_path / "evil.pkl", "byol", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_odd_tensors_are_named(tmp_path):
