@@ -17,7 +17,8 @@ class SwavConfig(SSLConfig):
     Args:
         projector_dims (`tuple`, *optional*, defaults to `(2048, 128)`): widths of the projector's layers.
         projector_batch_norm (`bool`, *optional*, defaults to `True`): BatchNorm in the projector's hidden layers.
-        num_prototypes (`int`, *optional*, defaults to 3000): clusters.
+        num_prototypes (`int` or `list`, *optional*, defaults to 3000): clusters; of a list, one matrix of prototypes a
+            number, each with codes of its own, and the loss is the mean over them.
         prototypes_bias (`bool`, *optional*, defaults to `False`): as in lightly, where the scores are then no cosines.
         temperature (`float`, *optional*, defaults to 0.1): of the predicted assignments.
         epsilon (`float`, *optional*, defaults to 0.05): entropy regularisation of Sinkhorn.
@@ -33,7 +34,7 @@ class SwavConfig(SSLConfig):
 
     projector_dims: list[int] | tuple[int, ...] = (2048, 128)
     projector_batch_norm: bool = True
-    num_prototypes: int = 3000
+    num_prototypes: int | list[int] | tuple[int, ...] = 3000
     prototypes_bias: bool = False
     temperature: float | int = 0.1
     epsilon: float | int = 0.05
@@ -42,6 +43,11 @@ class SwavConfig(SSLConfig):
     queue_length: int = 0
     queue_start_epoch: float | int = 15
     freeze_prototypes_steps: int = 313
+
+    @property
+    def prototype_counts(self) -> list[int]:
+        """Clusters of every matrix of prototypes."""
+        return [self.num_prototypes] if isinstance(self.num_prototypes, int) else list(self.num_prototypes)
 
     @classmethod
     def seer(cls, backbone: str = "regnety_2560", **changes) -> "SwavConfig":
@@ -68,5 +74,5 @@ class SwavConfig(SSLConfig):
             raise ValueError("temperature and epsilon must be greater than 0, and sinkhorn_iterations at least 1.")
         if not self.crops_for_assign or min(self.crops_for_assign) < 0:
             raise ValueError("crops_for_assign must name at least one global view by its number.")
-        if self.num_prototypes < 2 or self.queue_length < 0 or not self.projector_dims:
+        if min(self.prototype_counts, default=0) < 2 or self.queue_length < 0 or not self.projector_dims:
             raise ValueError("num_prototypes must be at least 2, queue_length not negative, projector_dims not empty.")

@@ -127,9 +127,31 @@ def avid(criterion: str) -> dict:
     return {"epoch": 1, "model": filled(keys("avid_cma", "model")), "optimizer": {}, "train_criterion": filled(rows)}
 
 
+def avid_depth_10() -> dict:
+    """The authors' network of one block a stage, which has no number of a block in its names."""
+    content = avid("avid")
+    model = {name: t for name, t in content["model"].items() if not re.search(r"conv\dx\.1\.", name)}
+    return content | {"model": {re.sub(r"(conv\dx)\.0\.", r"\1.", name): t for name, t in model.items()}}
+
+
+def several_prototypes() -> dict:
+    content = filled(wide_rows())
+    del content["module.prototypes.weight"]
+    rows = [(f"module.prototypes.prototypes{i}.weight", (count, 128)) for i, count in enumerate((30, 20, 30))]
+    return content | filled(rows)
+
+
+def vissl_several_prototypes() -> dict:
+    trunk, heads = vissl_tensors(0)
+    return vissl(trunk, heads | filled([("0.prototypes1.weight", (25, 16))]))
+
+
 CASES = {  # content, --method, --to, entries of the content that come back
     "swav": (swav_training, "swav", "swav", lambda c: c["state_dict"]),
     "swav-wide": (lambda: filled(wide_rows()), "swav", "swav", lambda c: c),
+    "swav-several": (several_prototypes, "swav", "swav", lambda c: c),
+    "vissl-several": (vissl_several_prototypes, "vissl", "vissl", lambda c: trunk_and_heads(c)),
+    "avid-10": (avid_depth_10, "avid", "avid", lambda c: {"model": c["model"]}),
     "barlow_twins": (
         lambda: {"epoch": 1, "optimizer": {}, "model": filled(keys("barlow_twins_resnet50"), small={8192: 96})},
         "barlow_twins",
@@ -243,6 +265,9 @@ def test_the_networks_are_told_from_their_tensors(originals):
     assert (byol["padding"], byol["projector_hidden"], byol["output_bias"]) == ("same", 64, False)
     assert byol["backbone_args"] == {"channels": [32, 64, 128, 256]}
     assert config("avid")["video_backbone"] == "r2plus1d_18"
+    assert config("avid-10")["video_backbone"] == "r2plus1d_10"
+    assert config("swav-several")["num_prototypes"] == [30, 20, 30]
+    assert config("vissl-several")["num_prototypes"] == [40, 25]
     assert not config("avid")["cma"] and config("cma")["cma"]
     assert not (originals["torchvision"][1] / "pretraining").exists()
     assert config("simsiam")["predictor_hidden"] == 512

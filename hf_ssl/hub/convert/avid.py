@@ -6,6 +6,7 @@ others. They are left out, and training on refills them.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from .common import Layout, Tensors, head_widths
@@ -35,7 +36,17 @@ def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     }
 
 
-avid = Layout(
+@dataclass(frozen=True)
+class Avid(Layout):
+    def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
+        """The network of depth 10 has one block a stage, and no numbers of blocks in its names."""
+        content = super().write(tensors, config, facts)
+        if config.video_backbone == "r2plus1d_10":
+            content["model"] = {re.sub(r"(conv\dx)\.0\.", r"\1.", name): t for name, t in content["model"].items()}
+        return content
+
+
+avid = Avid(
     "avid",
     "avid",
     "https://github.com/facebookresearch/AVID-CMA",
@@ -45,6 +56,7 @@ avid = Layout(
         ("video_model.conv1.{i}.{*x}", _V + "stem.{i}.{*x}"),
         ("audio_model.conv1.{i}.{*x}", _A + "stem.{i}.{*x}"),
         *(("video_model.conv{s+2}x.{b}." + a + ".{*x}", _V + "stages.{s}.{b}." + b + ".{*x}") for a, b in _VIDEO),
+        *(("video_model.conv{s+2}x." + a + ".{*x}", _V + "stages.{s}.0." + b + ".{*x}") for a, b in _VIDEO),
         *(("audio_model.block{s+1}." + a + ".{*x}", _A + "stages.{s}." + b + ".{*x}") for a, b in _AUDIO),
         *(
             (f"{m}_proj.projection.{{j}}.{kind}", f"encoder.{m}_projector.{{j}}.{kind}")
