@@ -125,6 +125,7 @@ class OptimConfig:
     trust_coefficient: float = 0.001  # LARS and LARC
     clip_grad_norm: float | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
+    cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it has begun before the warm-up ends (VISSL)
     schedule_by: Literal["step", "epoch"] = "step"
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None  # instead of warmup_epochs

@@ -145,6 +145,9 @@ class AvidConfig(PreTrainedConfig):
             values = getattr(self, field)
             if not isinstance(values, float | int) and len(values) != self.num_bands:
                 raise ValueError(f"{field} must be one number, or num_bands={self.num_bands} of them.")
+        deviations = [self.audio_std] if isinstance(self.audio_std, float | int) else self.audio_std
+        if min(deviations) <= 0:
+            raise ValueError("audio_std must be greater than 0.")
         sizes = (self.image_size, self.num_frames, self.frame_rate, self.sampling_rate, self.audio_seconds)
         if min(sizes) <= 0 or not 0 < self.crop_pct <= 1 or self.hop_length <= 0 or self.num_bands < 2:
             raise ValueError("Sizes, rates and lengths of the inputs must be greater than 0, and crop_pct in (0, 1].")

@@ -10,6 +10,9 @@ from .configuration_ssl import SSLConfig
 RG_10B = {"depth": 27, "w0": 1744, "wa": 620.83, "wm": 2.52, "group_size": 1010}
 
 
+SEER_SMALL = ("regnety_080", "regnety_160", "regnety_320")
+
+
 @strict
 class SwavConfig(SSLConfig):
     """Defaults: the published ImageNet configuration with batches of 4096.
@@ -51,17 +54,20 @@ class SwavConfig(SSLConfig):
 
     @classmethod
     def seer(cls, backbone: str = "regnety_2560", **changes) -> "SwavConfig":
-        """SEER (https://huggingface.co/papers/2103.01988): SwAV on a RegNet, with a larger head without BatchNorm.
+        """SEER (https://huggingface.co/papers/2103.01988): SwAV on a RegNet, with a larger head.
+
+        It is that of VISSL's configurations: 4096-4096-256 with BatchNorm up to 32GF, 8192-8192-256 without it above.
 
         Args:
             backbone: a RegNet of timm, or "regnety_10b" (https://huggingface.co/papers/2202.08360), which
                 timm has no name for.
             changes: fields that differ.
         """
+        small = backbone.partition(".")[0] in SEER_SMALL
         own = {
             "backbone": backbone,
-            "projector_dims": (8192, 8192, 256),
-            "projector_batch_norm": False,
+            "projector_dims": (4096, 4096, 256) if small else (8192, 8192, 256),
+            "projector_batch_norm": small,
             "num_prototypes": 16000,
             "sinkhorn_iterations": 10,
         }

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import torchvision
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from hf_ssl.cli import main
 from hf_ssl.hub.convert import convert, convert_back
@@ -495,6 +495,57 @@ def test_nothing_in_a_file_is_executed(tmp_path, originals):
     with pytest.raises(RecipeError, match="builtins.eval"):
         convert(tmp_path / "evil.pkl", "byol", tmp_path / "out")
     assert not mark.exists() and not (tmp_path / "out").exists()
+
+
+def test_avid_carries_the_mean_and_deviation_of_every_band_of_the_authors_file(originals, tmp_path, caplog):
+    originals["avid"]
+    file, generator = originals.place / "avid.pth", np.random.default_rng(0)
+    mean = generator.uniform(-53.9, -0.1, 257).astype(np.float32)
+    std = generator.uniform(17.4, 21.4, 257).astype(np.float32)
+    np.savez(tmp_path / "stats.npz", mean=mean, std=std)
+    folder = convert(file, "avid", tmp_path / "avid", statistics=tmp_path / "stats.npz")
+    assert not caplog.messages or "1.4 deviations" not in caplog.text
+    for place in (folder, folder / "pretraining"):
+        config = json.loads((place / "config.json").read_text())
+        assert config["audio_mean"] == mean.tolist() and config["audio_std"] == std.tolist()
+    waveform = generator.normal(size=48000).astype(np.float32)
+    with_bands, averaged = (
+        np.asarray(AutoFeatureExtractor.from_pretrained(place)(waveform, sampling_rate=24000)["input_values"])
+        for place in (folder, originals["avid"][1])
+    )
+    expected = (averaged * np.float32(19.7 + 1e-5) - 28.5 - mean) / (std + 1e-5)
+    np.testing.assert_allclose(with_bands, expected, atol=1e-4)
+    card = (folder / "README.md").read_text()
+    assert "--statistics stats.npz" in card and "1.4 deviations" not in card
+
+
+def test_avid_without_the_file_of_its_bands_says_how_far_features_are_shifted(tmp_path, caplog):
+    torch.save(avid("avid"), tmp_path / "avid.pth")
+    folder = convert(tmp_path / "avid.pth", "avid", tmp_path / "avid")
+    assert "up to 1.4 deviations" in caplog.text and "--statistics" in caplog.text
+    assert "up to 1.4 deviations" in (folder / "README.md").read_text()
+
+
+def test_a_file_that_has_no_statistics_of_avids_bands_is_refused(tmp_path):
+    good = {"mean": np.zeros(257), "std": np.ones(257)}
+    for said, content in {
+        "statistics of 129 bands.*513-norm-stats": {"mean": np.zeros(129), "std": np.ones(129)},
+        "no .npz file with the arrays mean and std": {"mean": np.zeros(257)},
+        "deviations of 0 or less": good | {"std": np.zeros(257)},
+        "no finite numbers": good | {"mean": np.full(257, np.nan)},
+        r"mean and std \(ValueError\)": good | {"mean": np.array([Evil(tmp_path / "mark")] * 257, dtype=object)},
+    }.items():
+        np.savez(tmp_path / "stats.npz", **content)
+        with pytest.raises(RecipeError, match=said):
+            convert("absent.pth", "avid", tmp_path / "out", statistics=tmp_path / "stats.npz")
+    (tmp_path / "stats.npz").write_text("no archive")
+    with pytest.raises(RecipeError, match="no .npz file"):
+        convert("absent.pth", "avid", tmp_path / "out", statistics=tmp_path / "stats.npz")
+    with pytest.raises(RecipeError, match="There is no file .*absent.npz"):
+        convert("absent.pth", "avid", tmp_path / "out", statistics=tmp_path / "absent.npz")
+    with pytest.raises(RecipeError, match="swav has none"):
+        convert("absent.pth", "swav", tmp_path / "out", statistics=tmp_path / "stats.npz")
+    assert not (tmp_path / "mark").exists()
 
 
 DILLS = ("0.3.1.1", "0.3.2", "0.3.4", "0.4.0")
