@@ -95,6 +95,7 @@ class ViewsConfig:
 
     preset: Literal["avid", "barlow_twins", "byol", "simsiam", "swav", "seer"] | None = None  # default: the method's
     photometric: Literal["fast", "reference"] = "fast"  # batched on the device, or per image as published
+    colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
     all: ViewOverride = field(default_factory=ViewOverride)
     first: ViewOverride = field(default_factory=ViewOverride)
     second: ViewOverride = field(default_factory=ViewOverride)
