@@ -151,6 +151,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--classifier", metavar="FILE", type=_path, help="the file of SwAV's linear evaluation, to go with it"
     )
+    command.add_argument(
+        "--statistics",
+        metavar="FILE",
+        type=_path,
+        help="AVID's audio-spectDB-24k-513-norm-stats.npz: mean and std of every band",
+    )
     command.add_argument("--to", metavar="LAYOUT", help="back to the original")
     command.add_argument(
         "--output", metavar="PATH", type=_path, help="folder (default: the file's name); with --to, a file"
@@ -303,7 +309,8 @@ def _convert(args: argparse.Namespace) -> None:
     if args.to and args.output:
         print(convert_back(args.path, args.to, args.output))
     elif args.method and not args.to:
-        print(convert(args.path, args.method, args.output, classifier=args.classifier))
+        more = {"classifier": args.classifier, "statistics": args.statistics}
+        print(convert(args.path, args.method, args.output, **more))
     else:
         raise RecipeError("Give --method for an original checkpoint, or --to with --output for the way back.")
 

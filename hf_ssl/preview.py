@@ -156,7 +156,7 @@ def _clip(source: Source, index: int, clips: ClipViews, key: tuple[int, ...]) ->
 def describe(drawn: Drawn, area: float) -> list[str]:
     """What was applied, in the order of application; `area` is the crop's share of the image."""
     left, top, width, height = drawn.box
-    multiply, add, contrast, saturation, hue, order, gray, sigma, threshold = drawn.params.tolist()
+    multiply, add, contrast, saturation, hue, order, gray, sigma, threshold, _ = drawn.params.tolist()
     lines = [f"crop {width} x {height} at {left}, {top}", f"  = {area:.0%} of the image"]
     if drawn.flip:
         lines.append("flipped")

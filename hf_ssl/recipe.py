@@ -173,6 +173,7 @@ class ViewsConfig:
 
     preset: Literal["avid", "barlow_twins", "byol", "simsiam", "swav", "seer"] | None = None  # default: the method's
     photometric: Literal["fast", "reference"] = "fast"  # batched on the device, or per image as published
+    colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
     all: ViewOverride = field(default_factory=ViewOverride)
     first: ViewOverride = field(default_factory=ViewOverride)
     second: ViewOverride = field(default_factory=ViewOverride)
@@ -203,6 +204,7 @@ class OptimConfig:
     trust_coefficient: float = 0.001  # LARS and LARC
     clip_grad_norm: float | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
+    cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it has begun before the warm-up ends (VISSL)
     schedule_by: Literal["step", "epoch"] = "step"
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None  # instead of warmup_epochs

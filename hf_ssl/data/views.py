@@ -31,6 +31,7 @@ class View:
         jitter: strengths of brightness, contrast, saturation and hue, applied in random order.
         jitter_prob: probability of the jitter.
         brightness: "multiply" (torchvision) or "add" (BYOL).
+        colors: "torchvision", or "deepmind" (BYOL): contrast around each channel's own mean, saturation in HSV.
         grayscale: probability of losing the colours.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its standard deviation in pixels.
@@ -48,6 +49,7 @@ class View:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     jitter_prob: float = 0.8
     brightness: str = "multiply"
+    colors: str = "torchvision"
     grayscale: float = 0.2
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -59,7 +61,7 @@ class View:
 _SWAV = View(interpolation="bilinear", jitter=(0.8, 0.8, 0.8, 0.2), scale=(0.14, 1.0))
 _SWAV_LOCAL = replace(_SWAV, size=96, scale=(0.05, 0.14))
 _SIMSIAM = View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.1), scale=(0.2, 1.0))
-_BYOL = View(crop="clip", brightness="add")
+_BYOL = View(crop="clip", brightness="add", colors="deepmind")
 _AVID = View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.2), jitter_prob=1, grayscale=0, blur=0)
 
 # Published parameters: number and kind of the first, second and local views.
@@ -92,6 +94,8 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         count = changes.pop("count", count)
         if count < 0:
             raise RecipeError(f"views.{name}.count must not be negative, it is {count}.")
+        if config.colors is not None:
+            changes["colors"] = config.colors
         view = replace(view, local=name == "local", **changes)
         _check(view, f"views.{name}")
         views += [view] * count
@@ -136,6 +140,7 @@ def draw_views(views: list[View], width: int, height: int, key: tuple[int, ...])
 def _draw(view: View, width: int, height: int, u: list[float]) -> Drawn:
     crop = _crop_retry if view.crop == "retry" else _crop_clip
     params = NEUTRAL.copy()
+    params[9] = view.colors == "deepmind"
     if u[41] < view.jitter_prob:
         b, c, s, h = view.jitter
         if view.brightness == "multiply":

@@ -23,7 +23,7 @@ from ...recipe import RecipeError, nearest
 from ..card import render_converted
 from ..export import in_several_files, save_pretraining, write_repo
 from ..weights import check_weight, read_file, read_weights
-from .avid import avid
+from .avid import WITHOUT_STATISTICS, avid, read_statistics
 from .backbones import backbone_fields, rename_backbone, timm_regnet, torchvision
 from .barlow_twins import barlow_twins
 from .byol import byol, read_pickle
@@ -42,7 +42,12 @@ LAYOUTS = {layout.name: layout for layout in _LAYOUTS}
 
 
 def convert(
-    path: Path | str, method: str, output: Path | str | None = None, *, classifier: Path | str | None = None
+    path: Path | str,
+    method: str,
+    output: Path | str | None = None,
+    *,
+    classifier: Path | str | None = None,
+    statistics: Path | str | None = None,
 ) -> Path:
     """Write the repo folder of an original checkpoint.
 
@@ -50,6 +55,7 @@ def convert(
         method: avid, barlow_twins, byol, simsiam or swav; "vissl" and "seer" stand for swav.
         output: by default the file's name without its endings.
         classifier: the file of a linear evaluation, for `classification/`.
+        statistics: of AVID, the authors' file of the mean and deviation of every band of the spectrogram.
 
     Raises:
         RecipeError: not a file of that method, tensors that are missing, unknown or of another shape, or a file that
@@ -63,13 +69,16 @@ def convert(
     if method not in ORIGINALS:
         raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
     kind = ORIGINALS[method]
+    if statistics is not None and kind != "avid":
+        raise RecipeError(f"--statistics is the file of AVID's spectrogram; {method} has none, leave it out.")
+    normalization = read_statistics(Path(statistics).expanduser()) if statistics is not None else {}
     layout, found = _read(path, kind)
     if classifier is not None:
         more = _read(Path(classifier).expanduser(), kind)[1].tensors
         found.tensors |= {name: more[name] for name in more if name.startswith("classifier.")}
     try:
         fields = {} if kind == "avid" else {"interpolation": "bilinear"} | backbone_fields(found.tensors)
-        config = METHODS[kind][0](**fields | found.fields)
+        config = METHODS[kind][0](**fields | found.fields | normalization)
         head = {name: found.tensors.pop(name) for name in list(found.tensors) if name.startswith("classifier.")}
         with torch.device("meta"):
             model = METHODS[kind][1](config)
@@ -94,9 +103,13 @@ def convert(
     subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labelled is not None)
     origin = {"file": path.name, "project": layout.project, "licence": layout.licence}
     origin["command"] = f"hf-ssl convert {path.name} --method {method}"
+    if statistics is not None:
+        origin["command"] += f" --statistics {Path(statistics).name}"
     card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
     if found.left_out:
         logger.info("Left out: %s.", ", ".join(found.left_out))
+    if kind == "avid" and not normalization:
+        logger.warning(WITHOUT_STATISTICS)
     files = {"README.md": card, "original.json": json.dumps(facts, indent=2)}
     return write_repo(folder, model, tensors, files, encoder_only=encoder_only, add=add)
 
