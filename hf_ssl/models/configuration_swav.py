@@ -92,6 +92,6 @@ class SwavConfig(SSLConfig):
         )
         if not self.crops_for_assign or not self.projector_dims or not self.prototype_counts:
             raise ValueError(
-                "crops_for_assign must name at least one global view, projector_dims at least one width, num_prototypes "
-                "at least one number."
+                "crops_for_assign must name at least one global view, projector_dims at least one width, and "
+                "num_prototypes at least one number."
             )
