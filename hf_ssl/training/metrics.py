@@ -49,6 +49,7 @@ class Journal:
                 if (results or {}).get(key) and not any(line["step"] == step for line in self._kept):
                     self._kept.append({"step": step, **results[key]})
             self._kept.sort(key=lambda line: line["step"])
+        self._torn = False
         self._values: dict[int, dict[str, Any]] = {}
         for line in self._kept:
             self._remember(line)
@@ -78,8 +79,10 @@ class Journal:
             if self.accelerator.is_main_process:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write("\n" * self._torn + json.dumps(line) + "\n")
+                self._torn = False
         except OSError as error:  # a full disk must not end the run
+            self._torn = True  # the line may have been written in part
             logger.warning(f"{self.path} could not be written ({error}); free some space or make it writable.")
 
     def close(self) -> None:
