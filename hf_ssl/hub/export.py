@@ -20,6 +20,7 @@ from transformers import BitImageProcessor, PreTrainedModel
 
 from ..data.views import resolve_views
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
+from ..files import read_json
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError, model_config, recipe_from_dict
@@ -63,15 +64,19 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
     found = find_weights(place)
     if not (found / "state.json").exists():
         raise RecipeError(f"{place} has no checkpoint to export; it is an exported model already.")
-    state = json.loads((found / "state.json").read_text())
-    recipe = recipe_from_dict(state["recipe"])
-    config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
-    if "num_instances" in state:
-        config.num_instances = state["num_instances"]
-    with torch.device("meta"):
-        model = METHODS[recipe.method][1](config)
+    try:
+        state = read_json(found / "state.json")
+        recipe = recipe_from_dict(state["recipe"])
+        config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+        if "num_instances" in state:
+            config.num_instances = state["num_instances"]
+        results = Results(**state["results"])
+        with torch.device("meta"):
+            model = METHODS[recipe.method][1](config)
+    except (KeyError, TypeError) as error:
+        raise RecipeError(f"{found / 'state.json'} is not complete ({error!r}); give an older checkpoint.") from error
     folder = found.parent.parent / "model" if folder is None else folder
-    return export(model, recipe, folder, tensors=read_weights(found), results=Results(**state["results"]))
+    return export(model, recipe, folder, tensors=read_weights(found), results=results)
 
 
 def write_repo(
