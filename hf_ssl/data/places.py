@@ -225,27 +225,19 @@ def _load_parquet(
         return parts
     except Exception:
         with suppress(Exception):  # the first error is the one to tell
-            features, shared = _shared_columns(files, data, kind)
-            if not streaming:
-                return load_dataset(what, columns=shared, **options)
-            kept = Features({name: features[name] for name in (shared if only_media else features)})
-            narrow = {"columns": list(kept)} if only_media else {}
-            return load_dataset(what, streaming=True, features=kept, **options, **narrow)
+            needed = _needed_features(files, data, kind)
+            return load_dataset(what, streaming=streaming, features=needed, columns=list(needed), **options)
         raise
 
 
-def _shared_columns(files: list[str], data: DataConfig, kind: str) -> tuple[Features, list[str]]:
-    """Features of the first readable Parquet file, and the columns to read: media, and labels if all have them."""
-    features = next(filter(None, map(_features_of, files)))
+def _needed_features(files: list[str], data: DataConfig, kind: str) -> Features:
+    """Media and labels of Parquet files of which some are corrupt or have other columns than the first."""
+    features = Features()
+    for own in filter(None, map(_features_of, files)):
+        features |= {name: feature for name, feature in own.items() if name not in features}
     columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
     label = find_label_column(features, data.label_column, data.path)
-    if label is not None:
-        missing = sum(label not in (_features_of(file) or features) for file in files)
-        if missing:
-            say(f"{missing} of {len(files)} files of {data.path} have no column {label!r}: labels are not used.")
-        else:
-            columns.append(label)
-    return features, columns
+    return Features({name: features[name] for name in columns + [label] * (label is not None)})
 
 
 def _features_of(file: str) -> Features | None:
