@@ -214,7 +214,7 @@ def _load_parquet(
     what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, **options
 ) -> dict:
     """`load_dataset`, which learns the columns from the first file; when that is corrupt, from the first that is not,
-    so that a stream can pass over it; and where files differ in other columns, without these.
+    so that a stream can pass over it; and where files have different columns, from all: what a file lacks is null.
     """
     try:
         parts = load_dataset(what, streaming=streaming, **options)
@@ -225,19 +225,14 @@ def _load_parquet(
         return parts
     except Exception:
         with suppress(Exception):  # the first error is the one to tell
-            needed = _needed_features(files, data, kind)
-            return load_dataset(what, streaming=streaming, features=needed, columns=list(needed), **options)
+            features = Features()
+            for own in filter(None, map(_features_of, files)):
+                features |= {name: feature for name, feature in own.items() if name not in features}
+            if only_media and streaming:
+                columns = find_columns(features, wanted_columns(data, kind), data.path).values()
+                options["columns"], features = list(columns), Features({name: features[name] for name in columns})
+            return load_dataset(what, streaming=streaming, features=features, **options)
         raise
-
-
-def _needed_features(files: list[str], data: DataConfig, kind: str) -> Features:
-    """Media and labels of Parquet files of which some are corrupt or have other columns than the first."""
-    features = Features()
-    for own in filter(None, map(_features_of, files)):
-        features |= {name: feature for name, feature in own.items() if name not in features}
-    columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
-    label = find_label_column(features, data.label_column, data.path)
-    return Features({name: features[name] for name in columns + [label] * (label is not None)})
 
 
 def _features_of(file: str) -> Features | None:
