@@ -142,6 +142,8 @@ def test_a_weight_says_how_often_a_places_images_are_shown_in_an_epoch(tmp_path)
     assert shades(load_source(data)) == shades(load_source(data)), "the same part at every start"
     again = recipe_from_dict(recipe_from_dict(content).to_dict()).data
     assert again == data and str(again.path) == f"{a}, {b}, {c}"
+    shared = recipe_from_dict(content).shareable().data
+    assert shared.paths == ["a", "b", "c"] and [place.weight for place in shared.path] == [2, 0.3, 1.5]
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
