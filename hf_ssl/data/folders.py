@@ -230,7 +230,8 @@ def _split_level(folders: set[tuple[str, ...]]) -> tuple[int, dict[str, str]]:
     depth = 0
     while here := {place[depth] for place in folders if len(place) > depth}:
         splits = {name: split for name in here if (split := split_of(name))}
-        if splits.keys() == here:
+        shallower = any(len(place) <= depth for place in folders)
+        if splits.keys() == here and (depth == 0 or not shallower or len(set(splits.values())) > 1):
             return depth, splits
         if splits and len({place[:depth] for place in folders if len(place) > depth}) == 1:
             if "train" not in splits.values():

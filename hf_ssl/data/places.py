@@ -21,6 +21,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
 
 from ..coerce import listed
 from ..recipe import DataConfig, Place, RecipeError
@@ -36,6 +37,7 @@ _FORMS = (
     "a folder, Parquet or tar files (paths and URLs such as https://, hf:// and s3://, also with * or {a,b}), a Hub "
     "dataset, or a list of these"
 )
+_MOST_FILES = 1_000_000
 FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
 
 
@@ -55,8 +57,10 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
     except RecipeError:
         raise
     except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
+        if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+            error = error.__cause__
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        elsewhere = "://" in data.path or Path(data.path).exists()
+        elsewhere = "://" in data.path or os.path.exists(data.path)
         where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
         raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
 
@@ -108,6 +112,8 @@ def expand_braces(text: str) -> list[str]:
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if ends:
         low, high = int(ends[1]), int(ends[2])
+        if high - low >= _MOST_FILES:
+            raise RecipeError(f"data.path={text} names {high - low + 1:,} files, more than {_MOST_FILES:,}.")
         choices = [f"{i:0{len(ends[1])}}" for i in range(low, high + 1)]
     else:
         choices = found[1].split(",")
