@@ -37,7 +37,7 @@ Runs a recipe to its end and leaves under train.output_dir (runs/<recipe>):
   recipe.yaml     everything that decided the run
 
 Any key of the recipe can be set behind it, for example:
-  data.path=my/images          a folder, Parquet file, or Hub dataset
+  data.path=my/images          a folder, Parquet or tar files, a Hub dataset, a URL, or a list of these
   model.backbone=convnext_tiny any timm backbone
   train.batch_size=512         images of one step over all processes; the learning rate follows (optim.lr_per)
   train.epochs=100  train.precision=bf16  views.all.size=96  monitor.every=5  train.track=[trackio]

@@ -55,8 +55,9 @@ def _not_one_column(kind: str, choice: list[str], possible: list[str], features:
     if choice or possible:
         said = f"several {kind} columns ({listed(choice)})" if choice else f"no {kind} column"
         return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible)}."
+    types = (f"{name} ({type(feature).__name__})" for name, feature in features.items())
     return (
-        f"{where} has no {kind} column, only {listed(features)}; a row needs one {kind}: content or path of its "
+        f"{where} has no {kind} column, only {listed(types)}; a row needs one {kind}: content or path of its "
         f"file, or datasets.{kind.title()}."
     )
 

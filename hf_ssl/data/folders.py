@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from glob import escape
@@ -93,7 +94,7 @@ def walk(root: Path, kind: str) -> Contents:
             found.closed.append(place)
             continue
         for entry in (entry for entry in entries if not entry.name.startswith(".")):
-            if not os.path.isdir(entry.path):
+            if not _is_folder(entry):
                 _sort_in(found, entry, kind)
             elif entry.is_symlink():  # after all that is there itself
                 linked.append((entry.path, os.path.realpath(entry.path)))
@@ -105,6 +106,12 @@ def walk(root: Path, kind: str) -> Contents:
     found.odd.sort()
     _say_what_is_left_out(found, root)
     return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    with suppress(OSError):  # links in a circle
+        return entry.is_dir()
+    return False
 
 
 def _sort_in(found: Contents, entry: os.DirEntry, kind: str) -> None:
@@ -223,7 +230,8 @@ def _split_level(folders: set[tuple[str, ...]]) -> tuple[int, dict[str, str]]:
     depth = 0
     while here := {place[depth] for place in folders if len(place) > depth}:
         splits = {name: split for name in here if (split := split_of(name))}
-        if splits.keys() == here:
+        shallower = any(len(place) <= depth for place in folders)
+        if splits.keys() == here and (depth == 0 or not shallower or len(set(splits.values())) > 1):
             return depth, splits
         if splits and len({place[:depth] for place in folders if len(place) > depth}) == 1:
             if "train" not in splits.values():

@@ -11,14 +11,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from ..recipe import RecipeError
+from ..recipe import DataConfig, RecipeError
 
 
 ValueRange = Literal["full"] | tuple[float, float] | None
@@ -90,7 +90,7 @@ _pillow = threading.RLock()
 
 @contextmanager
 def own_limit() -> Iterator[None]:
-    """`data.max_megapixels` is the limit that counts, not Pillow's, which looks at a global variable."""
+    """Without Pillow's limit, a global variable: a larger `data.max_megapixels` is the one that counts."""
     with _pillow:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -112,7 +112,7 @@ def open_image(cell: dict[str, Any] | None, max_megapixels: float) -> Image.Imag
     """
     if cell is None:
         raise ValueError("the row has no image")
-    image = cell["image"] if "image" in cell else _opened(cell)
+    image = cell["image"] if "image" in cell else _opened(cell, max_megapixels)
     if image.format == "TIFF":
         _check_bands(image.tag_v2)
     pixels = image.size[0] * image.size[1] / 1e6
@@ -121,15 +121,18 @@ def open_image(cell: dict[str, Any] | None, max_megapixels: float) -> Image.Imag
     return image
 
 
-def _opened(cell: dict[str, Any]) -> Image.Image:
+def _opened(cell: dict[str, Any], max_megapixels: float) -> Image.Image:
+    limit = own_limit() if max_megapixels > DataConfig.max_megapixels else nullcontext()
     file = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-    with warnings.catch_warnings(), own_limit():
-        warnings.simplefilter("ignore")  # of damaged metadata
+    with warnings.catch_warnings(), limit:
+        warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are allowed
         try:
             return Image.open(file)
         except UnidentifiedImageError:
             _explain_tiff(file)
             raise OSError("not an image, or of a kind that Pillow cannot read") from None
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{error}; data.max_megapixels sets another limit") from None
 
 
 def _explain_tiff(file: io.BytesIO | str) -> None:

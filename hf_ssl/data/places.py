@@ -21,6 +21,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
 
 from ..coerce import listed
 from ..recipe import DataConfig, Place, RecipeError
@@ -36,6 +37,7 @@ _FORMS = (
     "a folder, Parquet or tar files (paths and URLs such as https://, hf:// and s3://, also with * or {a,b}), a Hub "
     "dataset, or a list of these"
 )
+_MOST_FILES = 1_000_000
 FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
 
 
@@ -55,8 +57,10 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
     except RecipeError:
         raise
     except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
+        if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+            error = error.__cause__
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        elsewhere = "://" in data.path or Path(data.path).exists()
+        elsewhere = "://" in data.path or os.path.exists(data.path)
         where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
         raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
 
@@ -108,6 +112,8 @@ def expand_braces(text: str) -> list[str]:
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if ends:
         low, high = int(ends[1]), int(ends[2])
+        if high - low >= _MOST_FILES:
+            raise RecipeError(f"data.path={text} names {high - low + 1:,} files, more than {_MOST_FILES:,}.")
         choices = [f"{i:0{len(ends[1])}}" for i in range(low, high + 1)]
     else:
         choices = found[1].split(",")
@@ -214,7 +220,7 @@ def _load_parquet(
     what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, **options
 ) -> dict:
     """`load_dataset`, which learns the columns from the first file; when that is corrupt, from the first that is not,
-    so that a stream can pass over it; and where files differ in other columns, without these.
+    so that a stream can pass over it; and where files have different columns, from all: what a file lacks is null.
     """
     try:
         parts = load_dataset(what, streaming=streaming, **options)
@@ -225,27 +231,14 @@ def _load_parquet(
         return parts
     except Exception:
         with suppress(Exception):  # the first error is the one to tell
-            features, shared = _shared_columns(files, data, kind)
-            if not streaming:
-                return load_dataset(what, columns=shared, **options)
-            kept = Features({name: features[name] for name in (shared if only_media else features)})
-            narrow = {"columns": list(kept)} if only_media else {}
-            return load_dataset(what, streaming=True, features=kept, **options, **narrow)
+            features = Features()
+            for own in filter(None, map(_features_of, files)):
+                features |= {name: feature for name, feature in own.items() if name not in features}
+            if only_media and streaming:
+                columns = find_columns(features, wanted_columns(data, kind), data.path).values()
+                options["columns"], features = list(columns), Features({name: features[name] for name in columns})
+            return load_dataset(what, streaming=streaming, features=features, **options)
         raise
-
-
-def _shared_columns(files: list[str], data: DataConfig, kind: str) -> tuple[Features, list[str]]:
-    """Features of the first readable Parquet file, and the columns to read: media, and labels if all have them."""
-    features = next(filter(None, map(_features_of, files)))
-    columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
-    label = find_label_column(features, data.label_column, data.path)
-    if label is not None:
-        missing = sum(label not in (_features_of(file) or features) for file in files)
-        if missing:
-            say(f"{missing} of {len(files)} files of {data.path} have no column {label!r}: labels are not used.")
-        else:
-            columns.append(label)
-    return features, columns
 
 
 def _features_of(file: str) -> Features | None:

@@ -103,7 +103,16 @@ class Source:
 
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
-        return name_of(self.cell(index), f"row {index} of {self.split}")
+        return self.named(index)[0]
+
+    def named(self, index: int) -> tuple[str, dict[str, Any] | None]:
+        """Name and encoded file of an example; no file where a damaged table cannot give it."""
+        place = f"row {index} of {self.split}"
+        try:
+            cell = self.cell(index)
+        except Exception:  # whatever Arrow raises
+            return place, None
+        return name_of(cell, place), cell
 
     def select(self, indices: Sequence[int], part_name: str | None = None) -> Self:
         """A part of the source, and what a person calls it."""
@@ -175,9 +184,8 @@ def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> Source
     decoding = decoding_of(data)
     source = Source(dataset, wanted_columns(data, kind), data.label_column, data.max_megapixels, decoding)
     if kind == "image":
-        looked_at = ((i, source.cell(i)) for i in sample_indices(len(source)))
-        named = ((name_of(cell, f"row {i} of {source.split}"), cell) for i, cell in looked_at)
-        source.decoding = settled(decoding, named, data.max_megapixels, data.path or "the dataset")
+        looked_at = map(source.named, sample_indices(len(source)))
+        source.decoding = settled(decoding, looked_at, data.max_megapixels, str(data.path or "the dataset"))
     return source
 
 

@@ -204,6 +204,11 @@ def test_kaggles_imagenet_keeps_the_classes_of_train_where_val_and_test_are_flat
     assert "'validation'" in caplog.text and "'test'" in caplog.text
 
 
+def test_a_class_that_is_called_like_a_split_inside_of_another_folder_loses_no_images(tmp_path):
+    found = layout(make(tmp_path, "car/0.png", "rail/train/1.png", "boat/2.png"))
+    assert list(found) == ["train"] and len(found["train"]) == 3
+
+
 def test_two_folders_of_one_split_are_one_split(tmp_path):
     assert len(files_of(make(tmp_path, "train2014/0.png", "train2017/1.png", "val2017/2.png"))) == 2
 

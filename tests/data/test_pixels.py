@@ -315,3 +315,70 @@ def test_preview_training_and_evaluation_show_the_same_pixels(kind, exif, tmp_pa
     assert np.array_equal(seen["training"], wanted) and np.array_equal(seen["preview"], wanted)
     box = draw_views(views, whole.shape[1], whole.shape[0], (0, 0, 0, 0))[0]
     assert np.array_equal(seen["stream"], np.asarray(crop_image(Image.fromarray(whole), views[0], box)))
+
+
+# ---------------------------------------------------------------------------------------------- thin and huge
+
+
+@pytest.mark.parametrize("size", [(2400, 6), (5, 1700), (12000, 1), (1, 4001)])
+def test_a_thin_image_is_seen_as_if_it_was_resized_whole_without_making_the_whole(size, monkeypatch):
+    image = Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    short = 36
+    new = (short * size[0] // min(size), short * size[1] // min(size))
+    left, top = round((new[0] - 32) / 2), round((new[1] - 32) / 2)
+    whole = np.asarray(image.resize(new, Image.Resampling.BICUBIC).crop((left, top, left + 32, top + 32)))
+    made, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: made.append(size) or resize(self, size, *a, **k)
+    )
+    assert np.abs(eval_image(image, 32, 32 / 36).astype(int) - whole).max() <= 1
+    assert made == [(32, 32)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
+def test_max_megapixels_is_the_limit_and_not_pillows(kind, monkeypatch):
+    content = encoded(Image.new("RGB", (60, 50), "red"), kind)
+    with pytest.raises(ValueError, match="more than data.max_megapixels=0.002"):
+        open_image({"bytes": content, "path": None}, 0.002)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    views = [replace(PLAIN, scale=(0.5, 1.0))] * 2
+    for reference in (False, True):
+        image = open_image({"bytes": content, "path": None}, 500)
+        assert make_views(image, views, (0, 0, 0), reference=reference)[0][0].shape == (32, 32, 3)
+    assert eval_image(open_image({"bytes": content, "path": None}, 500), 32).shape == (32, 32, 3)
+    with pytest.raises(ValueError, match="exceeds limit"):
+        open_image({"bytes": content, "path": None}, 50)
+    assert Image.MAX_IMAGE_PIXELS == 100, "other code keeps its protection"
+
+
+# ---------------------------------------------------------------------------------------------- at the command line
+
+
+def test_evaluate_takes_the_range_and_names_what_it_could_not_read(tmp_path, capsys, monkeypatch):
+    from hf_ssl.cli import main
+
+    seen = []
+
+    def evaluate(protocol, model, data, monitor, **more):
+        seen.append(data.value_range)
+        return {"failed": ["a.png", "b.png"], "knn": 0.5}
+
+    monkeypatch.setattr("hf_ssl.evaluation.evaluate.evaluate", evaluate)
+    for given in (["full"], ["0", "4095"], ["-1000", "2e3"]):
+        main(["evaluate", "knn", "m", "--data", "d", "--value-range", *given])
+    main(["evaluate", "knn", "m", "--data", "d"])
+    assert seen == ["full", (0.0, 4095.0), (-1000.0, 2000.0), None]
+    assert "2 file(s) could not be read and are not counted, the first is a.png" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "knn", "m", "--data", "d", "--value-range", "1", "2", "3"])
+    assert "data.value_range" in capsys.readouterr().err
+
+
+def test_preview_names_the_images_that_it_passes_over(tmp_path, caplog):
+    contents = [b"nothing", encoded(Image.new("RGB", (20, 20)), "PNG")]
+    recipe = recipe_from_dict(
+        {"method": "byol", "views": {"all": {"size": 16}}, "model": {"backbone": "test_resnet"}, "train": {"steps": 1}}
+    )
+    preview(recipe, 2, tmp_path / "grid.png", dataset=dataset(*contents))
+    assert "Skipped row 0 of the dataset" in caplog.text
