@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from ..models.configuration_ssl import short_side
 from ..recipe import RecipeError, ViewsConfig
 from .photometric import NEUTRAL, reference_photometric
 
@@ -269,7 +270,7 @@ def eval_image(
     image: Image.Image, size: int, crop_pct: float = 0.875, interpolation: str = "bicubic", channels: int = 3
 ) -> np.ndarray:
     """Inference view as timm makes it: short side to `size / crop_pct`, central crop; uint8 (size, size, channels)."""
-    short = math.floor(size / crop_pct)
+    short = short_side(size, crop_pct)
     width, height = image.size
     new = (short * width // min(width, height), short * height // min(width, height))
     if min(width, height) > 2 * short:

@@ -16,10 +16,11 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import BitImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data.views import resolve_views
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
+from ..models.image_processing_ssl import image_processor
 from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError, model_config, recipe_from_dict
 from .card import Results, render_card
@@ -151,14 +152,7 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
     if not isinstance(config, SSLConfig):
         avid_processor(config).save_pretrained(folder)
         return
-    BitImageProcessor(
-        size={"shortest_edge": round(config.image_size / config.crop_pct)},
-        crop_size={"height": config.image_size, "width": config.image_size},
-        image_mean=list(config.image_mean),
-        image_std=list(config.image_std),
-        resample=3 if config.interpolation == "bicubic" else 2,
-        do_convert_rgb=config.num_channels == 3,
-    ).save_pretrained(folder)
+    image_processor(config).save_pretrained(folder)
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
