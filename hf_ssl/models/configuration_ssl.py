@@ -27,8 +27,8 @@ class SSLConfig(PreTrainedConfig):
             stage, as the papers' ResNets of twice the width and more have it, where timm's stays at 64 channels.
         padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
             TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.
-        first_shortcut (`str`, *optional*, defaults to `"identity"`): `"projection"` puts a convolution and BatchNorm into
-            the shortcut of a ResNet's first block, as DeepMind's ResNet-18 and 34 have them; those of bottlenecks have
+        first_shortcut (`str`, *optional*, defaults to `"identity"`): `"projection"` puts a convolution and BatchNorm
+            into the shortcut of a ResNet's first block, as DeepMind's ResNet-18 and 34 have them; bottlenecks have
             them anyhow.
         image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
         num_channels (`int`, *optional*, defaults to 3): channels of the images.
