@@ -10,7 +10,7 @@ import yaml
 
 from hf_ssl.data.views import resolve_views
 from hf_ssl.models import METHODS as MODELS
-from hf_ssl.models import SwavConfig
+from hf_ssl.models import SwavConfig, create_backbone
 from hf_ssl.optim import lr_fraction
 from hf_ssl.recipe import (
     RecipeError,
@@ -236,6 +236,23 @@ def test_seer_sees_a_billion_images_once_at_the_published_rate(name):
         highest *= 0.001 + 0.999 * (1 + math.cos(math.pi * recipe.optim.warmup_steps / steps)) / 2
     assert rates == pytest.approx([start, highest, end], rel=1e-3)
     assert recipe.data.partitions % {"2560": 512, "10b": 496}.get(name[13:], 128) == 0
+
+
+def test_deepminds_small_recipe_has_the_projection_of_its_network():
+    recipe = load_recipe("byol/imagenette_resnet18_deepmind")
+    backbone = create_backbone(model_config(recipe, 128))
+    shortcut = backbone.layer1[0].downsample
+    assert shortcut[0].weight.shape == (64, 64, 1, 1) and isinstance(shortcut[1], torch.nn.BatchNorm2d)
+    assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
+
+
+def test_lightlys_recipes_of_byol_have_torchvisions_colors_and_the_authors_have_their_own():
+    for name in SHIPPED:
+        recipe = load_recipe(name)
+        if recipe.method == "byol":
+            lightly = "lightly" in SHIPPED[name].read_text().split("method:")[0].split("# Source")[-1]
+            colors = {view.colors for view in resolve_views(recipe.views, "byol")}
+            assert colors == {"torchvision" if lightly and name in PUBLISHED else "deepmind"}, name
 
 
 def test_vissls_recipes_have_its_cosine_over_the_run_and_the_others_not():

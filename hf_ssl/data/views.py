@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from ..models.configuration_ssl import short_side
 from ..recipe import RecipeError, ViewsConfig
 from .photometric import NEUTRAL, reference_photometric
 from .pixels import DEFAULT, Decoding, own_limit, shrink, to_channels, upright_size
@@ -257,7 +258,7 @@ def eval_image(
     decoding: Decoding = DEFAULT,
 ) -> np.ndarray:
     """Inference view as timm makes it: short side to `size / crop_pct`, central crop; uint8 (size, size, channels)."""
-    short = math.floor(size / crop_pct)
+    short = short_side(size, crop_pct)
     width, height = upright_size(image, decoding)
     new = (short * width // min(width, height), short * height // min(width, height))
     if min(width, height) > 2 * short:

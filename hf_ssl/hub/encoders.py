@@ -61,7 +61,8 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
     model = open_encoder(place).float()  # whatever it was saved in
     model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
     if isinstance(model.config, SSLConfig):
-        names = ("backbone", "backbone_args", "stem", "padding", "num_channels", "image_mean", "image_std")
+        names = ("backbone", "backbone_args", "stem", "padding", "first_shortcut")
+        names += ("num_channels", "image_mean", "image_std")
         return model.backbone.state_dict(), {name: getattr(model.config, name) for name in names}
     if hasattr(model, "timm_model"):
         arguments = {k: v for k, v in (model.config.model_args or {}).items() if k != "in_chans"}

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """What the configurations of all methods share: the backbone, and the images that it expects."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -9,6 +10,11 @@ from transformers import PreTrainedConfig
 
 TINY = 1e-12  # stands for 0 where 0 is not possible
 WIDEST = 131072  # of a layer
+
+
+def short_side(image_size: int, crop_pct: float) -> int:
+    """To what the short side is resized before the central crop at inference, in pixels; rounded down, as in timm."""
+    return math.floor(image_size / crop_pct)
 
 
 def check_ranges(config: PreTrainedConfig, ranges: dict[str, tuple[float, float]]) -> None:
@@ -47,9 +53,13 @@ class SSLConfig(PreTrainedConfig):
             ...).
         stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride
             1 without pooling, for images of about 32 pixels; `"small_linear"` also takes out a ResNet's ReLU there, as
-            lightly's CIFAR-10 benchmark does.
+            lightly's CIFAR-10 benchmark does; `"wide"` makes the first convolution of a ResNet as wide as its first
+            stage, as the papers' ResNets of twice the width and more have it, where timm's stays at 64 channels.
         padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
             TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.
+        first_shortcut (`str`, *optional*, defaults to `"identity"`): `"projection"` puts a convolution and BatchNorm
+            into the shortcut of a ResNet's first block, as DeepMind's ResNet-18 and 34 have them; bottlenecks have
+            them anyhow.
         image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
         num_channels (`int`, *optional*, defaults to 3): channels of the images.
         image_mean, image_std (`tuple`, *optional*): normalisation of images in 0..1; ImageNet's by default.
@@ -64,6 +74,7 @@ class SSLConfig(PreTrainedConfig):
     backbone_args: dict[str, Any] | None = None
     stem: str = "imagenet"
     padding: str = "torch"
+    first_shortcut: str = "identity"
     image_size: int = 224
     num_channels: int = 3
     image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
@@ -79,8 +90,9 @@ class SSLConfig(PreTrainedConfig):
 
     def validate_choices(self):
         choices = {
-            "stem": ("imagenet", "small", "small_linear"),
+            "stem": ("imagenet", "small", "small_linear", "wide"),
             "padding": ("torch", "same"),
+            "first_shortcut": ("identity", "projection"),
             "interpolation": ("bilinear", "bicubic"),
         }
         for field, valid in choices.items():

@@ -24,7 +24,7 @@ from hf_ssl.cli import main
 from hf_ssl.hub.convert import convert, convert_back
 from hf_ssl.hub.convert.byol import read_pickle
 from hf_ssl.hub.export import write_repo
-from hf_ssl.models import SwavConfig, SwavForPreTraining
+from hf_ssl.models import ByolConfig, ByolForPreTraining, SwavConfig, SwavForPreTraining
 from hf_ssl.models.feature_extraction_avid import AvidFeatureExtractor
 from hf_ssl.recipe import RecipeError
 from tests.fixtures.make_byol_dill import trees
@@ -692,3 +692,41 @@ def test_the_command_converts_both_ways_and_guards_folders(tmp_path, capsys, mon
             main(["convert", *wrong])
         assert stop.value.code == 2 and said in capsys.readouterr().err, wrong
     assert not (tmp_path / "x").exists()
+
+
+def byol_roundtrip(tmp_path: Path, **fields) -> tuple[dict, dict, dict]:
+    """Tensors of a small BYOL of ours, those after the way to the authors' layout and back, and the configuration."""
+    small = {"projector_hidden": 16, "projector_dim": 8, "predictor_hidden": 16, "padding": "same"}
+    model = ByolForPreTraining(ByolConfig(**small | fields))
+    write_repo(tmp_path / "ours", model, model.state_dict(), {})
+    back = convert_back(tmp_path / "ours", "byol", tmp_path / "theirs.pkl")
+    again = convert(back, "byol", tmp_path / "again")
+    config = json.loads((again / "pretraining/config.json").read_text())
+    return dict(model.export_state_dict()), weights(again), config
+
+
+def test_a_resnet_18_of_deepmind_has_a_projection_in_its_first_shortcut(tmp_path):
+    before, after, config = byol_roundtrip(tmp_path, backbone="resnet18", first_shortcut="projection")
+    assert config["first_shortcut"] == "projection" and "encoder.backbone.layer1.0.downsample.0.weight" in after
+    assert after.keys() == before.keys() and all(after[name].equal(tensor) for name, tensor in before.items())
+    content = read_pickle(tmp_path / "theirs.pkl")["experiment_state"]["online_params"]
+    assert content["res_net18/~/block_group_0/~/block_0/~/shortcut_conv"]["w"].shape == (1, 1, 64, 64)
+    for layout in ("torchvision", "swav"):
+        with pytest.raises(RecipeError, match="padding=same|first_shortcut=projection"):
+            convert_back(tmp_path / "ours", layout, tmp_path / "no.pth")
+
+
+def test_wide_weights_of_byol_convert_whatever_the_depth(tmp_path):
+    wide = {"backbone": "resnet152", "stem": "wide", "backbone_args": {"channels": [8, 16, 32, 64]}}
+    before, after, config = byol_roundtrip(tmp_path, **wide)
+    assert (config["backbone"], config["stem"]) == ("resnet152", "wide")
+    assert after["encoder.backbone.conv1.weight"].shape == (8, 3, 7, 7)
+    assert after.keys() == before.keys() and all(after[name].equal(tensor) for name, tensor in before.items())
+
+
+def test_a_projection_is_refused_where_the_original_network_has_none(tmp_path):
+    fields = {"projector_dims": (8, 4), "num_prototypes": 3, "first_shortcut": "projection"}
+    model = SwavForPreTraining(SwavConfig(backbone="resnet18", **fields))
+    write_repo(tmp_path / "ours", model, model.state_dict(), {})
+    with pytest.raises(RecipeError, match="first_shortcut=projection"):
+        convert_back(tmp_path / "ours", "swav", tmp_path / "no.pth")

@@ -83,7 +83,7 @@ def test_a_cosine_over_the_run_is_vissls():
     after = OptimConfig(warmup_steps=400, final_lr_fraction=0.001)
     run = OptimConfig(warmup_steps=400, final_lr_fraction=0.001, cosine_over="run")
     apart = np.abs(fractions(run, steps, 50) - fractions(after, steps, 50)).max()
-    assert 0.03 < apart < 0.07
+    assert 0.05 < apart < 0.1
     assert OptimConfig().cosine_over == "after_warmup"
 
 

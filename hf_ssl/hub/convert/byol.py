@@ -209,6 +209,9 @@ def _to_haiku(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     projector, predictor = head_widths(tensors, "projector"), head_widths(tensors, "predictor")
     fields = {"padding": "same", "interpolation": "bicubic"}
+    first = "encoder.backbone.layer1.0."
+    if first + "downsample.0.weight" in tensors and first + "conv3.weight" not in tensors:
+        fields["first_shortcut"] = "projection"
     if projector and predictor:
         fields |= {"projector_hidden": projector[0], "projector_dim": projector[-1], "predictor_hidden": predictor[0]}
         fields |= {"hidden_bias": "projector.0.bias" in tensors, "output_bias": "projector.3.bias" in tensors}
@@ -228,4 +231,5 @@ byol = Byol(
     fields=_fields,
     prefix="",
     padding="same",
+    first_shortcuts=("identity", "projection"),
 )

@@ -87,6 +87,7 @@ class Layout:
         prefix: DDP's, which is written, and read where it is there.
         ignored: names of ours that this layout passes over on the way back.
         padding: of the original network's convolutions.
+        first_shortcuts: those that the original network may have.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Layout:
     prefix: str = "module."
     ignored: str = r"classifier\..*"
     padding: str = "torch"
+    first_shortcuts: tuple[str, ...] = ("identity",)
 
     def theirs(self, name: str) -> str | None:
         return rename(name, ((ours, theirs) for theirs, ours in self.pairs))
@@ -133,9 +135,11 @@ class Layout:
             RecipeError: its network has no such tensors, or would make other features of them.
         """
         stem, padding = getattr(config, "stem", "imagenet"), getattr(config, "padding", self.padding)
-        if (stem, padding) != ("imagenet", self.padding):
+        if stem not in ("imagenet", "wide") or padding != self.padding:
             said = f"The encoder has stem={stem} and padding={padding}, and the original imagenet and {self.padding}"
             raise RecipeError(f"{said}: its weights would load there and give other features.")
+        if getattr(config, "first_shortcut", "identity") not in self.first_shortcuts:
+            raise RecipeError("The encoder has first_shortcut=projection, which the original network does not have.")
         names = {name: self.theirs(name) for name in tensors}
         unknown = [n for n, theirs in names.items() if theirs is None and not re.fullmatch(self.ignored, n)]
         if unknown or not any(names.values()):
