@@ -23,6 +23,12 @@ from sklearn.datasets import load_digits  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--drill", type=int, default=1, metavar="N", help="N times as much in tests/training/test_drill.py"
+    )
+
+
 def digit_images(count: int, side: int = 32) -> tuple[list[PILImage.Image], list[int]]:
     """The first `count` digits as RGB images."""
     digits = load_digits()

@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
 from .photometric import PARAMS, Photometric
-from .sources import Source, open_image
+from .pixels import DEFAULT, Decoding, open_image
+from .sources import Source
 from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
 from .views import View, make_views
+from .workers import batches, share, start_worker
 
 
 if TYPE_CHECKING:  # images need none of what clips import
@@ -53,6 +55,7 @@ class TrainLoader:
     Raises:
         RecipeError: fewer images than a batch, or impossible channels; while iterating, too many images that cannot
             be read.
+        WorkerError: while iterating, a worker was killed.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class TrainLoader:
         if channels not in (1, 3):
             raise RecipeError(f"model.num_channels={channels} is not possible for images; set 3 (RGB) or 1 (grey).")
         self.max_failed_share = max_failed_share
-        images = isinstance(views, list)
-        views = _ImageViews(views, reference, channels) if images else replace(views, reference=reference)
+        if isinstance(views, list):
+            views = _ImageViews(views, reference, channels, source.decoding)
+        else:
+            views = replace(views, reference=reference)
         self._what = views.what
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
@@ -86,14 +91,15 @@ class TrainLoader:
         if isinstance(source, ImageStream):
             order = StreamOrder(source, turns, shuffle_block, source.cursors_of(state))
             self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
-            batches = _StreamViews(source, views, seed)
+            examples = _StreamViews(source, views, seed)
         else:
             order = _Order(len(source), turns)
-            batches = _ViewBatches(source, views, seed)
+            examples = _ViewBatches(source, views, seed)
         self._loader = DataLoader(
-            batches,
+            examples,
             batch_sampler=order,
-            collate_fn=_as_tensors,
+            collate_fn=_hand_over,
+            worker_init_fn=start_worker,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the global random state stays untouched
@@ -101,7 +107,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         window: deque[tuple[int, int]] = deque()  # (images tried, failures) of recent batches
-        for batch in self._loader:
+        for batch in batches(self._loader):
             window.append((len(batch["index"]) + len(batch["skipped"]), len(batch["skipped"])))
             while sum(n for n, _ in window) - window[0][0] >= _WINDOW:
                 window.popleft()
@@ -148,10 +154,20 @@ class ViewCollator:
         views: see `resolve_views`.
         mean, std: a number a channel, of the model's config.
         reference: colours per image as published.
+        decoding: how images become 8-bit pixels.
     """
 
-    def __init__(self, views: list[View], mean, std, *, image_column: str = "image", reference: bool = False):
-        self.views, self.image_column = _ImageViews(views, reference, len(mean)), image_column
+    def __init__(
+        self,
+        views: list[View],
+        mean,
+        std,
+        *,
+        image_column: str = "image",
+        reference: bool = False,
+        decoding: Decoding = DEFAULT,
+    ):
+        self.views, self.image_column = _ImageViews(views, reference, len(mean), decoding), image_column
         self.photometric = Photometric(mean, std)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -193,12 +209,15 @@ class _ImageViews:
     views: list[View]
     reference: bool
     channels: int
+    decoding: Decoding
 
     def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
         return self.of(open_image(cell, max_megapixels), key)
 
     def of(self, image: Image.Image, key: tuple[int, ...]):
-        return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
+        return make_views(
+            image, self.views, key, reference=self.reference, channels=self.channels, decoding=self.decoding
+        )
 
     def blank(self):
         blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
@@ -280,6 +299,10 @@ class _StreamViews(_ViewBatches):
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _hand_over(batch: dict[str, Any]) -> dict[str, Any]:
+    return share(_as_tensors(batch))
 
 
 def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,27 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Evaluation of a saved encoder, ours or timm's, from a folder or the Hub."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import models  # registers our classes with AutoModel
-from ..data.sources import available_splits, check_source, labelled_sources, load_source, open_place
+from ..data.bank import labelled_source, labelled_sources, measured_on, unlabelled_queries
+from ..data.sources import available_splits, check_source, open_place
+from ..hub.weights import open_encoder
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .features import ClipEvalTransform, EvalTransform, Extracted, encoder_embedding, extract
 from .knn import knn_accuracy
 from .linear import kfold_accuracy, linear_accuracy, linear_svm_accuracy
 from .retrieval import evaluate_clips
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, EvalTransform | ClipEvalTransform]:
@@ -30,11 +36,7 @@ def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, EvalT
     """
     inner = Path(model) / "model"
     location = str(inner) if inner.is_dir() else model
-    try:
-        encoder = AutoModel.from_pretrained(location).eval()
-    except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise RecipeError(f"No encoder could be loaded from {model!r}: {first_line}") from error
+    encoder = open_encoder(location)
     if isinstance(encoder.config, models.AvidConfig):
         return encoder, ClipEvalTransform(encoder.config, num_clips)
     if isinstance(encoder.config, models.SSLConfig):
@@ -82,19 +84,24 @@ def evaluate(
         raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
+    k = monitor.k if protocol == "knn" else 0
     if folds is not None:
         where = replace(data, label_column=monitor.label_column)
-        sources = {"examples": (load_source(where, monitor.bank_split, kind), None)}
+        sources = {"examples": labelled_source(where, monitor.bank_split, kind)}
     elif protocol == "retrieval":
-        sources = {"examples": (load_source(data, monitor.query_split, kind), monitor.max_queries)}
+        sources = {"examples": unlabelled_queries(data, monitor, kind)}
     else:
-        bank, queries = labelled_sources(data, monitor, kind)
-        sources = {"bank": (bank, monitor.max_bank), "queries": (queries, monitor.max_queries)}
+        bank, queries = labelled_sources(data, monitor, kind, trained_on=False)
+        if bank is None:
+            raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
+        sources = {"bank": bank, "queries": queries}
+    result: dict[str, Any] = {"failed": [], "measured": measured_on(sources.get("bank"), sources.get("queries"), k)}
+    for note in result["measured"].get("notes", ()):
+        logger.warning(note)
     how = {"device": device, "batch_size": monitor.batch_size, "num_workers": data.num_workers}
-    result: dict[str, Any] = {"failed": []}
     found = []
-    for name, (source, limit) in sources.items():
-        part = extract(encoder_embedding(encoder), source, transform, max_examples=limit, **how)
+    for name, source in sources.items():
+        part = extract(encoder_embedding(encoder), source, transform, **how)
         if len(part.labels) == 0:
             raise RecipeError(f"None of {len(part.failed)} files could be read, the first is {part.failed[0]}.")
         if protocol != "retrieval" and not (part.labels >= 0).any():

@@ -15,8 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.clips import ClipTransform, eval_clip, eval_sound
-from ..data.sources import Source, open_image
+from ..data.pixels import open_image
+from ..data.sources import Source
 from ..data.views import eval_image
+from ..data.workers import batches, share, start_worker
 
 
 Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -42,7 +44,8 @@ class EvalTransform:
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """uint8 (1, S, S, C)."""
         image = open_image(source.cell(index), source.max_megapixels)
-        return (eval_image(image, self.size, self.crop_pct, self.interpolation, len(self.mean))[None],)
+        how = (self.size, self.crop_pct, self.interpolation, len(self.mean), source.decoding)
+        return (eval_image(image, *how)[None],)
 
     def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
         return (torch.zeros(1, self.size, self.size, len(self.mean), dtype=torch.uint8),)
@@ -87,6 +90,11 @@ class Features:
     labels: torch.Tensor
     failed: list[str]
 
+    def labelled(self) -> "Features":
+        """Without the examples of class -1, which have no label."""
+        known = self.labels != -1
+        return Features(self.vectors[known], self.labels[known], self.failed)
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -98,13 +106,13 @@ class Extracted:
 
     def of(self, name: str) -> Features:
         """The labelled examples' vectors (N, clips, D) of that name."""
-        known = self.labels >= 0
-        return Features(self.vectors[name][known], self.labels[known], self.failed)
+        return Features(self.vectors[name], self.labels, self.failed).labelled()
 
 
 class _Examples(Dataset):
     def __init__(self, source: Source, indices: range, transform: EvalTransform | ClipEvalTransform):
         self.source, self.indices, self.transform = source, indices, transform
+        self.numbers = source.numbers  # once, not in every worker
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -116,16 +124,17 @@ class _Examples(Dataset):
         except Exception as error:  # any decoder's failure is the same to us: this file does not count
             reason = "" if "image" in self.source.columns else f" ({error})"
             return None, self.source.name(index) + reason
-        return made, self.source.label(index)
+        return made, int(self.numbers[index])
 
 
 def _collate(items: list):
-    good = [(made, -1 if label is None else label) for made, label in items if made is not None]
+    good = [(made, label) for made, label in items if made is not None]
     failed = [name for made, name in items if made is None]
     if not good:
         return None, None, failed
     made, labels = zip(*good, strict=True)
-    return [torch.from_numpy(np.concatenate(part)) for part in zip(*made, strict=True)], torch.tensor(labels), failed
+    joined = [torch.from_numpy(np.concatenate(part)) for part in zip(*made, strict=True)]
+    return share((joined, torch.tensor(labels), failed))
 
 
 @torch.no_grad()
@@ -137,11 +146,10 @@ def extract(
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
-    max_examples: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Extracted:
-    """Embed every `world_size`-th example from `rank` on, up to `max_examples` in all.
+    """Embed every `world_size`-th example from `rank` on; labels are the source's `numbers`.
 
     Every process calls `embed` equally often, as a sharded network needs it: on a black (and silent) example where it
     has no batch, whose vectors also are as wide as those of other processes, with which they are gathered.
@@ -150,19 +158,20 @@ def extract(
         embed: model inputs of some images or clips -> name -> vectors (B, D).
         batch_size: images or clips.
     """
-    total = min(len(source), max_examples or len(source))
+    total = len(source)
     loader = DataLoader(
         _Examples(source, range(rank, total, world_size), transform),
         batch_size=max(1, batch_size // transform.num_clips),
         num_workers=min(num_workers, os.cpu_count() or 1),
         collate_fn=_collate,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the global random state stays untouched
     )
     found, labels, failed = [], [torch.zeros(0, dtype=torch.long)], []
-    batches = iter(loader)
+    loaded = batches(loader)
     for _ in range(max(1, math.ceil(math.ceil(total / world_size) / loader.batch_size))):
-        made, batch_labels, batch_failed = next(batches, (None, None, []))
+        made, batch_labels, batch_failed = next(loaded, (None, None, []))
         failed += batch_failed
         vectors = embed(transform.inputs(*(made or transform.blank(source)), device=device))
         if made:

@@ -102,6 +102,7 @@ def _accuracy(
 
 
 def _labelled(features: Features) -> tuple[Tensor, Tensor]:
-    vectors, labels = (x[features.labels >= 0] for x in (features.vectors, features.labels))
+    features = features.labelled()
+    vectors, labels = features.vectors, features.labels
     dtype = torch.float32 if vectors.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     return (vectors[:, None] if vectors.ndim == 2 else vectors).to(dtype), labels

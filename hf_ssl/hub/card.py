@@ -63,7 +63,8 @@ class Results:
     """`results.json`: what was measured before and after training, and how the run was.
 
     `seconds` of training over all restarts; `num_examples` is None for a stream, which nobody has counted. `card`:
-    what whoever shares the model has said about it (`license`, `name`, `datasets`).
+    what whoever shares the model has said about it (`license`, `name`, `datasets`). `measured`: on which examples, see
+    `hf_ssl.data.bank.measured_on`; empty in files of earlier versions.
     """
 
     baseline: dict[str, Any]
@@ -74,6 +75,7 @@ class Results:
     hardware: str
     versions: dict[str, str]
     card: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -166,6 +168,7 @@ def render_converted(
         title=title,
         paper=paper,
         usage=_usage(plain, images, sharded),
+        inputs=_INPUTS if images or not isinstance(config.audio_mean, float | int) else _AVERAGED_INPUTS,
         parts="\n".join(f"- `{load.format(classes[name], name)}`" for name in subfolders) or "- nothing",
         left_out=", ".join(left_out) or "nothing",
         citation=bibtex("seer" if backbone.startswith("regnet") else config.model_type),
@@ -182,14 +185,14 @@ def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
     method = PAPERS[recipe.method][0]
     said = {"name": f"{method} {recipe.model.get('backbone', '')}".strip()} | results.card
     measured = None
-    if "knn" in results.final:
+    if "knn" in results.final and results.measured.get("num_classes") != 1:  # of which any encoder gets 100 %
         data = _evaluated_on(recipe)
         measured = [
             EvalResult(
                 task_type="image-classification",
                 dataset_type=data,
                 dataset_name=data,
-                dataset_split=recipe.monitor.query_split,
+                dataset_split=results.measured.get("queries", recipe.monitor.query_split),
                 metric_type="accuracy",
                 metric_name=f"kNN accuracy (k={recipe.monitor.k}, T={recipe.monitor.temperature})",
                 metric_value=round(100 * results.final["knn"], 2),
@@ -200,7 +203,7 @@ def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
         library_name="timm" if plain else "transformers",
         pipeline_tag="feature-extraction" if recipe.method == "avid" else "image-feature-extraction",
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
-        datasets=said.get("datasets", _hub_ids(recipe.data.path)),
+        datasets=said.get("datasets", _hub_ids(*recipe.data.paths)),
         base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
         model_name=said["name"],
         eval_results=measured,
@@ -218,18 +221,27 @@ def _evaluated_on(recipe: Recipe) -> str:
 
 def _results(recipe: Recipe, results: Results) -> str:
     """The table, and how its figures were measured."""
-    final, monitor = results.final, recipe.monitor
-    where = f"the split `{monitor.query_split}` of {_evaluated_on(recipe)}"
+    final, measured = results.final, results.measured
+    where = _part(measured, "queries", recipe.monitor.query_split)
     how = f"Measured once, with seed {recipe.train.seed}, behind the last step; no step was chosen by it. "
     if "knn" in final:
-        how += f"kNN: the encoder is frozen, and the nearest images of the split `{monitor.bank_split}` by cosine "
-        how += f"similarity vote, weighted, on {where}."
+        bank = _part(measured, "bank", recipe.monitor.bank_split)
+        how += f"kNN: the encoder is frozen, and the nearest images of {bank} by cosine similarity vote, weighted, on "
+        how += f"{where}, of {_evaluated_on(recipe)}."
     elif "video_to_audio_r1" in final:
-        how += f"Each clip's other half is looked for among {where}, by cosine similarity."
+        how += f"Each clip's other half is looked for among {where}, of {_evaluated_on(recipe)}, by cosine similarity."
     else:
         how += "These are taken from the last training batches. No accuracy was measured: `hf-ssl evaluate` does, on "
         how += "data with labels."
-    return f"{_table(recipe, results.baseline, final)}\n\n{how}"
+    notes = "".join(f"\n- {note}" for note in measured.get("notes", ()))
+    return f"{_table(recipe, results.baseline, final)}\n\n{how}" + (f"\n\nMind:\n{notes}" if notes else "")
+
+
+def _part(measured: dict[str, Any], side: str, split: str) -> str:
+    """The bank or the queries by their true name; files of earlier versions have only the recipe's split."""
+    name = measured.get(side, split)
+    text = f"the split `{name}`" if re.fullmatch(r"[\w.-]+", name) else name
+    return f"{text} ({measured[f'num_{side}']:,})" if side in measured else text
 
 
 def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> str:
@@ -255,6 +267,14 @@ def _duration(seconds: float) -> str:
             return f"{seconds / unit:.1f} {name}"
     return f"{seconds:.1f} seconds"
 
+
+_INPUTS = "Size and normalization of the input are in the configuration, as the original network had them."
+
+_AVERAGED_INPUTS = """\
+Size of the input and normalization of the frames are in the configuration, as the original network had them. The
+spectrogram is normalized by the average of all bands, where the original network had a mean and a deviation for each:
+its inputs, and so its features, are shifted by up to 1.4 deviations a band. `hf-ssl convert` with the authors' file as
+`--statistics` has the original ones."""
 
 _UNNAMED = "a dataset given from Python"
 

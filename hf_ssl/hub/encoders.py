@@ -8,10 +8,11 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
 from ..models import METHODS, SSLConfig, create_backbone, load_backbone, timm_fields
 from ..recipe import Recipe, RecipeError
+from .weights import open_encoder
 
 
 def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
@@ -57,7 +58,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         name = place.removeprefix("timm/")
         model = timm.create_model(name, pretrained=True, num_classes=0)
         return model.state_dict(), timm_fields(name, model)
-    model = AutoModel.from_pretrained(place).float().eval()  # whatever it was saved in
+    model = open_encoder(place).float()  # whatever it was saved in
     model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
     if isinstance(model.config, SSLConfig):
         names = ("backbone", "backbone_args", "stem", "padding", "num_channels", "image_mean", "image_std")
@@ -70,7 +71,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
     if model.main_input_name != "pixel_values":
         raise ValueError("it is no encoder of images.")
     try:
-        processor = AutoImageProcessor.from_pretrained(place)
+        processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError):
         return model, {}
     return model, {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}

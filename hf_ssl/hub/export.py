@@ -19,6 +19,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import BitImageProcessor, PreTrainedModel
 
 from ..data.views import resolve_views
+from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError, model_config, recipe_from_dict
@@ -40,6 +41,7 @@ def export(
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
         model = METHODS[model.config.model_type][1](model.export_config())
+    recover_folder(Path(folder))
     recipe, results = recipe.shareable(), replace(results, card=results.card or said_of(folder))
     files = {
         "recipe.yaml": recipe.to_yaml(),
@@ -102,16 +104,19 @@ def write_repo(
             save_pretraining(model, tensors, partial)
         save_encoder(model, tensors, partial)
         for name, text in files.items():
-            (partial / name).write_text(text)
+            (partial / name).write_text(text, encoding="utf-8")
         add(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except OSError as error:
+        for path in partial.rglob("*"):
+            flush(path)
+        replace_folder(partial, folder)
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
+        refusal = refused_write(error)
+        if refusal is None:
+            raise
         raise RecipeError(
-            f"The model could not be written to {folder} ({error}); free some space and run the same command again "
-            "(a run's checkpoints are kept)."
+            f"The model could not be written to {folder} ({first_line(refusal)}); free some space or make it "
+            "writable, and run the same command again (a run's checkpoints are kept)."
         ) from error
     return folder
 
@@ -141,9 +146,7 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
     config = model.config
     if rebuildable_by_timm(config):
         backbone = model.encoder.backbone
-        state = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in _below(tensors, "encoder.backbone.").items()
-        }
+        state = {name: _alone(tensor) for name, tensor in _below(tensors, "encoder.backbone.").items()}
         save_torch_state_dict(state, folder, max_shard_size=MAX_FILE_SIZE)
         (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
         return
@@ -159,6 +162,12 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
         resample=3 if config.interpolation == "bicubic" else 2,
         do_convert_rgb=config.num_channels == 3,
     ).save_pretrained(folder)
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU and in a storage of its own; one gathered of uneven shards is a part of a larger one."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from ..recipe import Recipe, load_recipe, model_config, recipe_header, shipped_r
 IGNORED = re.compile(
     r"name|data\.(num_\w+|\w+_column|streaming|partitions|shuffle_block|max_megapixels|max_failed_share)|monitor\..*"
     r"|train\.(output_dir|resume|track|seed|channels_last|compile|gradient_checkpointing|push_\w+|log_every"
-    r"|checkpoint_every|keep_checkpoints)"
+    r"|checkpoint_every|checkpoint_minutes|keep|keep_every)"
 )
 
 KNN_KEYS = ("k", "temperature", "bank_split", "query_split", "max_bank", "max_queries")

@@ -7,6 +7,36 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
+TINY = 1e-12  # stands for 0 where 0 is not possible
+WIDEST = 131072  # of a layer
+
+
+def check_ranges(config: PreTrainedConfig, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raises ValueError for a field (number, list of them, or None) that is not within its range, ends included."""
+    for field, (low, high) in ranges.items():
+        value = getattr(config, field)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and not low <= number <= high:
+                least = "greater than 0" if low == TINY else f"at least {low:g}"
+                raise ValueError(f"{field} must be {least} and at most {high:g}, not {str(number)[:30]}.")
+
+
+def check_arguments(arguments: Any, name: str) -> None:
+    """Raises ValueError for arguments of `timm.create_model` that would load other weights than the configuration's
+    own (timm unpickles `checkpoint_path`), and for depths, widths and sizes that no network has.
+    """
+    if isinstance(arguments, dict):
+        for key, value in arguments.items():
+            if str(key).startswith(("checkpoint", "pretrained", "cache_dir")):
+                raise ValueError(f"{name} must not have {key}; see init_from for pretrained weights.")
+            check_arguments(value, f"{name}.{key}")
+    elif isinstance(arguments, list | tuple):
+        for value in arguments:
+            check_arguments(value, name)
+    elif isinstance(arguments, float | int) and not abs(arguments) <= WIDEST:
+        raise ValueError(f"{name} must be a number up to {WIDEST}, not {str(arguments)[:30]}.")
+
+
 @strict
 class SSLConfig(PreTrainedConfig):
     """Base of every method's configuration.
@@ -58,7 +88,16 @@ class SSLConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)!r} is not possible; choose {' or '.join(valid)}.")
 
     def validate_images(self):
-        if self.image_size <= 0 or not 0 < self.crop_pct <= 1:
-            raise ValueError("image_size must be greater than 0, and crop_pct in (0, 1].")
+        check_ranges(
+            self,
+            {
+                "image_size": (1, 8192),
+                "num_channels": (1, 1024),
+                "crop_pct": (0.01, 1),
+                "image_mean": (-1e6, 1e6),
+                "image_std": (TINY, 1e6),
+            },
+        )
+        check_arguments(self.backbone_args, "backbone_args")
         if not len(self.image_mean) == len(self.image_std) == self.num_channels:
             raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")

@@ -5,14 +5,16 @@ Precision, devices and the number of processes come from `accelerate launch`; wh
 learning needs on top: buffers that are not broadcast, and BatchNorm statistics over all processes, on CPUs too.
 """
 
+import os
 from collections.abc import Callable
 
 import timm.layers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,23 +23,43 @@ from ..recipe import RecipeError, TrainConfig
 from .fsdp import shard
 
 
+logger = get_logger(__name__)
+
+
 def build_accelerator(train: TrainConfig) -> Accelerator:
     """An Accelerator for a recipe's `train` section.
 
+    Several processes on a machine without an accelerator train on its CPU, whatever the launcher's file says.
+
     Raises:
-        RecipeError: launched with an FSDP that does not suit these models.
+        RecipeError: launched with an FSDP that does not suit these models, or as more processes than Accelerate knows:
+            each would be a run of its own.
     """
     # Processes stay, but precision and accumulation are this recipe's: a script may run several, one after the other.
     sharded_before = PartialState._shared_state.get("distributed_type") == DistributedType.FSDP
     AcceleratorState._reset_state(reset_partial_state=sharded_before)  # it would not be asked for FSDP again
     GradientState._reset_state()
+    launched = int(os.environ.get("WORLD_SIZE", "0"))  # set by every launcher of several processes
+    on_cpu = launched > 1 and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ
     accelerator = Accelerator(
+        cpu=on_cpu,
         mixed_precision=train.precision,
         log_with=list(train.track) or None,
         project_dir=train.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         step_scheduler_with_optimizer=False,
     )
+    if launched and accelerator.num_processes != launched:
+        raise RecipeError(
+            f"{launched} processes were launched, and Accelerate knows {accelerator.num_processes}: they would train "
+            "apart from each other. Launch with a file of recipes/accelerate, or with --num_processes 1."
+        )
+    if on_cpu:
+        sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        logger.warning(
+            f"There is no accelerator here: {launched} processes train on the CPU"
+            f"{', each with the whole model instead of a share of it (FSDP)' if sharded else ''}."
+        )
     if accelerator.distributed_type != DistributedType.FSDP:
         return accelerator
     if not accelerator.is_fsdp2:
@@ -124,3 +146,20 @@ class CpuSyncBatchNormAct(CpuSyncBatchNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(super().forward(x)))
+
+
+def on_main(accelerator: Accelerator, call: Callable[[], object]) -> None:
+    """Call something on the main process only; every process must call this.
+
+    Raises:
+        RecipeError: the call's, on all processes, so that none waits for one that has given up.
+    """
+    error = None
+    if accelerator.is_main_process:
+        try:
+            call()
+        except RecipeError as raised:
+            error = raised
+    said = gather_object([error and str(error)])[0]
+    if said:
+        raise error or RecipeError(said)

@@ -1,19 +1,20 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that are whole or absent: written beside, flushed to the disk, then renamed.
+"""Checkpoints that are whole or absent: written beside, flushed to the disk, renamed, and verified when they are read.
 
 One folder a checkpoint, `checkpoints/step_00001234/`: `model.safetensors` (weights and every buffer the method
-remembers), `optimizer.pt`, `rank_N.pt` (random states, and that process's BatchNorm buffers), `state.json` (step,
-recipe, counters). Nothing in it needs pickle to be trusted: tensors are read with `weights_only=True`.
+remembers), `optimizer.pt`, `rank_N.pt` (random states, and that process's BatchNorm buffers), `state.json`
+(`RunState`) and `digests.json`, which has a digest of each of them. Nothing in it is executed: tensors are read with
+`weights_only=True`.
 
 Under FSDP, `shards/` stands for the first two: each process writes its part (torch.distributed.checkpoint), by names
-that do not depend on the number of processes, so that any number continues, also without FSDP. Its `.metadata` is a
-pickle, which torch reads without `weights_only`: continue from such folders only where you trust who wrote them.
+that do not depend on the number of processes, so that any number continues, also without FSDP.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,102 +28,239 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..recipe import RecipeError, changed_keys
+from ..disk import (
+    DIGESTS,
+    digests_of,
+    files_below,
+    first_damage,
+    first_line,
+    flush,
+    read_digests,
+    refused_write,
+    write_digests,
+)
+from ..hub.shards import SafeReader
+from ..recipe import RecipeError
+from .finite import all_finite
 from .fsdp import is_sharded
 
 
 logger = get_logger(__name__)
 
+FORMAT = 2  # of a checkpoint. 1: without digests, `data`, `monitor` and the format's number
+
+
+@dataclass
+class RunState:
+    """`state.json`: what a run knows beside its tensors.
+
+    `recipe`: all of it, as plain data. `totals`: counters over all restarts. `results`: measurements so far, see
+    `hf_ssl.hub.card.Results`. `data`: the fingerprint of what is trained on. `stream`: where a stream stands.
+    `num_instances`: rows of AVID's memories.
+    """
+
+    step: int
+    recipe: dict[str, Any]
+    totals: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+    stream: dict[str, Any] | None = None
+    num_instances: int | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps({key: value for key, value in asdict(self).items() if value is not None}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunState":
+        """Raises ValueError for what is no such state."""
+        content = json.loads(text)
+        known = {one.name for one in fields(cls)}
+        if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+            raise ValueError("it holds no recipe")
+        if not isinstance(content.get("step"), int) or not isinstance(content.get("format", 1), int):
+            raise ValueError("it holds no step")
+        if not {"skipped", "skipped_names", "seconds"} >= content.get("totals", {}).keys() or not isinstance(
+            content.get("results", {}), dict
+        ):
+            raise ValueError("it holds other counters")
+        return cls(**{"format": 1} | {key: value for key, value in content.items() if key in known})
+
+
+@dataclass
+class Found:
+    """A checkpoint that can be continued: its folder, its state, and whether digests vouch for it."""
+
+    path: Path
+    state: RunState
+    verified: bool
+
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` stay."""
+    """The checkpoints of one run, of which the newest `keep` stay, and those at multiples of `keep_every` steps."""
 
-    def __init__(self, folder: Path, keep: int, accelerator: Accelerator):
-        self.folder, self.keep, self.accelerator = folder, keep, accelerator
+    def __init__(self, folder: Path, keep: int, accelerator: Accelerator, keep_every: int = 0):
+        self.folder, self.keep, self.keep_every, self.accelerator = folder, keep, keep_every, accelerator
 
     def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Checkpoints, oldest first."""
         return sorted(self.folder.glob("step_" + "[0-9]" * 8))
 
-    def state(self) -> dict[str, Any]:
-        """What the newest checkpoint says beside its tensors; nothing without one."""
-        found = self.complete()
-        try:
-            return json.loads((found[-1] / "state.json").read_text()) if found else {}
-        except (OSError, json.JSONDecodeError):
-            return {}  # `load_latest` says what is wrong
+    def newest(self) -> Found | None:
+        """The newest good checkpoint, or None where the run has none; every process must call it.
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> bool:
+        A damaged one is set aside: renamed, so that it is no checkpoint any more and nothing of it is lost.
+
+        Raises:
+            RecipeError: only damaged ones are left, or one was made by a later version.
+        """
+        if self.accelerator.is_main_process:
+            for partial in self.folder.glob(".partial_*"):  # a process was killed while it wrote or removed
+                shutil.rmtree(partial, ignore_errors=True)
+        while path := self._last("step_" + "[0-9]" * 8):
+            found, fault = self._verified(path)
+            if found is not None:
+                if found.state.format > FORMAT:
+                    raise RecipeError(f"{path} was made by a later version of hf_ssl; update to continue the run.")
+                return found
+            self._set_aside(path, fault)
+        if damaged := self._last("damaged_*"):
+            raise RecipeError(
+                f"No checkpoint of {self.folder.parent} can be read any more, the last one was {damaged.name}. "
+                "Restore a copy, or delete it to begin anew."
+            )
+        return None
+
+    def load(self, found: Found, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Found, dict[str, Any]]:
+        """Continue from a checkpoint, in place; every process must call it.
+
+        Where nothing vouches for its files and they cannot be read, or its weights are not finite, it is set aside and
+        the one before it is taken.
+
+        Returns:
+            Which checkpoint it was, and what this process had kept beside the model.
+
+        Raises:
+            RecipeError: it is of another model or another setting of FSDP, or none is left.
+        """
+        while True:
+            own, fault = self._try_to_load(found, model, optimizer)
+            if fault is None:
+                return found, own
+            self._set_aside(found.path, fault)
+            before = self.newest()
+            if before is None:
+                raise RecipeError(f"{found.path} {fault}, and there is no checkpoint before it.")
+            found = before
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: RunState,
+        own: dict[str, Any] | None = None,
+    ) -> bool:
         """Write the checkpoint of `step`; every process must call it.
+
+        Args:
+            own: tensors and plain values that this process has to remember.
 
         Returns:
             False when the disk refused it: what was half-written is removed, the older checkpoints stay.
         """
         final = self.folder / f"step_{step:08d}"
-        if final.exists():
+        if self._agreed(final.exists()):
             return True
         partial = self.folder / f".partial_{final.name}"
-        for write in (self._make_folder, self._write_own, self._write_shards):  # all processes go on, or none
-            error = _failure_of(write, partial, model, optimizer, {"step": step, **state})
-            if any(gather_object([error is not None])):
-                self._report_failure(error, partial)
+        steps = (self._make_folder, self._write_own, self._write_shards, self._write_digests, self._rename)
+        for write in steps:  # all processes go on, or none
+            error = _refusal_of(write, partial, model, optimizer, state, own or {})
+            errors = gather_object([error and first_line(error)])
+            if any(errors):
+                self._report_failure(next(filter(None, errors)), partial)
                 return False
         if self.accelerator.is_main_process:
-            os.replace(partial, final)
-            _flush(self.folder)
-            for old in self.complete()[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+            self._prune()
         self.accelerator.wait_for_everyone()
         return True
 
-    def load_latest(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """Continue from the newest complete checkpoint, in place.
+    def _agreed(self, fact: bool) -> bool:
+        """What the main process sees of the disk."""
+        return gather_object([fact])[0]
 
-        Returns:
-            Its state, or None when there is none.
+    def _last(self, pattern: str) -> Path | None:
+        found = sorted(self.folder.glob(pattern))
+        return gather_object([found[-1] if found else None])[0]
 
-        Raises:
-            RecipeError: it belongs to another recipe, or its files cannot be read.
-        """
-        if self.accelerator.is_main_process:
-            for partial in self.folder.glob(".partial_*"):  # a process was killed while it wrote
-                shutil.rmtree(partial, ignore_errors=True)
-        found = self.complete()
-        if not found:
-            return None
-        path = found[-1]
+    def _verified(self, path: Path) -> tuple[Found | None, str]:
+        """The checkpoint, or what is wrong with it; processes share out the digests."""
+        state = digests = fault = None
         try:
-            state = json.loads((path / "state.json").read_text())
-            changed = changed_keys(state["recipe"], recipe)
-            if changed:
-                raise RecipeError(
-                    f"{path} was made by another recipe: {', '.join(changed)} differ(s); "
-                    "restore these values or set another train.output_dir."
-                )
-            self._load_tensors(path, model, optimizer)
-        except (OSError, KeyError, RuntimeError, json.JSONDecodeError, CheckpointException) as error:
-            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            digests = read_digests(path)
+            names = sorted(digests or {})[self.accelerator.process_index :: self._world]
+            fault = first_damage(path, {name: digests[name] for name in names})
+        except ValueError as error:
+            fault = str(error)
+        try:
+            state = RunState.from_json((path / "state.json").read_text(encoding="utf-8"))
+            if digests is None and state.format > 1:
+                fault = fault or f"{DIGESTS} is missing"
+            elif digests is not None and "state.json" not in digests:
+                fault = fault or f"{DIGESTS} does not name state.json"
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            fault = fault or f"state.json cannot be read ({first_line(error)})"
+        faults = [said for said in gather_object([fault]) if said]
+        return (None, faults[0]) if faults else (Found(path, state, digests is not None), "")
+
+    def _set_aside(self, path: Path, fault: str) -> None:
+        if self.accelerator.is_main_process:
+            aside = path.with_name(f"damaged_{path.name}")
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}_again")
+            os.replace(path, aside)
+            logger.error(f"The checkpoint {path} is damaged: {fault}. It is now {aside.name}.")
+        self.accelerator.wait_for_everyone()
+
+    def _try_to_load(self, found: Found, model, optimizer) -> tuple[dict[str, Any], str | None]:
+        own: dict[str, Any] = {}
+        fault = mismatch = None
+        try:
+            content = self._read(found.path, model)
+        except RecipeError as error:
+            mismatch = str(error)
+        except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
+            fault = f"it cannot be read ({first_line(error)})"
+        else:
+            try:
+                own = self._apply(found.path, content, model, optimizer)
+            except (Exception, CheckpointException) as error:
+                said = " ".join(str(error).split())[:300]
+                mismatch = f"{found.path} does not fit this run ({said}); set another train.output_dir."
+            else:
+                fault = None if all_finite(model) else "its weights are not finite"
+        answers = gather_object([(fault, mismatch)])
+        fault, mismatch = (next((a[i] for a in answers if a[i]), None) for i in (0, 1))
+        if mismatch or (fault and found.verified and "finite" not in fault):  # the files are as they were written
             raise RecipeError(
-                f"The checkpoint {path} cannot be read ({first_line}); delete it to continue from an older one."
-            ) from error
-        return state
+                mismatch or f"{found.path}: {fault}; the installed torch may be older than the one before."
+            )
+        return own, fault
 
     def _make_folder(self, partial: Path, *_) -> None:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
 
-    def _write_own(self, partial: Path, model, optimizer, state) -> None:
+    def _write_own(self, partial: Path, model, optimizer, state: RunState, own: dict[str, Any]) -> None:
         rank = self.accelerator.process_index
-        own: dict[str, Any] = {"cpu_rng": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            own["cuda_rng"] = torch.cuda.get_rng_state(self.accelerator.device)
+        own = {"cpu_rng": torch.get_rng_state(), **own}
+        if self.accelerator.device.type != "cpu":
+            own["device_rng"] = torch.get_device_module(self.accelerator.device).get_rng_state()
         if rank > 0:  # BatchNorm buffers differ between processes when they are not synchronised
             norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
             own["buffers"] = {f"{name}.{k}": b.cpu() for name, norm in norms for k, b in norm.named_buffers()}
-        torch.save(own, partial / f"rank_{rank}.pt")
+        _save(own, partial / f"rank_{rank}.pt")
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             saved = {"scaler": scaler.state_dict() if scaler else None}
@@ -130,47 +268,93 @@ class Checkpoints:
                 tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
                 save_file(tensors, partial / "model.safetensors")
                 saved["optimizer"] = optimizer.state_dict()
-            torch.save(saved, partial / "optimizer.pt")
-            (partial / "state.json").write_text(json.dumps(state, indent=1))
+            _save(saved, partial / "optimizer.pt")
+            (partial / "state.json").write_text(state.to_json(), encoding="utf-8")
         for file in sorted(partial.iterdir()):
-            _flush(file)
-        _flush(partial)
+            flush(file)
+        flush(partial)
 
-    def _write_shards(self, partial: Path, model, optimizer, _) -> None:
+    def _write_shards(self, partial: Path, model, optimizer, *_) -> None:
         if is_sharded(model):
             # Buffers, which are whole on every process, are the main one's, as without FSDP.
             planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
             dcp.save(_named_tensors(model, optimizer), checkpoint_id=partial / "shards", planner=planner)
-            _flush(partial / "shards")
+            flush(partial / "shards")
 
-    def _load_tensors(self, path: Path, model, optimizer) -> None:
-        saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    def _write_digests(self, partial: Path, *_) -> None:
+        names = gather_object([files_below(partial)])[0]
+        shares = gather_object([_digests_or_error(partial, names[self.accelerator.process_index :: self._world])])
+        for share in shares:
+            if isinstance(share, str):
+                raise OSError(share)
+        if self.accelerator.is_main_process:
+            every = {name: value for share in shares for name, value in share.items()}
+            write_digests(partial, every)
+            flush(partial / DIGESTS)
+            flush(partial)
+
+    @property
+    def _world(self) -> int:
+        return self.accelerator.num_processes
+
+    def _rename(self, partial: Path, *_) -> None:
+        if self.accelerator.is_main_process:
+            os.replace(partial, partial.with_name(partial.name.removeprefix(".partial_")))
+            flush(self.folder)
+
+    def _prune(self) -> None:
+        for old in self.complete()[: -self.keep]:
+            if not (self.keep_every and int(old.name.removeprefix("step_")) % self.keep_every == 0):
+                gone = old.with_name(f".partial_{old.name}")  # half removed, it is no checkpoint
+                try:
+                    os.replace(old, gone)
+                except OSError:
+                    continue
+                shutil.rmtree(gone, ignore_errors=True)
+
+    def _read(self, path: Path, model) -> dict[str, Any]:
+        """The content of the files, which nothing has been changed by yet."""
+        content: dict[str, Any] = {"saved": _load(path / "optimizer.pt", ("scaler",)), "own": {}}
         if (path / "shards").exists():
-            _allocate_state(optimizer, model, path / "shards")
-            dcp.load(_named_tensors(model, optimizer), checkpoint_id=path / "shards")  # in place
+            content["metadata"] = SafeReader(path / "shards").read_metadata()
         elif is_sharded(model):
             raise RecipeError(f"{path} was made without FSDP; continue it with recipes/accelerate/ddp.yaml.")
         else:
-            model.load_state_dict(load_file(path / "model.safetensors"))
+            content["model"] = load_file(path / "model.safetensors")
+            if "optimizer" not in content["saved"]:
+                raise ValueError("optimizer.pt holds no optimizer")
+        own_file = path / f"rank_{self.accelerator.process_index}.pt"
+        if own_file.exists():  # absent when the run continues on more processes
+            content["own"] = _load(own_file, ("cpu_rng",))
+        return content
+
+    def _apply(self, path: Path, content: dict[str, Any], model, optimizer) -> dict[str, Any]:
+        saved, own = content["saved"], content["own"]
+        if "metadata" in content:
+            _allocate_state(optimizer, model, content["metadata"].state_dict_metadata)
+            dcp.load(_named_tensors(model, optimizer), storage_reader=SafeReader(path / "shards"))  # in place
+        else:
+            model.load_state_dict(content["model"])
             optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        own_file = path / f"rank_{self.accelerator.process_index}.pt"
-        if own_file.exists():  # absent when the run continues on more processes
-            own = torch.load(own_file, map_location="cpu", weights_only=True)
+        if own:
             torch.set_rng_state(own["cpu_rng"])
-            if "cuda_rng" in own and self.accelerator.device.type == "cuda":
-                torch.cuda.set_rng_state(own["cuda_rng"], self.accelerator.device)
+            device_rng = own.get("device_rng", own.get("cuda_rng"))  # its name in format 1
+            if device_rng is not None and self.accelerator.device.type != "cpu":
+                torch.get_device_module(self.accelerator.device).set_rng_state(device_rng)
             model.load_state_dict(own.get("buffers", {}), strict=False)
+        return own
 
-    def _report_failure(self, error: OSError | None, partial: Path) -> None:
+    def _report_failure(self, error: str, partial: Path) -> None:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         kept = self.complete()
         logger.error(
-            f"The checkpoint could not be written to {self.folder} ({error or 'another process failed'}); free some "
-            f"space. The last good one is {kept[-1].name if kept else 'none yet'}; training goes on."
+            f"The checkpoint could not be written to {self.folder} ({error}); free some space or make it writable. "
+            f"The last good one is {kept[-1].name if kept else 'none yet'}; training goes on."
         )
+        self.accelerator.wait_for_everyone()
 
 
 def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -182,9 +366,8 @@ def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return tensors
 
 
-def _allocate_state(optimizer: torch.optim.Optimizer, model: nn.Module, shards: Path) -> None:
+def _allocate_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]) -> None:
     """Room for the state that a checkpoint has of each parameter; one that never had a gradient has none."""
-    saved = dcp.FileSystemReader(shards).read_metadata().state_dict_metadata
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         for key, tensor in ((k.removeprefix(prefix), v) for k, v in saved.items() if k.startswith(prefix)):
@@ -192,28 +375,33 @@ def _allocate_state(optimizer: torch.optim.Optimizer, model: nn.Module, shards: 
             optimizer.state[parameter][key] = torch.zeros_like(like, dtype=tensor.properties.dtype)
 
 
-def _failure_of(write: Callable[..., None], *args) -> Exception | None:
+def _save(content: dict[str, Any], path: Path) -> None:
+    """`torch.save` through a file of Python's, whose failures say what the system said."""
+    with path.open("wb") as file:
+        torch.save(content, file)
+
+
+def _load(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise ValueError(f"{path.name} holds something else")
+    return content
+
+
+def _digests_or_error(folder: Path, names: list[str]) -> dict[str, str] | str:
+    try:
+        return digests_of(folder, names)
+    except OSError as error:
+        return first_line(error)
+
+
+def _refusal_of(write: Callable[..., None], *args) -> OSError | None:
     """The disk's refusal, if any, as safetensors and torch wrap it into classes of their own."""
     try:
         write(*args)
-    except OSError as error:
-        return error
     except (Exception, CheckpointException) as error:
-        if not _is_disk_failure(error):
+        refusal = refused_write(error)
+        if refusal is None:
             raise
-        return OSError(str(error))
+        return refusal
     return None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_disk_failure(error: BaseException) -> bool:
-    text = str(error).lower()
-    signs = ("no space left", "os error 28", "file write failed", "i/o error", "writing file")
-    return any(sign in text for sign in signs)

@@ -2,9 +2,10 @@
 """What a run writes down about itself: `metrics.jsonl`, trackers, speed, and totals that survive a restart."""
 
 import json
-import os
+import math
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
-from ..recipe import Recipe
+from ..disk import atomic_write
+from ..recipe import Recipe, RecipeError
 
 
 logger = get_logger(__name__)
@@ -23,33 +25,62 @@ logger = get_logger(__name__)
 class Journal:
     """`metrics.jsonl`, one JSON object a line, and the trackers of `train.track`; also keeps `recipe.yaml`.
 
-    Lines after `start`, which a resumed run writes again, are cut off first.
+    Lines after `start`, which a resumed run writes again, are cut off first. Where the file is lost, what `results`
+    of a checkpoint knows stands for it.
+    Args:
+        start: the step of the checkpoint that is continued, or None.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, start: int, steps_per_epoch: int):
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        steps_per_epoch: int,
+        start: int | None = None,
+        results: dict[str, Any] | None = None,
+    ):
         folder = Path(recipe.train.output_dir)
-        self.path = folder / "metrics.jsonl"
+        self.path, self._recipe = folder / "metrics.jsonl", recipe
         self.accelerator, self.steps_per_epoch = accelerator, steps_per_epoch
-        if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in read_metrics(self.path) if line["step"] <= start] if start else []
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(partial, self.path)
-            (folder / "recipe.yaml").write_text(recipe.to_yaml())
+        self._kept: list[dict[str, Any]] = []
+        if start is not None:
+            self._kept = [line for line in read_metrics(self.path) if line["step"] <= start]
+            for step, key in ((0, "baseline"), (start, "final")):
+                if (results or {}).get(key) and not any(line["step"] == step for line in self._kept):
+                    self._kept.append({"step": step, **results[key]})
+            self._kept.sort(key=lambda line: line["step"])
+        self._values: dict[int, dict[str, Any]] = {}
+        for line in self._kept:
+            self._remember(line)
         if recipe.train.track:
             accelerator.init_trackers("hf_ssl", config=recipe.flat_text())
 
-    def record(self, step: int, values: dict[str, Any]) -> None:
-        self.accelerator.log(values, step=step)
-        if not self.accelerator.is_main_process:
-            return
-        line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
+    def begin(self) -> None:
+        """Write what is kept of the file, and `recipe.yaml`; on the main process.
+
+        Raises:
+            RecipeError: the disk refused it.
+        """
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self._kept))
+            atomic_write(self.path.with_name("recipe.yaml"), self._recipe.to_yaml())
+        except OSError as error:
+            raise RecipeError(
+                f"train.output_dir={self.path.parent} cannot be written ({error}); free some space or set another one."
+            ) from error
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        values = {key: _number(value) for key, value in values.items()}
+        line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
+        self._remember(line)
+        try:
+            self.accelerator.log(values, step=step)
+            if self.accelerator.is_main_process:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
         except OSError as error:  # a full disk must not end the run
-            logger.warning(f"{self.path} could not be written ({error}); free some space.")
+            logger.warning(f"{self.path} could not be written ({error}); free some space or make it writable.")
 
     def close(self) -> None:
         """Finish the trackers. The process group stays: a script may run another recipe in the same processes."""
@@ -57,38 +88,66 @@ class Journal:
             tracker.finish()
 
     def at(self, step: int) -> dict[str, Any]:
-        """All values recorded for a step, also before a restart."""
-        lines = [line for line in read_metrics(self.path) if line["step"] == step]
-        return {key: value for line in lines for key, value in line.items()}
+        """All values recorded for step 0 or for the newest one, also before a restart."""
+        return self._values.get(step, {})
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        step = line["step"]
+        self._values = {kept: values for kept, values in self._values.items() if kept in (0, step)}
+        self._values[step] = self._values.get(step, {}) | line
 
 
 class Totals:
     """Counters over the whole run and all processes, kept in checkpoints."""
 
-    def __init__(self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0):
+    def __init__(
+        self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0, skipped_names: Iterable[str] = ()
+    ):
         self.accelerator, self.skipped, self.seconds = accelerator, skipped, seconds
-        self._own = 0
+        self._named, self._own, self._new = set(skipped_names), 0, []
 
     def add_skipped(self, skipped: list[tuple[str, str]]) -> None:
-        """Count and name images of this process that could not be read: (name, reason)."""
+        """Count images of this process that could not be read, (name, reason), and name each of them once."""
         self._own += len(skipped)
         for name, reason in skipped:
-            logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
+            if name not in self._named:
+                self._named.add(name)
+                self._new.append(name)
+                logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
 
     def synchronize(self) -> None:
-        self.skipped += sum(gather_object([self._own]))
-        self._own = 0
+        for count, names in gather_object([(self._own, self._new)]):
+            self.skipped += count
+            self._named.update(names)
+        self._own, self._new = 0, []
+
+    def summarize(self) -> None:
+        """Say at the end of a run how much of the data was not seen."""
+        if self._named:
+            names = sorted(self._named)
+            said = f"{len(names):,} different file(s) could not be read, {self.skipped:,} times in all"
+            logger.warning(f"{said}, and others were shown in their place; the first is {names[0]}.")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "seconds": round(self.seconds, 3)}
+        names = {"skipped_names": sorted(self._named)} if self._named else {}
+        return {"skipped": self.skipped, "seconds": round(self.seconds, 3), **names}
 
 
 class Meter:
-    """Loss and speed between two log lines; time spent measuring or saving does not count."""
+    """Loss and speed between two log lines; time spent measuring or saving does not count.
 
-    def __init__(self, accelerator: Accelerator, step: int):
+    `state` is what a checkpoint keeps, so that an interrupted run logs the same loss.
+    """
+
+    def __init__(self, accelerator: Accelerator, step: int, state: dict[str, Any] | None = None):
         self.loss = torch.zeros((), device=accelerator.device)
-        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+        if state is not None:
+            self.loss += state["loss"].to(accelerator.device)
+        self._step = step if state is None else state["step"]
+        self._timed_from, self._start, self._waited = step, time.perf_counter(), 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {"loss": self.loss.cpu(), "step": self._step}
 
     def add_loss(self, loss: torch.Tensor) -> None:
         self.loss += loss
@@ -109,25 +168,45 @@ class Meter:
 
     def read(self, step: int, batch_size: int, kind: str = "images") -> dict[str, float]:
         """Mean loss, images or clips per second, share of time waiting for data, seconds since the last reading."""
-        steps = step - self._step
-        loss = self.loss.item() / steps  # waits for the device, so it comes before the clock
+        loss = self.loss.item() / (step - self._step)  # waits for the device, so it comes before the clock
         seconds = time.perf_counter() - self._start
         values = {
             "loss": loss,
-            f"{kind}_per_second": steps * batch_size / seconds,
+            f"{kind}_per_second": (step - self._timed_from) * batch_size / seconds,
             "data_wait": self._waited / seconds,
             "seconds": seconds,
         }
         self.loss.zero_()
-        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+        self._step = self._timed_from = step
+        self._start, self._waited = time.perf_counter(), 0.0
         return values
+
+
+def _number(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`peak_memory_gib` of this process since it began: on its accelerator, else resident in main memory."""
+    if device.type != "cpu":
+        allocated = getattr(torch.get_device_module(device), "max_memory_allocated", None)  # MPS has none
+        return {} if allocated is None else {"peak_memory_gib": round(allocated() / 2**30, 3)}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a `metrics.jsonl`; a last line cut by a kill is left out."""
     lines = []
     if path.exists():
-        for line in path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
     return lines

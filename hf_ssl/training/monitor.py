@@ -9,7 +9,7 @@ effective rank (RankMe, https://huggingface.co/papers/2210.02885, eq. 1), alignm
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import nn
 
+from ..data.bank import with_usable_labels
 from ..data.sources import Source
 from ..evaluation.features import ClipEvalTransform, EvalTransform, Extracted, extract, raw_pixel_embedding
 from ..evaluation.knn import knn_accuracy
@@ -41,7 +42,7 @@ class Monitor:
     """kNN and collapse diagnostics of one run.
 
     Args:
-        bank, queries: labelled sources for kNN, or None.
+        bank, queries: labelled sources for kNN, see `hf_ssl.data.bank.paired`, or None.
     """
 
     examples = "images"
@@ -60,10 +61,27 @@ class Monitor:
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
     def observe(self, output) -> None:
-        """Keep the embeddings (B, V, D) and features (B, V, F) of a training step, newest `num_samples` images."""
-        self._recent.append((output.embeddings.detach()[:, :2], output.features[:, :2]))
+        """Keep embeddings (B, V, D) and features (B, V, F) of a training step, of the newest `num_samples` images.
+
+        Only on the main process, which says what they show.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        self._recent.append((output.embeddings.detach()[:, :2], output.features[:, 0]))
         while sum(len(e) for e, _ in self._recent) - len(self._recent[0][0]) >= self.config.num_samples:
             self._recent.popleft()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps, so that an interrupted run measures the same."""
+        if not self._recent:
+            return {}
+        parts = (torch.cat(part)[-self.config.num_samples :] for part in zip(*self._recent, strict=True))
+        return {name: part.cpu() for name, part in zip(("embeddings", "features"), parts, strict=True)}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        if state and self.accelerator.is_main_process:
+            device = self.accelerator.device
+            self._recent = deque([(state["embeddings"].to(device), state["features"].to(device))])
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """All measurements of the present weights; every process must call it."""
@@ -93,7 +111,7 @@ class Monitor:
 
     def knn(self, embed) -> float:
         """Weighted kNN accuracy (0..1) of the queries against the bank under `embed`."""
-        sides = [self._extract(embed, *part).of("") for part in self._labelled()]
+        sides = [self._extract(embed, part).of("") for part in (self.bank, self.queries)]
         sides = [replace(side, vectors=side.vectors.flatten(1)) for side in sides]
         return knn_accuracy(*sides, k=self.config.k, temperature=self.config.temperature)
 
@@ -108,7 +126,7 @@ class Monitor:
         first = unit[:, 0]
         results = {
             "embedding_std": (first.std(0).mean() * first.shape[1] ** 0.5).item(),  # 1 is healthy, 0 is collapse
-            "effective_rank": effective_rank(features[:, 0]),
+            "effective_rank": effective_rank(features),
         }
         if unit.shape[1] > 1:
             results["alignment"] = (first - unit[:, 1]).square().sum(1).mean().item()
@@ -116,10 +134,7 @@ class Monitor:
             results["uniformity"] = torch.pdist(first).square().mul(-2).exp().mean().log().item()
         return results
 
-    def _labelled(self) -> tuple:
-        return (self.bank, self.config.max_bank), (self.queries, self.config.max_queries)
-
-    def _extract(self, embed, source: Source, limit: int | None) -> Extracted:
+    def _extract(self, embed, source: Source) -> Extracted:
         """The vectors of all processes."""
         found = extract(
             embed,
@@ -128,7 +143,6 @@ class Monitor:
             device=self.accelerator.device,
             batch_size=self.config.batch_size,
             num_workers=self.num_workers,
-            max_examples=limit,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
@@ -158,7 +172,9 @@ class ClipMonitor(Monitor):
 
     def __init__(self, config, inputs, accelerator, bank=None, queries=None, num_workers=0, source=None):
         super().__init__(config, ClipEvalTransform(inputs), accelerator, bank, queries, num_workers)
-        self.source = source
+        self._labels = None
+        if isinstance(source, Source) and source.label_column is not None:
+            self._labels = torch.from_numpy(with_usable_labels(source).numbers)
 
     def baseline(self, model: nn.Module) -> dict[str, float]:
         return self.measure(model) if self.queries is not None else {}
@@ -180,13 +196,12 @@ class ClipMonitor(Monitor):
         results = {}
         if self.queries is not None:
             with evaluating(model):
-                parts = [self._extract(embed, *part) for part in self._labelled() if part[0] is not None]
+                parts = [self._extract(embed, part) for part in (self.bank, self.queries) if part is not None]
             results = evaluate_clips(parts[:-1], parts[-1], k=self.config.k, temperature=self.config.temperature)
         positives = getattr(model, "positive_set", None)
-        if positives is not None and getattr(self.source, "label_column", None) and positives[0, 0] >= 0:
-            labels = torch.tensor(self.source.labels(), device=positives.device)
-            if (labels >= 0).any():
-                results["positive_precision"] = positive_precision(positives, labels)
+        if positives is not None and self._labels is not None and positives[0, 0] >= 0:
+            with suppress(ValueError):  # no pair has labels
+                results["positive_precision"] = positive_precision(positives, self._labels.to(positives.device))
         return results
 
 

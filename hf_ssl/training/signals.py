@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""SIGTERM and SIGINT end a run at the next step, after a checkpoint; all processes agree on the step."""
+"""SIGTERM and SIGINT end a run before its next step, after a checkpoint; all processes agree on the step."""
 
 import signal
 
@@ -17,12 +17,16 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Context in which SIGTERM and SIGINT are remembered instead of acting; a second one acts at once."""
+    """Context in which SIGTERM and SIGINT are remembered instead of acting.
+
+    A second SIGINT acts as it did before. A second SIGTERM does not: launchers, `timeout` and schedulers send it to a
+    process and to its group.
+    """
 
     def __init__(self):
         self.received: int | None = None
         self._previous: dict[int, object] = {}
-        # Signals are exchanged on the CPU so that no process waits for its GPU.
+        # Exchanged on the CPU so that no process waits for its GPU.
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
 
@@ -32,20 +36,22 @@ class StopSignals:
         return self
 
     def __exit__(self, *_) -> None:
-        self._restore()
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
 
-    def agreed(self) -> int | None:
-        """The signal that any process has received, the same answer everywhere; call it once a step."""
-        if self._group is None:
-            return self.received
-        flag = torch.tensor(self.received or 0)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return flag.item() or None
+    def agreed(self, *facts: bool) -> tuple[int | None, ...]:
+        """The signal that any process has received, and of each fact whether it holds on any: the same everywhere.
+
+        Every process must call it at the same points.
+        """
+        own = [self.received or 0, *map(int, facts)]
+        if self._group is not None:
+            flags = torch.tensor(own)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+            own = flags.tolist()
+        return (own[0] or None, *own[1:])
 
     def _remember(self, signum: int, _frame) -> None:
         self.received = signum
-        self._restore()
-
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+        if signum == signal.SIGINT:
+            signal.signal(signum, self._previous[signum])

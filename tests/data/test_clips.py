@@ -15,10 +15,11 @@ import pytest
 import torch
 from datasets import Audio, Dataset, Features, Value, Video
 
+from hf_ssl.data.bank import labelled_sources
 from hf_ssl.data.clips import ClipTransform, ClipViews, eval_clip
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL
-from hf_ssl.data.sources import Source, check_source, labelled_sources, load_source
+from hf_ssl.data.sources import Source, check_source, load_source
 from hf_ssl.data.streams import merge_states, open_stream
 from hf_ssl.data.views import View, resolve_views
 from hf_ssl.models import media_avid

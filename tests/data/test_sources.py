@@ -12,7 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_ssl.data.sources import ImageSource, available_splits, check_source, labelled_sources, load_source
+from hf_ssl.data.bank import labelled_sources
+from hf_ssl.data.sources import ImageSource, available_splits, check_source, load_source
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError
 
 

@@ -105,7 +105,7 @@ def test_a_non_finite_loss_stops_the_run_names_the_step_and_keeps_the_checkpoint
 
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing_but_that_checkpoint(tmp_path, monkeypatch, caplog):
-    recipe = small_recipe(tmp_path / "run", train={"checkpoint_every": 0.25, "keep_checkpoints": 9})
+    recipe = small_recipe(tmp_path / "run", train={"checkpoint_every": 0.25, "keep": 9})
     real, calls = checkpoint.save_file, []
 
     def full_once(*args):

@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Labels of a dataset: which column holds them, which rows have none, and their classes numbered from 0.
+
+A class is a ClassLabel's name, a text, a whole number or a truth value. The numbers that a dataset gives its classes
+may be dates, hashes or ids of ten digits, and another split may order its names in another way; so classes are
+compared by what they are, and counted as 0..K-1.
+"""
+
+import re
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Features, Value
+
+from ..recipe import RecipeError, nearest
+
+
+_NAMES = ("label", "labels")
+_CLASSES = re.compile(r"u?int\d+|bool|float\d+|string|large_string|string_view")
+_SPLIT_NAME = re.compile(
+    r"[\W\d_]*(?:(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|dev|eval|hold|out|(?:un)?labell?ed|labels?|images?|imgs?"
+    r"|photos?|pictures?|data|set|split|fold|part)[\W\d_]*)+"
+)
+
+
+class NoLabels(RecipeError):
+    """A dataset has no labels that accuracy could be measured with; its text says why."""
+
+
+def find_label_column(features: Features, name: str | None, where: str | None = "the dataset") -> str | None:
+    """The column of classes: `name`, or the one that looks like it, or None.
+
+    Raises:
+        RecipeError: `name` is not there or holds something else.
+    """
+    possible = [column for column, feature in features.items() if _holds_classes(feature)]
+    if name is not None:
+        check_column(name, features, possible, "class numbers or names", where)
+        return name
+    named = [column for column in possible if column in _NAMES]
+    typed = [column for column in possible if isinstance(features[column], ClassLabel)]
+    return next(iter(named + typed), None)
+
+
+def _holds_classes(feature: Any) -> bool:
+    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and bool(_CLASSES.fullmatch(feature.dtype)))
+
+
+def check_column(name: str, features: Features, possible: list[str], what: str, where: str | None) -> None:
+    """Raises RecipeError when a column that somebody named is not there, or holds something else than `what`."""
+    if name not in features:
+        raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
+    if name not in possible:
+        raise RecipeError(f"The column {name!r} of {where} does not hold {what}{nearest(name, possible)}")
+
+
+def why_no_label_column(features: Features, where: str | None) -> str:
+    """One sentence about a dataset in which `find_label_column` finds nothing."""
+    lists = next((column for column in _NAMES if column in features and "List" in str(features[column])), None)
+    said = f"has several labels an example in the column {lists!r}" if lists else "has no labels for kNN"
+    return f"{where} {said}; set monitor.label_column to a column of one class an example."
+
+
+def label_classes(feature: Any, values: Sequence[Any], column: str = "label") -> list[Hashable]:
+    """The class of every row; None where a row has none: null, -1, not a number, an empty text.
+
+    Raises:
+        NoLabels: numbers that are not whole.
+    """
+    if isinstance(feature, ClassLabel):
+        names = dict(enumerate(feature.names))
+        return [None if value is None or value < 0 else names.get(value, f"class {value}") for value in values]
+    classes = [None if value is None or value == -1 or value == "" or value != value else value for value in values]
+    fraction = next((value for value in classes if isinstance(value, float) and not value.is_integer()), None)
+    if fraction is not None:
+        raise NoLabels(f"The column {column!r} holds numbers such as {fraction:g}, which are no classes.")
+    return [int(value) if isinstance(value, float) else value for value in classes]
+
+
+def number_classes(*sides: list[Hashable]) -> list[np.ndarray]:
+    """The classes of one or several datasets as common numbers 0..K-1, int64 (N,) each; -1 for none.
+
+    Raises:
+        RecipeError: names on one side and numbers on the other.
+    """
+    known = set().union(*sides) - {None}
+    if len({isinstance(one, str) for one in known}) > 1:
+        raise RecipeError(
+            "The labels are names on one side, such as a folder's or a ClassLabel's, and numbers on the other; give "
+            "bank and queries the same type of label column."
+        )
+    numbers = {None: -1} | {one: number for number, one in enumerate(sorted(known))}
+    return [np.array([numbers[one] for one in side], dtype=np.int64) for side in sides]
+
+
+def check_classes(classes: list[Hashable], column: str, where: str | None) -> None:
+    """Whether accuracy on these labels would mean anything.
+
+    Raises:
+        NoLabels: no row has one, or they are names of splits.
+    """
+    known = [one for one in classes if one is not None]
+    names = sorted(set(known))
+    if not known:
+        raise NoLabels(f"The column {column!r} of {where} has no label in any row, only -1 or null.")
+    if all(isinstance(name, str) and is_split_name(name) for name in names):
+        raise NoLabels(
+            f"The labels of {where} are names of splits ({', '.join(names[:5])}), not classes; set monitor.path to "
+            "labeled data."
+        )
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a label says which part of a dataset a file is in ("train", "val2017", "test_images")."""
+    return bool(_SPLIT_NAME.fullmatch(name.lower()))

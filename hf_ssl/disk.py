@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Files that are whole or absent, and that say when they were changed: flushes, atomic replacement, digests."""
+
+import ctypes
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import xxhash
+
+
+DIGESTS = "digests.json"
+_CHUNK = 1 << 22  # bytes
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux
+_HERE = -100  # AT_FDCWD: paths are relative to the working folder
+
+# What safetensors and torch say when the system refuses a write; their classes are no OSError.
+_REFUSED_WRITES = (
+    *("no space left", "os error", "i/o error", "file write failed", "writing file", "unexpected pos"),
+    *("file cannot be opened", "parent directory", "disk quota", "read-only file system"),
+)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or a folder's entries where the platform can, on the disk before this returns."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a text file that is either as before or as given, whenever the process is killed."""
+    partial = path.with_name(f".partial_{path.name}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put the folder `new` in the place of `old`, which may exist, and remove what was there.
+
+    Linux exchanges both in one step. Where it cannot, and on other systems, `old` is moved aside first; a process
+    killed in between leaves it there, and `recover_folder` brings it back.
+    """
+    aside = _aside(old)
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        if _exchange(new, old):
+            os.replace(new, aside)
+        else:
+            os.replace(old, aside)
+    if not old.exists():
+        os.replace(new, old)
+    flush(old.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Undo a `replace_folder` that was killed between its two renames."""
+    if not folder.exists() and _aside(folder).is_dir():
+        os.replace(_aside(folder), folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".previous_{folder.name}")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
+
+
+def digest(path: Path) -> str:
+    """Of a file's content. It tells accidents, and is no protection against forgery."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: digest(folder / name) for name in names}
+
+
+def write_digests(folder: Path, digests: dict[str, str]) -> None:
+    """The list of a folder's digests, and one of its own."""
+    listed = json.dumps(digests, sort_keys=True)
+    content = {"files": digests, "self": xxhash.xxh3_128_hexdigest(listed.encode())}
+    (folder / DIGESTS).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative names of all files that a folder's digests are of, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != DIGESTS)
+
+
+def read_digests(folder: Path) -> dict[str, str] | None:
+    """Name -> digest of a folder's files; None where nobody wrote any.
+
+    Raises:
+        ValueError: the list itself is damaged.
+    """
+    path = folder / DIGESTS
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, own = content["files"], content["self"]
+        if own == xxhash.xxh3_128_hexdigest(json.dumps(found, sort_keys=True).encode()):
+            return found
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(f"{DIGESTS} has been changed or cut since it was written")
+
+
+def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
+    """What is wrong with the files of a folder that `digests` names, or None."""
+    there = set(files_below(folder))  # a list that names what lies elsewhere is not followed
+    for name, expected in sorted(digests.items()):
+        if name not in there:
+            return f"{name} is missing"
+        try:
+            found = digest(folder / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
+        if found != expected:
+            return f"{name} has been changed or cut since it was written"
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None; one without digests, of an older version, is taken as it is."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        digests = read_digests(checkpoint)
+        if digests is None:
+            return f"{DIGESTS} is missing" if state.get("format", 1) > 1 else None
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        return f"its records cannot be read: {first_line(error)}"
+    return first_damage(checkpoint, digests)
+
+
+def refused_write(error: BaseException | None) -> OSError | None:
+    """The system's refusal of a write that an exception stands for, as libraries wrap it into classes of their own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError):
+            return error
+        if any(sign in str(error).lower() for sign in _REFUSED_WRITES):
+            return OSError(first_line(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its class."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()

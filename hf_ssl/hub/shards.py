@@ -1,0 +1,166 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Sharded checkpoints (torch.distributed.checkpoint), read without executing anything that their files hold.
+
+The index of such a folder, `.metadata`, is a pickle, and entries that are no tensors are pickles, too. Here the index
+is read into inert records, of which only what describes tensors is taken over, and other entries are refused. What it
+says is held against the files before any memory is allocated.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from ..files import refuse_compressed
+
+
+_OWN = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+_OTHERS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}
+_OTHERS |= {(module, name) for module in ("pathlib", "pathlib._local") for name in _PATHS}
+# Of the 68 opcodes, those that torch's writer needs; others may allocate as much as they claim to hold.
+_OPCODES = set(
+    "APPEND APPENDS BINGET BININT BININT1 BININT2 BINUNICODE BUILD EMPTY_DICT EMPTY_LIST EMPTY_TUPLE FRAME LONG1 "
+    "LONG_BINGET MARK MEMOIZE NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS SHORT_BINUNICODE "
+    "STACK_GLOBAL STOP TUPLE TUPLE1 TUPLE2 TUPLE3".split()
+)
+_MOST_BYTES = 256 * 2**20
+
+
+class SafeReader(dcp.FileSystemReader):
+    """Reads tensors, and only tensors, of a folder of torch.distributed.checkpoint."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index, checked.
+
+        Raises:
+            pickle.UnpicklingError: it is of another kind, names something besides tensors and their files, or says
+                more than the files hold.
+        """
+        path = Path(self._get_metadata_path(kwargs.get("rank")))
+        try:
+            metadata = _checked(_unpickled(path), path.parent)
+        except pickle.UnpicklingError:
+            raise
+        except Exception as error:  # whatever a cut or foreign file brings about
+            raise pickle.UnpicklingError(f"{path} is no index of a sharded checkpoint ({error!r})") from error
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+    def _slice_file(self, file: IO[bytes], sinfo: _StorageInfo) -> IO[bytes]:
+        file.seek(sinfo.offset)
+        part = io.BytesIO(file.read(sinfo.length))
+        refuse_compressed(part, sinfo.length)
+        part.seek(0)
+        return part
+
+
+def read_shards(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the method in a sharded checkpoint, whole, on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: its files are cut, of another kind, or hold more than tensors.
+    """
+    reader = SafeReader(folder)
+    saved = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved.items()
+        if name.startswith("model.")
+    }
+    try:
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:  # no Exception: torch derives it from BaseException
+        said = " ".join(repr(failure[0]) for failure in error.failures.values())
+        raise pickle.UnpicklingError(f"{folder}: {said}") from error
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+class _Record:
+    """Stands for an object of the index: what it was made of, and no behavior."""
+
+    args: tuple = ()
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> "_Record":
+        record = super().__new__(cls)
+        record.args = args
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        dtype = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(dtype, torch.dtype):
+            return dtype
+        if (module in _OWN and "." not in name) or (module, name) in _OTHERS:
+            return type(name, (_Record,), {})
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which hf-ssl never executes")
+
+
+def _unpickled(path: Path) -> _Record:
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        raise pickle.UnpicklingError(f"{path} is no file of a sharded checkpoint")
+    with path.open("rb") as file:
+        foreign = {opcode.name for opcode, _, _ in pickletools.genops(file)} - _OPCODES
+        if foreign:
+            raise pickle.UnpicklingError(f"{path} is no index that torch wrote ({', '.join(sorted(foreign))})")
+        file.seek(0)
+        return _Unpickler(file).load()
+
+
+def _checked(index: _Record, folder: Path) -> Metadata:
+    """The index as torch's own classes, made anew from plain values."""
+    tensors = {str(name): _tensor(str(name), entry) for name, entry in index.state["state_dict_metadata"].items()}
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+    parts = dict(_part(key, place, sizes) for key, place in index.state["storage_data"].items())
+    declared = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors.values())
+    if declared > sum(sizes.values()):
+        raise pickle.UnpicklingError(f"{folder} says that it holds {declared:,} bytes of tensors, and has fewer")
+    return Metadata(state_dict_metadata=tensors, planner_data={name: (name,) for name in tensors}, storage_data=parts)
+
+
+def _tensor(name: str, entry: _Record) -> TensorStorageMetadata:
+    if type(entry).__name__ != "TensorStorageMetadata":
+        raise pickle.UnpicklingError(f"its entry {name} is no tensor, and hf-ssl reads nothing else")
+    size, dtype = _size(entry.state["size"]), entry.state["properties"].state[0]
+    if not isinstance(dtype, torch.dtype):
+        raise pickle.UnpicklingError(f"its entry {name} has no type of numbers")
+    chunks = [ChunkStorageMetadata(_size(c.state["offsets"]), _size(c.state["sizes"])) for c in entry.state["chunks"]]
+    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):
+        raise pickle.UnpicklingError(f"parts of its entry {name} are missing")
+    return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+
+
+def _part(key: _Record, place: _Record, sizes: dict[str, int]) -> tuple[MetadataIndex, _StorageInfo]:
+    """Where a part of a tensor is: in a file of this folder, and within it."""
+    fqn, offset, index = (key.state.get(name) for name in ("fqn", "offset", "index"))
+    file, start, length = (place.state[name] for name in ("relative_path", "offset", "length"))
+    if file not in sizes or not 0 <= start <= start + length <= sizes[file]:
+        raise pickle.UnpicklingError(f"a part of {fqn} is said to be in {file!r}, which has no such bytes")
+    return MetadataIndex(str(fqn), _size(offset), index), _StorageInfo(file, start, length)
+
+
+def _size(record: _Record) -> torch.Size:
+    numbers = record.args[0]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise pickle.UnpicklingError(f"{numbers!r} is no size of a tensor")
+    return torch.Size(numbers)

@@ -1,0 +1,33 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Whether a model, and its optimizer's state, are still numbers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def all_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bool:
+    """Whether every weight, buffer and optimizer state of this process is finite; waits for the device once."""
+    norms: list[torch.Tensor] = []
+    by_kind: dict[tuple, list[torch.Tensor]] = {}
+    for tensor in _floats(model, optimizer):
+        by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for (device, _), tensors in by_kind.items():
+        # The largest absolute value, which neither overflows nor hides a NaN, in one fused pass.
+        norms.append(nn.utils.get_total_norm(tensors, norm_type=float("inf")).float().to(device))
+    return all(bool(norm.isfinite()) for norm in norms)
+
+
+def _floats(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[torch.Tensor]:
+    yield from (t for t in map(_local, model.state_dict().values()) if t.is_floating_point() and t.numel())
+    for state in optimizer.state.values() if optimizer is not None else ():
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                yield _local(value)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

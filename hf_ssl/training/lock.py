@@ -1,0 +1,87 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""One run an `output_dir`: two would write into each other's files.
+
+The lock is the operating system's (`flock`), so that it ends with the process that holds it, however that ends. On NFS
+it holds between machines where the server has locks (Linux, NFS 4, or 3 with lockd); a mount with `nolock` or
+`local_lock` keeps it to one machine, and a file system without locks has none: then nothing stops a second start.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
+
+from ..disk import atomic_write, first_line
+from ..recipe import RecipeError
+
+
+logger = get_logger(__name__)
+
+_DYING = 20.0  # seconds in which the loader's workers of a killed process end and let go of what they inherited
+
+
+@contextmanager
+def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of a run's folder, which is made, on the main process. Every process must enter.
+
+    Raises:
+        RecipeError: on all processes: another run holds it, or the folder cannot be written.
+    """
+    refusal, lock = None, FileLock(folder / ".lock")
+    if accelerator.is_main_process:
+        refusal = _acquire(folder, lock)
+    refusal = next((said for said in gather_object([refusal]) if said), None)
+    try:
+        if refusal:
+            raise RecipeError(refusal)
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(folder: Path, lock: FileLock) -> str | None:
+    """Take the lock, or say why it cannot be had."""
+    holder = folder / ".lock.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            lock.acquire(timeout=0 if _is_alive(_read(holder)) else _DYING)
+        own = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        atomic_write(holder, json.dumps(own))
+    except Timeout:
+        told = _read(holder)
+        who = "process {process} on {host}, since {since},".format_map(told) if told else "another process"
+        return (
+            f"{who} is training in train.output_dir={folder}; wait for it, stop it, or set another train.output_dir."
+        )
+    except NotImplementedError:  # a file system without locks
+        logger.warning(f"{folder} is on a file system without locks: take care that no second run is started in it.")
+    except OSError as error:
+        return (
+            f"train.output_dir={folder} cannot be written ({first_line(error)}); free some space or set another one."
+        )
+    return None
+
+
+def _read(holder: Path) -> dict | None:
+    with suppress(OSError, ValueError):
+        told = json.loads(holder.read_text(encoding="utf-8"))
+        if isinstance(told, dict) and told.keys() >= {"host", "process", "since"}:
+            return told
+    return None
+
+
+def _is_alive(told: dict | None) -> bool:
+    """Whether the holder may be running; of another machine nobody here can tell."""
+    return told is None or told["host"] != socket.gethostname() or psutil.pid_exists(told["process"])

@@ -1,0 +1,259 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What signals, dead workers, full disks and second starts do to a run: a checkpoint and one sentence."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_ssl.hub.card import Results
+from hf_ssl.recipe import recipes_folder
+from tests.runs import kill, start
+from tests.training.test_resume import assert_same_weights, command, finished, main, progress
+
+
+TIMES = ("images_per_second", "clips_per_second", "data_wait", "seconds", "peak_memory_gib")
+
+
+def popen(args: list[str], log: Path, launcher: list[str] | None = None, **options) -> subprocess.Popen:
+    """The command as people start it, in a process group of its own."""
+    launched = launcher or [sys.executable]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*launched, "-m", "hf_ssl", *args], stdout=file, stderr=file, start_new_session=True, **options
+        )
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, step: int, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while process.poll() is None and progress(output) < step:
+        assert time.monotonic() < end, "the run made no progress"
+        time.sleep(0.01)
+
+
+def untimed(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+@pytest.mark.parametrize(
+    "workers", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow)]
+)
+def test_sigterm_to_the_whole_group_leaves_a_checkpoint_and_exits_143(digits, tmp_path, workers):
+    """As `timeout`, systemd and `scancel` send it; twice, as the first and the last of them do."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = [f"data.num_workers={workers}", "train.checkpoint_every=100", "monitor.every=1", "train.log_every=2"]
+    args = command("simsiam", digits, broken, *more)
+    process = popen(args, tmp_path / "log")
+    wait_for_step(process, broken, 5)
+    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()[-3000:]
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said and "SIGTERM at step" in said
+    [kept] = sorted((broken / "checkpoints").iterdir())
+    assert 5 <= int(kept.name[5:]) < 40
+    finished(args, broken)
+    finished(command("simsiam", digits, whole, *more), whole)
+    assert_same_weights(*(run / "checkpoints/step_00000040/model.safetensors" for run in (whole, broken)))
+    assert untimed(whole) == untimed(broken)
+    results = [Results(**json.loads((run / "model/results.json").read_text())) for run in (whole, broken)]
+    pairs = zip(*([result.baseline, result.final] for result in results), strict=True)
+    for values, others in pairs:
+        assert {k: v for k, v in values.items() if k not in TIMES} == {
+            k: v for k, v in others.items() if k not in TIMES
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_to_the_launcher_of_two_processes_leaves_a_checkpoint(digits, tmp_path, workers):
+    """`accelerate launch` with a file for GPUs, on a machine without any: two processes on its CPU."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    args = command("swav", digits, output, f"data.num_workers={workers}", "train.checkpoint_every=100")
+    file = str(recipes_folder() / "accelerate/ddp.yaml")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
+    launcher += ["--mixed_precision", "no", "--main_process_port", "0"]
+    process = popen(args, log, launcher)
+    wait_for_step(process, output, 5)
+    process.terminate()
+    assert process.wait(timeout=200) != 0
+    [kept] = sorted((output / "checkpoints").iterdir())
+    assert json.loads((kept / "state.json").read_text())["results"]["hardware"].startswith("2 CPU")
+    assert {path.name for path in kept.iterdir()} >= {"rank_0.pt", "rank_1.pt"}
+    assert "killed by signal" not in log.read_text()
+    started_again = popen(args, log, launcher)
+    assert started_again.wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert (output / "model/model.safetensors").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once_without_a_traceback(digits, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    process = popen(command("simsiam", digits, output, "train.steps=4000", "data.num_workers=1"), log)
+    wait_for_step(process, output, 3)
+    # Both arrive before the next batch is asked for, or the second while the checkpoint is written.
+    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert "Traceback" not in log.read_text()
+    for folder in (output / "checkpoints").glob("step_*"):
+        assert (folder / "digests.json").exists()
+
+
+def test_a_second_run_in_a_folder_is_refused_and_says_who_is_there(digits, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    args = command("simsiam", digits, output, "train.steps=4000", "data.num_workers=1")
+    first = popen(args, log)
+    wait_for_step(first, output, 1)
+    second = start(main, args, cpu=False, log=tmp_path / "second.log")
+    assert second.wait(timeout=120) == 2
+    said = (tmp_path / "second.log").read_text()
+    assert f"process {first.pid} on" in said and "since 20" in said and "train.output_dir" in said
+    assert "Traceback" not in said
+    kill(first)
+    again = popen(args, log)  # a stale lock does not block
+    wait_for_step(again, output, progress(output) + 1)
+    assert again.poll() is None
+    kill(again)
+
+
+def test_a_killed_worker_is_one_sentence_and_a_checkpoint(digits, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    more = ["train.steps=4000", "data.num_workers=2", "train.checkpoint_every=1000", "monitor.every=1000"]
+    process = popen(command("simsiam", digits, output, *more), log)
+    wait_for_step(process, output, 3)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    min(workers, key=lambda worker: worker.create_time()).kill()
+    assert process.wait(timeout=90) == 1
+    said = log.read_text()
+    assert "Traceback" not in said and "memory" in said and "data.num_workers" in said
+    assert len(list((output / "checkpoints").glob("step_*"))) == 1
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs to mount a file system")
+def test_shared_memory_that_is_too_small_is_one_sentence(digits, tmp_path):
+    args = command(
+        "simsiam", digits, tmp_path / "run", "data.num_workers=2", "train.batch_size=128", "monitor.every=0"
+    )
+    line = f"mount -t tmpfs -o size=300k tmpfs /dev/shm && exec {sys.executable} -m hf_ssl {' '.join(args)}"
+    run = subprocess.run(["unshare", "-m", "sh", "-c", line], capture_output=True, text=True, timeout=200)
+    if "unshare" in run.stderr or "mount" in run.stderr.split("hf-ssl")[0]:
+        pytest.skip("may not mount")
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "/dev/shm" in run.stderr and "data.num_workers" in run.stderr
+
+
+def test_a_finished_run_leaves_what_is_there(digits, tmp_path):
+    output = tmp_path / "run"
+    args = command("simsiam", digits, output, "train.steps=2")
+    finished(args, output)
+    (output / "model/encoder.onnx").write_text("made by hand")
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name[0] != "."}
+    log = tmp_path / "again.log"
+    assert start(main, args, cpu=False, log=log).wait(timeout=200) == 0
+    assert "already finished" in log.read_text() and "model is in" in log.read_text()
+    after = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name[0] != "."}
+    assert before == after
+    longer = tmp_path / "longer.log"
+    assert start(main, [*args, "train.steps=4"], cpu=False, log=longer).wait(timeout=200) == 2
+    assert "train.init_from" in longer.read_text() and "train.steps" in longer.read_text()
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_other_data_than_a_run_was_begun_with_are_refused(tmp_path, streaming):
+    from tests.conftest import digit_images
+
+    photos, output = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for i, image in enumerate(digit_images(32)[0]):
+        image.save(photos / f"{i:02}.png")
+    more = ("train.steps=4", "train.checkpoint_every=1", f"data.streaming={streaming}", "data.partitions=2")
+    args = command("simsiam", photos, output, *more)
+    finished(args, output)
+    shutil.rmtree(output / "model")
+    shutil.rmtree(output / "checkpoints/step_00000004")
+    moved, log = tmp_path / "moved", tmp_path / "log"
+    shutil.copytree(photos, moved)
+
+    def said(expected: int) -> str:
+        log.unlink(missing_ok=True)
+        assert start(main, [*args, f"data.path={moved}"], cpu=False, log=log).wait(timeout=200) == expected
+        return log.read_text()
+
+    (moved / "00.png").rename(moved / "99.png")
+    assert "names of the files" in said(2)
+    (moved / "99.png").rename(moved / "00.png")
+    content = (moved / "01.png").read_bytes()
+    (moved / "01.png").write_bytes(content + b"more")
+    assert "sizes of the files" in said(2)
+    (moved / "01.png").unlink()
+    assert re.search(r"32 then, 31 now.*train\.init_from", said(2))
+    (moved / "01.png").write_bytes(content)
+    said(0)
+
+
+def test_weights_that_diverge_in_the_last_step_are_neither_saved_nor_exported(digits, tmp_path):
+    output = tmp_path / "run"
+    bad = ["optim.name=sgd", "optim.lr=1e38", "train.log_every=1000", "monitor.every=1", "optim.warmup_epochs=0"]
+    for more in (["train.steps=1"], ["train.steps=8", "train.checkpoint_every=0.125"]):
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        shutil.rmtree(output, ignore_errors=True)
+        assert start(main, command("simsiam", digits, output, *bad, *more), cpu=False, log=log).wait(timeout=200) == 1
+        said = log.read_text()
+        assert "Traceback" not in said and "optim.lr" in said and "NaN or infinite" in said
+        assert not (output / "model").exists()
+        for weights in (output / "checkpoints").glob("*/model.safetensors"):
+            assert all(t.isfinite().all() for t in load_file(weights).values() if t.is_floating_point())
+
+
+def test_a_lost_metrics_file_costs_the_card_nothing(digits, tmp_path):
+    output = tmp_path / "run"
+    args = command("simsiam", digits, output, "train.steps=8")
+    finished(args, output)
+    results = json.loads((output / "model/results.json").read_text())
+    shutil.rmtree(output / "model")
+    shutil.rmtree(output / "checkpoints/step_00000008")
+    (output / "metrics.jsonl").unlink()
+    finished(args, output)
+    again = json.loads((output / "model/results.json").read_text())
+    assert again["baseline"] == results["baseline"] and again["final"]["knn"] == results["final"]["knn"]
+
+
+def test_what_is_kept_can_be_chosen(digits, tmp_path):
+    output = tmp_path / "run"
+    more = ["train.steps=12", "train.checkpoint_every=100", "train.keep_every=0.5", "train.checkpoint_minutes=0.0001"]
+    finished(command("simsiam", digits, output, *more, "train.keep=1", "train.log_every=1"), output)
+    kept = [int(path.name[5:]) for path in sorted((output / "checkpoints").iterdir())]
+    assert kept == [4, 8, 12]  # every half epoch of eight steps
+    milestones = sorted((output / "milestones").iterdir())
+    assert [int(path.name[5:]) for path in milestones] == [4, 8]
+    assert all((path / "config.json").exists() and (path / "README.md").exists() for path in milestones)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["grad_norm"] > 0 and line["peak_memory_gib"] > 0 for line in lines if "loss" in line)
+
+
+@pytest.mark.slow
+def test_a_launch_for_gpus_on_a_machine_without_any_is_one_run(digits, tmp_path):
+    assert not torch.accelerator.is_available() or pytest.skip("there is an accelerator")
+    for file in ("ddp", "fsdp2"):
+        output, log = tmp_path / file, tmp_path / f"{file}.log"
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+        launcher += ["--config_file", str(recipes_folder() / f"accelerate/{file}.yaml"), "--main_process_port", "0"]
+        args = command("simsiam", digits, output, "train.steps=3", "train.precision=no")
+        assert popen(args, log, launcher).wait(timeout=300) == 0, log.read_text()[-3000:]
+        results = json.loads((output / "model/results.json").read_text())
+        assert results["hardware"] == "2 CPU process(es)"

@@ -1,0 +1,97 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Runs and models of an earlier version (tests/fixtures/make_runs.py) continue, and load, under this one."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForPreTraining
+
+from hf_ssl.cli import main
+from hf_ssl.hub.export import export_checkpoint
+from hf_ssl.hub.weights import find_weights, read_weights
+from hf_ssl.recipe import MEANT_BEFORE, changed_keys, continued, load_recipe
+from tests.fixtures.make_runs import arguments, write_data
+from tests.runs import start
+
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "runs_1c0e32c.tar.xz"
+
+
+@pytest.fixture
+def before(tmp_path, monkeypatch) -> Path:
+    """A working folder with the runs and their data."""
+    with tarfile.open(FIXTURE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    write_data()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mapped", "streamed"])
+def test_a_run_of_before_continues_and_ends_where_it_ended_then(before, name):
+    ended = load_file(before / name / "checkpoints/step_00000008/model.safetensors")
+    shutil.rmtree(before / name / "checkpoints/step_00000008")
+    shutil.rmtree(before / name / "model")
+    assert not json.loads((before / name / "checkpoints/step_00000004/state.json").read_text()).get("format")
+    main(arguments(name))
+    now = load_file(before / name / "checkpoints/step_00000008/model.safetensors")
+    # Another processor rounds otherwise, and eight steps do not make much of it.
+    assert all(torch.allclose(now[key].float(), ended[key].float(), rtol=1e-2, atol=1e-3) for key in ended)
+    assert json.loads((before / name / "checkpoints/step_00000008/state.json").read_text())["format"] > 1
+    lines = [json.loads(line) for line in (before / name / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
+
+
+def test_a_sharded_run_of_before_is_exported_and_continues_on_two_processes(before):
+    checkpoint = before / "sharded/checkpoints/step_00000004"
+    assert find_weights(before / "sharded") == checkpoint
+    assert all(tensor.isfinite().all() for tensor in read_weights(checkpoint).values())
+    assert (export_checkpoint(checkpoint, before / "exported") / "model.safetensors").exists()
+    log = before / "log"
+    run = start(main, arguments("sharded"), processes=2, config="fsdp2", cpu=False, log=log)
+    assert run.wait(timeout=300) == 0, log.read_text()[-2000:]
+    assert (before / "sharded/model/model.safetensors").exists()
+
+
+def test_a_run_of_before_on_fewer_images_is_refused(before, capsys):
+    from tests.conftest import digit_dataset
+
+    shutil.rmtree(before / "mapped/checkpoints/step_00000008")
+    digit_dataset(0, 96).to_parquet("digits/train.parquet")
+    with pytest.raises(SystemExit):
+        main(arguments("mapped"))
+    said = capsys.readouterr().err
+    assert "128 then, 96 now" in said and "train.init_from" in said
+
+
+@pytest.mark.parametrize("name", ["mapped", "streamed"])
+def test_a_model_of_before_loads_everywhere(before, name):
+    folder = before / name / "model"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+        assert torch.allclose(AutoModel.from_pretrained(folder).eval()(images).pooler_output.flatten(1), features)
+    whole = AutoModelForPreTraining.from_pretrained(folder / "pretraining")
+    assert whole.config.model_type == {"mapped": "barlow_twins", "streamed": "swav"}[name]
+
+
+def test_a_key_that_a_checkpoint_does_not_know_keeps_its_meaning(monkeypatch):
+    monkeypatch.setitem(MEANT_BEFORE, 3, {"optim.final_lr_fraction": 0.5})
+    recipe = load_recipe("quickstart")
+    kept = recipe.to_dict()
+    del kept["optim"]["final_lr_fraction"]
+    assert continued(recipe, kept, 2).optim.final_lr_fraction == 0.5
+    assert changed_keys(kept, continued(recipe, kept, 2).to_dict(), 2) == []
+    assert continued(recipe, kept, 3).optim.final_lr_fraction == 0.0
+    own = load_recipe("quickstart", ["optim.final_lr_fraction=0.1"])
+    assert changed_keys(kept, continued(own, kept, 2).to_dict(), 2) == ["optim.final_lr_fraction"]
+
+
+def test_the_name_that_a_key_had_before_is_still_understood():
+    assert load_recipe("quickstart", ["train.keep_checkpoints=5"]).train.keep == 5
