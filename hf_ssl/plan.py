@@ -166,7 +166,7 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
     with warnings.catch_warnings(), _fake_processes(world) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
         warnings.simplefilter("ignore")
         if recipe.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.encoder.gradient_checkpointing = True
         if world > 1:
             fully_shard_units(model, mesh, precision)
         else:

@@ -144,8 +144,8 @@ def _tensors(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, torch.Tenso
     return [
         (f"{path}.{name}", tensor)
         for path, layer in layers
-        for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
-        if name not in {"mask_token", *layer._non_persistent_buffers_set}
+        for name, tensor in layer.state_dict(keep_vars=True).items()
+        if "." not in name and name != "mask_token"  # its own, without its children's
     ]
 
 

@@ -762,7 +762,7 @@ def gradients_and_statistics(model, inputs: dict) -> tuple[torch.Tensor, dict, d
 
 def assert_checkpointing_changes_nothing(model, inputs: dict) -> None:
     checkpointed = copy.deepcopy(model)
-    checkpointed.gradient_checkpointing_enable()
+    getattr(checkpointed, "encoder", checkpointed).gradient_checkpointing = True
     calls = []
     block = backbone_blocks(checkpointed)[0]
     next(block.children()).register_forward_pre_hook(lambda *_: calls.append(1))
@@ -791,18 +791,19 @@ def test_gradient_checkpointing_of_a_whole_method_leaves_its_loss(method):
 
 def test_a_copy_of_a_checkpointed_model_runs_its_own_blocks():
     model = build("swav", "Model").train()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing = True
     twin = copy.deepcopy(model)
     twin(views(count=1)[:, 0]).pooler_output.sum().backward()
     assert all(parameter.grad is not None for parameter in twin.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_gradient_checkpointing_is_switched_off_again():
+def test_gradient_checkpointing_is_switched_on_and_off_as_any_model_of_transformers():
     model = build("swav")
-    assert not model.is_gradient_checkpointing
-    model.gradient_checkpointing_enable()
-    assert model.is_gradient_checkpointing and model.encoder.gradient_checkpointing
-    model.gradient_checkpointing_disable()
-    assert not model.is_gradient_checkpointing
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # newer, older
+    assert not getattr(model, f"is_{name}_checkpointing")
+    getattr(model, f"{name}_checkpointing_enable")()
+    assert getattr(model, f"is_{name}_checkpointing") and model.encoder.gradient_checkpointing
+    getattr(model, f"{name}_checkpointing_disable")()
+    assert not getattr(model, f"is_{name}_checkpointing")
     assert not [block for block in backbone_blocks(model) if "forward" in block.__dict__]
