@@ -26,17 +26,21 @@ def check_fits(recipe: Recipe, views: list[View], config: SSLConfig, world_size:
         remedy = f"set {' and '.join(sizes.values())} to {usual}{_arguments(config, size, list(sizes))}"
         raise RecipeError(f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); {remedy}.")
     if recipe.per_process_batch(world_size) == 1 and world_size == 1 and _needs_two(recipe, views, config):
-        least = 2 * recipe.train.accumulation
+        parts = recipe.train.accumulation
         raise RecipeError(
             f"train.batch_size={recipe.train.batch_size} leaves one image for a forward, of which BatchNorm has no "
-            f"statistics; set train.batch_size to {least} or more, or a smaller train.accumulation."
+            f"statistics; set train.batch_size to {2 * parts} or more"
+            + (", or a smaller train.accumulation." if parts > 1 else ".")
         )
 
 
 def _usual_size(config: SSLConfig) -> int:
+    try:
+        backbone = _on_meta(config)
+    except ValueError as error:  # arguments that it does not take
+        raise RecipeError(f"model: {error}") from None
     own = (config.backbone_args or {}).get("img_size")
-    own = own[0] if isinstance(own, list | tuple) else own
-    return own or _on_meta(config).pretrained_cfg["input_size"][-1]
+    return own if isinstance(own, int) else backbone.pretrained_cfg["input_size"][-1]
 
 
 def _on_meta(config: SSLConfig) -> nn.Module:
@@ -75,9 +79,9 @@ def _needs_two(recipe: Recipe, views: list[View], config: SSLConfig) -> bool:
     sides = {view.local: view.size for view in views}
     counts = {local: sum(view.local == local for view in views) for local in sides}
     names = {False: "pixel_values", True: "local_pixel_values"}
-    with torch.device("meta"):
-        model = METHODS[recipe.method][1](config).train()
     try:
+        with torch.device("meta"):
+            model = METHODS[recipe.method][1](config).train()
         model(**{names[local]: _images((1, counts[local]), config, side) for local, side in sides.items()})
     except ValueError as error:
         return "more than 1 value per channel" in str(error)
