@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel, TimmWrapperConfig
 
 from .. import models  # registers our classes with AutoModel
 from ..data.bank import labelled_source, labelled_sources, measured_on, unlabelled_queries
@@ -15,7 +15,15 @@ from ..data.sources import available_splits, check_source, open_place
 from ..hub.weights import open_encoder
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
-from .features import ClipEvalTransform, EvalTransform, Extracted, encoder_embedding, extract
+from .features import (
+    ClipEvalTransform,
+    EvalTransform,
+    Extracted,
+    ProcessorTransform,
+    Transform,
+    encoder_embedding,
+    extract,
+)
 from .knn import knn_accuracy
 from .linear import kfold_accuracy, linear_accuracy, linear_svm_accuracy
 from .retrieval import evaluate_clips
@@ -24,15 +32,16 @@ from .retrieval import evaluate_clips
 logger = logging.getLogger(__name__)
 
 
-def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, EvalTransform | ClipEvalTransform]:
+def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, Transform]:
     """An encoder in evaluation mode with its own preprocessing.
 
     Args:
-        model: a run's folder (its `model/` is taken), an exported folder, or a Hub id.
+        model: a run's folder (its `model/` is taken), an exported folder, or a Hub id: of ours, of timm, or of
+            transformers with an image processor.
         num_clips: of each video or sound.
 
     Raises:
-        RecipeError: no model can be loaded from there.
+        RecipeError: no model can be loaded from there, or it is no encoder of images or clips.
     """
     inner = Path(model) / "model"
     location = str(inner) if inner.is_dir() else model
@@ -41,9 +50,43 @@ def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, EvalT
         return encoder, ClipEvalTransform(encoder.config, num_clips)
     if isinstance(encoder.config, models.SSLConfig):
         return encoder, EvalTransform.of(encoder.config)
+    if not isinstance(encoder.config, TimmWrapperConfig):
+        return encoder, _processing_of(encoder, location)
     timm = encoder.config.pretrained_cfg
     mean, std = tuple(timm["mean"]), tuple(timm["std"])
     return encoder, EvalTransform(timm["input_size"][-1], timm["crop_pct"], timm["interpolation"], mean, std)
+
+
+def _processing_of(encoder: PreTrainedModel, location: str) -> ProcessorTransform:
+    """The preprocessing of an encoder of transformers' own, tried with a black image.
+
+    Raises:
+        RecipeError: it takes no images, or does not say how they are prepared, or has no pooled features.
+    """
+    kind = type(encoder).__name__
+    if encoder.main_input_name != "pixel_values":
+        raise RecipeError(f"{location} is no encoder of images: its {kind} takes {encoder.main_input_name}.")
+    try:
+        transform = ProcessorTransform(AutoImageProcessor.from_pretrained(location))
+    except Exception:
+        raise RecipeError(
+            f"{location} does not say how the images of its {kind} are prepared; save its image processor "
+            "(preprocessor_config.json) beside it."
+        ) from None
+    try:
+        with torch.no_grad():
+            found = encoder_embedding(encoder)(transform.inputs(*transform.blank(), device=encoder.device))
+    except Exception as error:
+        raise RecipeError(
+            f"{location}: its {kind} does not take an image as prepared: {_first_line(error)}"
+        ) from error
+    if "" not in found:
+        raise RecipeError(f"{location}: its {kind} gives no pooled features (pooler_output) to measure.")
+    return transform
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def evaluate(

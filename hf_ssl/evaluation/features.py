@@ -11,11 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor
 
 from ..data.clips import ClipTransform, eval_clip, eval_sound
-from ..data.pixels import open_image
+from ..data.pixels import open_image, to_channels
 from ..data.sources import Source
 from ..data.views import eval_image
 from ..data.workers import batches, share, start_worker
@@ -55,6 +57,29 @@ class EvalTransform:
         return {"pixel_values": TF.normalize(images.float() / 255, self.mean, self.std)}
 
 
+class ProcessorTransform:
+    """Inference preprocessing as an image processor of transformers does it, for the encoders of others."""
+
+    num_clips: ClassVar[int] = 1
+
+    def __init__(self, processor: BaseImageProcessor):
+        self.processor = processor
+
+    def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
+        """float32 (1, C, H, W)."""
+        image = open_image(source.cell(index), source.max_megapixels)
+        return (self._prepared(to_channels(image, 3, source.decoding)),)
+
+    def blank(self, source: Source | None = None) -> tuple[torch.Tensor, ...]:
+        return (torch.from_numpy(self._prepared(Image.new("RGB", (64, 64)))),)
+
+    def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        return {"pixel_values": images.to(device, non_blocking=True)}
+
+    def _prepared(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self.processor(images=image, return_tensors="np")["pixel_values"], dtype=np.float32)
+
+
 class ClipEvalTransform:
     """The same of `num_clips` evenly spaced clips of each video with sound, or of sound alone, of an `AvidConfig`."""
 
@@ -77,6 +102,9 @@ class ClipEvalTransform:
 
     def inputs(self, *clips: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
         return self.normalize(clips[0] if len(clips) == 2 else None, clips[-1], device)
+
+
+Transform = EvalTransform | ProcessorTransform | ClipEvalTransform
 
 
 @dataclass(frozen=True)
@@ -110,7 +138,7 @@ class Extracted:
 
 
 class _Examples(Dataset):
-    def __init__(self, source: Source, indices: range, transform: EvalTransform | ClipEvalTransform):
+    def __init__(self, source: Source, indices: range, transform: Transform):
         self.source, self.indices, self.transform = source, indices, transform
         self.numbers = source.numbers  # once, not in every worker
 
@@ -141,7 +169,7 @@ def _collate(items: list):
 def extract(
     embed: Embed,
     source: Source,
-    transform: EvalTransform | ClipEvalTransform,
+    transform: Transform,
     *,
     device: torch.device,
     batch_size: int,

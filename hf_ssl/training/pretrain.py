@@ -42,6 +42,7 @@ from ..recipe import Recipe, RecipeError
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found, RunState
 from .finite import all_finite
+from .fits import check_fits
 from .fsdp import build_once, full_state_dict
 from .lock import run_lock
 from .metrics import Journal, Meter, Totals, peak_memory
@@ -101,11 +102,13 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     if dataset is not None:  # what the recipe names was not trained on, and no card may say so
         recipe = replace(recipe, data=replace(recipe.data, path=None))
     encoder = start_from_encoder(recipe)
-    _, _, kind = described(recipe)
+    views, config, kind = described(recipe)
     if dataset is None:
         check_source(recipe.data, kind=kind)
     accelerator = build_accelerator(recipe.train)
     recipe.per_process_batch(accelerator.num_processes)
+    if kind == "image":
+        check_fits(recipe, views, config, accelerator.num_processes)
     folder = Path(recipe.train.output_dir)
     with run_lock(folder, accelerator):
         every = recipe.train.keep_every

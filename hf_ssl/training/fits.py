@@ -1,0 +1,90 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Whether a network takes what a recipe will show it, found out on the meta device, which has shapes only."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ..data.views import View
+from ..models import METHODS, SSLConfig
+from ..models.backbones_ssl import create_backbone
+from ..recipe import Recipe, RecipeError
+
+
+def check_fits(recipe: Recipe, views: list[View], config: SSLConfig, world_size: int) -> None:
+    """Try the network of a recipe for images with every size, and with the number of images of one forward.
+
+    Raises:
+        RecipeError: a size that the backbone does not take, or one image for a BatchNorm.
+    """
+    sizes = {config.image_size: "model.image_size"}
+    sizes |= {view.size: "views.local.size" if view.local else "views.all.size" for view in reversed(views)}
+    size, fault = _first_refused(config, list(sizes))
+    usual = _usual_size(config) if fault else None
+    if fault and _first_refused(config, [usual])[1] is None:  # else it is not for the size
+        remedy = f"set {' and '.join(sizes.values())} to {usual}{_arguments(config, size, list(sizes))}"
+        raise RecipeError(f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); {remedy}.")
+    if recipe.per_process_batch(world_size) == 1 and world_size == 1 and _needs_two(recipe, views, config):
+        parts = recipe.train.accumulation
+        raise RecipeError(
+            f"train.batch_size={recipe.train.batch_size} leaves one image for a forward, of which BatchNorm has no "
+            f"statistics; set train.batch_size to {2 * parts} or more"
+            + (", or a smaller train.accumulation." if parts > 1 else ".")
+        )
+
+
+def _usual_size(config: SSLConfig) -> int:
+    try:
+        backbone = _on_meta(config)
+    except ValueError as error:  # arguments that it does not take
+        raise RecipeError(f"model: {error}") from None
+    own = (config.backbone_args or {}).get("img_size")
+    return own if isinstance(own, int) else backbone.pretrained_cfg["input_size"][-1]
+
+
+def _on_meta(config: SSLConfig) -> nn.Module:
+    with torch.device("meta"):
+        return create_backbone(config).eval()
+
+
+def _first_refused(config: SSLConfig, sizes: list[int]) -> tuple[int, str | None]:
+    """The first size that the backbone does not take, and what it says then; None where it takes all."""
+    size = sizes[0]
+    try:
+        backbone = _on_meta(config)
+        for size in sizes:
+            with torch.no_grad():
+                backbone.forward_head(backbone.forward_features(_images((2,), config, size)))
+    except Exception as error:  # assertions of timm, shapes of torch
+        return size, (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:120]
+    return size, None
+
+
+def _images(batch: tuple[int, ...], config: SSLConfig, size: int) -> torch.Tensor:
+    return torch.empty(*batch, config.num_channels, size, size, device="meta")
+
+
+def _arguments(config: SSLConfig, wanted: int, sizes: list[int]) -> str:
+    """The end of the sentence: an argument of timm's with which the backbone takes all sizes, where there is one."""
+    for name, value in (("dynamic_img_size", True), ("img_size", wanted)):
+        changed = copy.deepcopy(config)
+        changed.backbone_args = {**(config.backbone_args or {}), name: value}
+        if _first_refused(changed, sizes)[1] is None:
+            return f", or model.backbone_args={{{name}: {str(value).lower()}}}"
+    return ""
+
+
+def _needs_two(recipe: Recipe, views: list[View], config: SSLConfig) -> bool:
+    sides = {view.local: view.size for view in views}
+    counts = {local: sum(view.local == local for view in views) for local in sides}
+    names = {False: "pixel_values", True: "local_pixel_values"}
+    try:
+        with torch.device("meta"):
+            model = METHODS[recipe.method][1](config).train()
+        model(**{names[local]: _images((1, counts[local]), config, side) for local, side in sides.items()})
+    except ValueError as error:
+        return "more than 1 value per channel" in str(error)
+    except Exception:  # of something that the meta device cannot do
+        return False
+    return False
