@@ -52,14 +52,9 @@ def find_columns(
 
 
 def _not_one_column(kind: str, choice: list[str], possible: list[str], features: Features, where: str | None) -> str:
-    if choice or possible:
-        said = f"several {kind} columns ({listed(choice)})" if choice else f"no {kind} column"
-        return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible)}."
-    types = (f"{name} ({type(feature).__name__})" for name, feature in features.items())
-    return (
-        f"{where} has no {kind} column, only {listed(types)}; a row needs one {kind}: content or path of its "
-        f"file, or datasets.{kind.title()}."
-    )
+    said = f"several {kind} columns ({listed(choice)})" if choice else f"no {kind} column"
+    needs = "" if possible else f"; a row needs one {kind}: content or path of its file, or datasets.{kind.title()}"
+    return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible or features)}{needs}."
 
 
 def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dataset") -> tuple[Any, dict[str, str]]:

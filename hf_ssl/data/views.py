@@ -278,7 +278,12 @@ def _crop_of_resized(
     image: Image.Image, new: tuple[int, int], corner: tuple[int, int], size: int, interpolation: str
 ) -> Image.Image:
     """The square at `corner` of the image as it would be resized to `new`, without making the rest of that."""
-    sides = zip(corner, new, image.size, strict=True)
-    ranges = [(start * old / to, min((start + size) * old / to, old)) for start, to, old in sides]
-    (left, right), (top, bottom) = ranges
-    return image.resize((size, size), _RESAMPLE[interpolation], box=(left, top, right, bottom))
+    first, last, low, high = [], [], [], []
+    for start, to, old in zip(corner, new, image.size, strict=True):
+        left, right = start * old / to, min((start + size) * old / to, old)
+        margin = 3 * max(1.0, old / to)  # what the filter looks at; Pillow's box has few digits for large numbers
+        first.append(max(0, math.floor(left - margin)))
+        last.append(min(old, math.ceil(right + margin)))
+        low.append(left - first[-1])
+        high.append(right - first[-1])
+    return image.crop((*first, *last)).resize((size, size), _RESAMPLE[interpolation], box=(*low, *high))
