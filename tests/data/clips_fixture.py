@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Tiny videos with sound in the containers that people have, written with PyAV."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,21 +29,25 @@ def write_clip(
     video: bool = True,
     side: int = 32,
     options: dict | None = None,
+    layout: str = "mono",
+    codec: str | None = None,
 ) -> Path:
     """A video of flat grey frames.
 
     Args:
         times: seconds at which the frames begin, for a variable rate.
         greys: of every frame; by default frame i is 8 * i.
-        sound: mono, in -1..1, at the container's rate; a tone of 500 Hz by default.
+        sound: in -1..1, at the container's rate, the same in every channel of `layout`; a tone of 500 Hz by default.
+        codec: of the sound, in place of the container's usual one.
     """
     container, video_codec, audio_codec, rate = CODECS[file.suffix[1:]]
+    audio_codec = codec or audio_codec
     times = np.arange(round(seconds * fps)) / fps if times is None else times
     greys = [8 * i % 256 for i in range(len(times))] if greys is None else greys
     sound = 0.3 * np.sin(2 * np.pi * 500 * np.arange(int(seconds * rate)) / rate) if sound is None else sound
     with av.open(str(file), "w", format=container) as out:
         pictures = out.add_stream(video_codec, rate=fps, options=options) if video else None
-        tones = out.add_stream(audio_codec, rate=rate, layout="mono") if audio else None
+        tones = out.add_stream(audio_codec, rate=rate, layout=layout) if audio else None
         if video:
             pictures.width = pictures.height = side
             pictures.pix_fmt = "yuv420p"
@@ -55,10 +60,11 @@ def write_clip(
                 out.mux(pictures.encode(frame))
             out.mux(pictures.encode(None))
         if audio:
-            codec = tones.codec_context
-            whole = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
+            encoder, channels = tones.codec_context, len(av.AudioLayout(layout).channels)
+            samples = np.tile(sound.astype(np.float32), (channels, 1))
+            whole = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
             whole.sample_rate, whole.pts = rate, 0
-            fit = av.AudioResampler(codec.format.name, "mono", rate, frame_size=codec.frame_size or None)
+            fit = av.AudioResampler(encoder.format.name, layout, rate, frame_size=encoder.frame_size or None)
             for frame in [*fit.resample(whole), *fit.resample(None)]:
                 out.mux(tones.encode(frame))
             out.mux(tones.encode(None))
@@ -88,3 +94,34 @@ def damage(source: Path, file: Path, first: float, last: float) -> Path:
     content[place] = np.random.default_rng(0).bytes(place.stop - place.start)
     file.write_bytes(content)
     return file
+
+
+class _Pipe(io.RawIOBase):
+    """What a writer cannot go back in, to put a duration at the beginning."""
+
+    def __init__(self):
+        self.content = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data) -> int:
+        self.content += bytes(data)
+        return len(data)
+
+
+def rewritten(source: Path, container: str, *, late: float = 0.0, **options: str) -> bytes:
+    """The packets of a file as they are recorded live, into a pipe; the sound may start `late` seconds later."""
+    pipe = _Pipe()
+    with av.open(str(source)) as read, av.open(pipe, "w", format=container, options=options) as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in read.streams}
+        for packet in read.demux():
+            if packet.dts is not None:
+                shift = round(late / packet.time_base) if packet.stream.type == "audio" else 0
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    return bytes(pipe.content)

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -24,9 +25,9 @@ from hf_ssl.data.streams import merge_states, open_stream
 from hf_ssl.data.views import View, resolve_views
 from hf_ssl.models import media_avid
 from hf_ssl.models.configuration_avid import AvidConfig
-from hf_ssl.models.media_avid import MediaError, even_draws, read_clips
+from hf_ssl.models.media_avid import MediaError, even_draws, read_clips, read_sounds
 from hf_ssl.recipe import ClipsConfig, DataConfig, MonitorConfig, RecipeError, ViewOverride, ViewsConfig
-from tests.data.clips_fixture import CODECS, damage, flash_and_beep, truncate, write_clip
+from tests.data.clips_fixture import CODECS, damage, flash_and_beep, rewritten, truncate, write_clip
 from tests.data.test_loader import assert_same
 
 
@@ -211,6 +212,97 @@ def test_a_forked_worker_does_not_wait_for_what_its_parent_has_read_with(tmp_pat
     worker.join(60)
     worker.kill()
     assert worker.exitcode == 0
+
+
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+
+
+@pytest.mark.parametrize(
+    ("ending", "container", "options"),
+    [
+        ("mkv", "matroska", {}),
+        ("webm", "webm", {}),
+        ("mp4", "mp4", FRAGMENTS),
+        ("mkv", "mpegts", {}),
+        ("mkv", "flv", {}),
+    ],
+)
+def test_recordings_without_a_duration_are_as_long_as_they_are(ending, container, options, tmp_path):
+    file = write_clip(
+        tmp_path / f"whole.{ending}", seconds=12, greys=[40 + 2 * i for i in range(96)], options={"g": "8"}
+    )
+    live = rewritten(file, container, **options)
+    with av.open(io.BytesIO(live)) as opened:
+        for kind in ("video", "audio", "video"):  # whichever is asked for first
+            start, end = media_avid._extent(opened, opened.streams.best(kind))
+            assert end - start == pytest.approx(12, abs=0.13)
+    shown = [(greys(frames)[0] - 40) / 16 for frames, _ in read_clips(live, even_draws(3), **CLIP | {"num_frames": 1})]
+    assert shown == pytest.approx([0.5, 6, 11.5], abs=0.3)
+    sounds = read_sounds(live, 3, sampling_rate=16000, audio_seconds=1.0)
+    assert all(np.abs(sound).max() > 0.2 for sound in sounds)
+
+
+def test_picture_and_sound_that_do_not_overlap_are_no_clip(tmp_path):
+    file = write_clip(tmp_path / "both.mkv", seconds=2)
+    assert len(read_clips(rewritten(file, "matroska", late=1.5), [(0, 0)], **CLIP)) == 1
+    for late in (2.5, 10):
+        with pytest.raises(MediaError, match="picture .0.0 to 2.0 s. and its sound .* do not overlap") as caught:
+            read_clips(rewritten(file, "matroska", late=late), [(0, 0)], **CLIP)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("layout", "codec"), [("stereo", "aac"), ("5.1", "flac"), ("5.1", "aac"), ("quad", "flac")])
+def test_a_sound_that_all_channels_have_keeps_its_level(layout, codec, tmp_path):
+    levels = []
+    for name, kind in (("mono", "aac"), (layout, codec)):
+        file = write_clip(tmp_path / f"{name}.mkv", layout=name, codec=kind)
+        sound = read_clips(file, [(0.5, 0.5)], **CLIP)[0][1]
+        levels.append(20 * np.log10(np.sqrt((sound**2).mean())))
+    assert levels[1] == pytest.approx(levels[0], abs=0.5)
+
+
+def broken(whole: dict[str, bytes], rng: np.random.Generator) -> bytes:
+    """One of the files after something that happens to files."""
+    content = bytearray(whole[rng.choice(sorted(whole))])
+    first, last = sorted(rng.integers(0, len(content), 2).tolist())
+    what = rng.choice(["bytes", "cut", "zeros", "hole", "twice", "noise", "other end"])
+    if what == "bytes":
+        for place in rng.integers(0, len(content), rng.integers(1, 40)):
+            content[place] = rng.integers(256)
+    elif what == "cut":
+        del content[first:]
+    elif what == "zeros":
+        content[first:last] = bytes(last - first)
+    elif what == "hole":
+        del content[first:last]
+    elif what == "twice":
+        content[last:last] = content[first:last]
+    elif what == "noise":
+        content[first:last] = rng.bytes(last - first)
+    else:
+        content[first:] = whole[rng.choice(sorted(whole))][first:]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_whatever_is_wrong_with_files_each_is_a_clip_or_skipped_counted_and_named(count, tmp_path):
+    rng = np.random.default_rng(count)
+    files = {e: write_clip(tmp_path / f"whole.{e}", seconds=1, greys=rng.integers(0, 255, 8), side=16) for e in CODECS}
+    whole = {ending: file.read_bytes() for ending, file in files.items()}
+    whole |= {"live": rewritten(files["mkv"], "matroska"), "parts": rewritten(files["mp4"], "mp4", **FRAGMENTS)}
+    cells = [{"bytes": broken(whole, rng), "path": f"{i}.mp4"} for i in range(count)]
+    cells[0] = {"bytes": whole["mp4"], "path": "good.mp4"}
+    loader = loader_of(
+        clips_of(Dataset.from_dict({"x": cells})), batch_size=20, num_steps=count // 20, max_failed_share=1
+    )
+    skipped, made = [], 0
+    for batch in loader:
+        skipped += batch["skipped"]
+        made += len(batch["index"])
+        assert batch["pixel_values_videos"].shape[1:] == (3, 16, 16, 3) and batch["waveforms"].isfinite().all()
+    named = {name.split()[0] for name, _ in skipped}
+    assert made == count and named <= {f"{i}.mp4" for i in range(count)} and count / 5 < len(named) < count
+    assert all(reason and "\n" not in reason for _, reason in skipped)
 
 
 def test_without_pyav_one_sentence_says_what_to_install(monkeypatch):

@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.knn import knn_accuracy
+from hf_ssl.evaluation.linear import linear_accuracy
 
 
 def features(vectors, labels) -> Features:
@@ -51,3 +52,17 @@ def test_no_labelled_image_is_an_error():
     bank, queries = digits_split()
     with pytest.raises(ValueError, match="labelled"):
         knn_accuracy(bank, features(torch.zeros(0, 64), torch.zeros(0, dtype=torch.long)))
+
+
+@pytest.mark.parametrize("ids", [[20240101, 20240102], [10**10, 10**18], [-(2**62), 7]])
+def test_class_numbers_of_any_size_cost_no_memory(ids):
+    bank = features([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], [ids[0], ids[0], ids[1]])
+    queries = features([[1.0, 0.1], [0.1, 1.0], [0.0, 1.0]], [ids[0], ids[1], ids[0]])
+    assert knn_accuracy(bank, queries, k=1) == pytest.approx(2 / 3)
+    assert linear_accuracy(bank, queries) == pytest.approx(2 / 3)
+
+
+def test_unlabelled_images_neither_vote_nor_ask():
+    bank = features([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [0, -1, 1])
+    queries = features([[0.0, 1.0], [0.0, 1.0]], [1, -1])
+    assert knn_accuracy(bank, queries, k=1) == 1

@@ -89,11 +89,11 @@ def test_a_cards_commands_are_commands(name):
         assert method in ("avid", "barlow_twins", "byol", "simsiam", "swav", "vissl")
 
 
-def card_of(name: str, overrides=(), final=None, card=None) -> ModelCard:
+def card_of(name: str, overrides=(), final=None, card=None, measured=None) -> ModelCard:
     """The card of a run that is not run, on 100 images."""
     recipe = load_recipe(name, overrides)
     final = {"loss": 1.0, "embedding_std": 0.9} if final is None else final
-    results = Results({}, final, 100, 5, 90.0, "1 CPU process(es)", {"Python": "3"}, card or {})
+    results = Results({}, final, 100, 5, 90.0, "1 CPU process(es)", {"Python": "3"}, card or {}, measured or {})
     return ModelCard(render_card(model_config(recipe, 224), recipe.shareable(), results))
 
 
@@ -148,6 +148,32 @@ def test_a_run_without_an_evaluation_says_so():
     card = card_of("simsiam/cifar10_resnet18")
     assert card.data.eval_results is None
     assert "No accuracy was measured" in card.text and "vote" not in card.text
+
+
+MEASURED = {"queries": "validation", "num_queries": 30, "bank": "train", "num_bank": 90, "num_classes": 3, "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("measured", "split", "text"),
+    [
+        ({}, "test", "on the split `test`, of uoft-cs/cifar10"),
+        (
+            MEASURED,
+            "validation",
+            "the split `train` (90) by cosine similarity vote, weighted, on the split `validation`",
+        ),
+        (MEASURED | {"queries": "20 % of train"}, "20 % of train", "on 20 % of train (30), of uoft-cs/cifar10"),
+        (MEASURED | {"notes": ["All of them vote."]}, "validation", "\n- All of them vote."),
+    ],
+)
+def test_a_card_names_the_part_that_was_measured_on(measured, split, text):
+    card = card_of("my_images", [DATA], {"knn": 0.5}, measured=measured)
+    assert card.data.eval_results[0].dataset_split == split and text in card.text
+
+
+def test_an_accuracy_among_one_class_is_no_result_for_the_hub():
+    card = card_of("my_images", [DATA], {"knn": 1.0}, measured=MEASURED | {"num_classes": 1, "notes": ["One class."]})
+    assert card.data.eval_results is None and "One class." in card.text
 
 
 def test_metadata_name_what_is_on_the_hub_and_nothing_that_is_not(tmp_path):
@@ -249,5 +275,5 @@ def test_a_word_that_the_hub_does_not_take_is_refused(run, given, word):
 
 def test_results_know_what_an_older_version_did_not():
     old = json.loads(Results({}, {}, 1, 1, 1.0, "x", {}).to_json())
-    del old["card"]
-    assert Results(**old) == replace(Results(**old), card={})
+    del old["card"], old["measured"]
+    assert Results(**old) == replace(Results(**old), card={}, measured={})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, Features, Image
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from hf_ssl.recipe import Recipe, RecipeError, recipe_from_dict
@@ -49,6 +50,33 @@ def test_any_dataset_object_trains_and_the_metrics_are_written(tmp_path, digits)
     assert {"knn_raw_pixels", "knn"} <= result.baseline.keys()
     assert {"knn", "embedding_std", "effective_rank", "alignment", "uniformity"} <= result.final.keys()
     assert (result.model_dir / "README.md").exists()
+
+
+def test_a_dataset_with_classes_from_python_is_measured_as_a_folder_is(tmp_path):
+    labelled = digit_dataset(0, 120)
+    recipe = small_recipe(tmp_path / "run", train={"steps": 1})
+    for i, (image, label) in enumerate(zip(labelled["image"], labelled["label"], strict=True)):
+        (tmp_path / "folder" / str(label)).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "folder" / str(label) / f"{i:03}.png")
+    folder = small_recipe(tmp_path / "other", train={"steps": 1}, data={"path": str(tmp_path / "folder")})
+    for result in (pretrain(recipe, dataset=labelled), pretrain(folder)):
+        assert {"knn_raw_pixels", "knn"} <= result.baseline.keys() and "knn" in result.final
+        assert result.measured["queries"].endswith(", also seen in pretraining, without labels")
+        assert result.measured["queries"].startswith("20 % of") and result.measured["num_classes"] == 10
+        assert result.measured["num_queries"] + result.measured["num_bank"] == 120
+        card = ModelCard.load(result.model_dir / "README.md")
+        assert card.data.eval_results[0].dataset_split == result.measured["queries"] in card.text
+        assert "the split `test`" not in card.text
+    with pytest.raises(RecipeError, match="both a bank and queries"):
+        pretrain(small_recipe(tmp_path / "third"), dataset=labelled, bank=labelled)
+
+
+def test_labels_of_no_use_are_said_and_the_run_goes_on_without(tmp_path, caplog):
+    dataset = digit_dataset(0, 32).remove_columns("label").add_column("label", [-1] * 32)
+    with caplog.at_level(logging.WARNING):
+        result = pretrain(small_recipe(tmp_path / "run", train={"steps": 1}), dataset=dataset)
+    assert "knn" not in result.final and "only -1 or null" in caplog.text
+    assert "No accuracy was measured" in (result.model_dir / "README.md").read_text()
 
 
 def test_the_learning_rate_of_every_step_is_the_schedules(tmp_path):
