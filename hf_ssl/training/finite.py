@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Whether a model, and its optimizer's state, are still numbers."""
+"""Whether a model, and its optimizer's state, are still numbers that can be computed with."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,17 @@ import torch
 from torch import nn
 
 
+_LARGEST = torch.finfo(torch.float32).max ** 0.5
+_FEW = 8  # examples
+_MEASURED = ("pixel_values", "pixel_values_videos", "input_values")
+
+
 @torch.no_grad()
 def all_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bool:
-    """Whether every weight, buffer and optimizer state of this process is finite; waits for the device once."""
+    """Whether every weight, buffer and optimizer state of this process has a finite square in float32.
+
+    Waits for the device once.
+    """
     norms: list[torch.Tensor] = []
     by_kind: dict[tuple, list[torch.Tensor]] = {}
     for tensor in _floats(model, optimizer):
@@ -17,7 +25,24 @@ def all_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     for (device, _), tensors in by_kind.items():
         # The largest absolute value, which neither overflows nor hides a NaN, in one fused pass.
         norms.append(nn.utils.get_total_norm(tensors, norm_type=float("inf")).float().to(device))
-    return all(bool(norm.isfinite()) for norm in norms)
+    return all(bool(norm <= _LARGEST) for norm in norms)
+
+
+@torch.no_grad()
+def features_finite(model: nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
+    """Whether a few images, or clips, of the last batch have finite features in evaluation mode.
+
+    The last step of a run may leave weights that are finite and compute nothing that is. Every process must call it.
+    """
+    few = {key: value[:_FEW] for key, value in inputs.items() if key in _MEASURED}
+    if "pixel_values" in few:
+        few["pixel_values"] = few["pixel_values"][:, 0]  # the first view
+    training = model.training
+    model.eval()
+    try:
+        return bool(model(**few).features.isfinite().all())
+    finally:
+        model.train(training)
 
 
 def _floats(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[torch.Tensor]:

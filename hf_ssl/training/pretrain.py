@@ -41,7 +41,7 @@ from ..optim import build_optimizer, set_learning_rates
 from ..recipe import Recipe, RecipeError
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found, RunState
-from .finite import all_finite
+from .finite import all_finite, features_finite
 from .fits import check_fits
 from .fsdp import build_once, full_state_dict
 from .lock import run_lock
@@ -251,6 +251,7 @@ class _Run:
         on_main(accelerator, journal.begin)
         bad_step = torch.full((), -1, device=accelerator.device, dtype=torch.long)
         consumed, checked, saved_at = loader.state(), -1, time.monotonic()
+        inputs = None
 
         def results(step: int) -> Results:
             counted = None if self.streamed else self.num_examples  # a recipe's own word is no count
@@ -264,8 +265,10 @@ class _Run:
             if checked == step:
                 return
             bad = bad_step.item()
-            if bad < 0 and weights and not all_finite(model, optimizer):
-                bad = step
+            if weights:
+                fine = all_finite(model, optimizer)
+                fine = (inputs is None or features_finite(model, inputs)) and fine
+                bad = bad if fine or bad >= 0 else step
             bad = max(gather_object([bad]))
             if bad >= 0:
                 rate = max(group["lr"] for group in optimizer.param_groups)
@@ -430,7 +433,7 @@ class _Run:
 
 def _diverged(step: int, rate: float, checkpoints: Checkpoints, weights: bool) -> str:
     kept = checkpoints.complete()
-    what = "weights were NaN or infinite before" if weights else "loss became NaN or infinite at"
+    what = "weights, or their features, were NaN or infinite before" if weights else "loss became NaN or infinite at"
     good = f"{kept[-1]}, from which train.init_from goes on" if kept else "none: none had been written yet"
     return (
         f"The {what} step {step}; lower optim.lr (it was {rate:.3g} there), lengthen the warm-up or set "
