@@ -30,7 +30,7 @@ optim.trust_coefficient=0 optim.weight_decay=-1e-4 optim.weight_decay=.inf optim
 optim.warmup_lr_fraction=2 optim.final_lr_fraction=-0.1 optim.lr_per=0 optim.lr_bias_and_norm=-1
 train.seed=-1 train.seed=100000000000 train.seed=1e30 train.epochs=.inf train.epochs=0 train.epochs=1e20
 train.steps=100000000000000000000 train.batch_size=1 train.batch_size=0 train.accumulation=0 train.accumulation=-3
-train.checkpoint_every=0 train.checkpoint_every=.nan train.keep_checkpoints=0 train.log_every=0
+train.checkpoint_every=0 train.checkpoint_every=.nan train.keep=0 train.log_every=0
 data.max_failed_share=1e6 data.max_failed_share=-0.1 data.max_failed_share=.nan data.num_workers=-1
 data.num_workers=100000 data.partitions=0 data.partitions=1000000000 data.shuffle_block=0 data.max_megapixels=0
 data.max_examples=0 data.num_examples=-5 monitor.k=0 monitor.k=1000000000 monitor.temperature=0 monitor.every=-1

@@ -304,7 +304,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for old in self.complete()[: -self.keep]:
-            if not (self.keep_every and int(old.name.removeprefix("step_")) % self.keep_every == 0):
+            step = int(old.name.removeprefix("step_"))
+            if not (self.keep_every and step and step % self.keep_every == 0):
                 gone = old.with_name(f".partial_{old.name}")  # half removed, it is no checkpoint
                 try:
                     os.replace(old, gone)

@@ -8,6 +8,7 @@ it holds between machines where the server has locks (Linux, NFS 4, or 3 with lo
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     Raises:
         RecipeError: on all processes: another run holds it, or the folder cannot be written.
     """
-    refusal, lock = None, FileLock(folder / ".lock")
+    refusal, lock, made = None, FileLock(folder / ".lock"), not folder.exists()
     if accelerator.is_main_process:
         refusal = _acquire(folder, lock)
     refusal = next((said for said in gather_object([refusal]) if said), None)
@@ -46,6 +47,12 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if made and accelerator.is_main_process and _is_empty(folder):  # a recipe that cannot work leaves nothing
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and set(os.listdir(folder)) <= {".lock", ".lock.json"}
 
 
 def _acquire(folder: Path, lock: FileLock) -> str | None:
