@@ -37,7 +37,7 @@ Runs a recipe to its end and leaves under train.output_dir (runs/<recipe>):
   recipe.yaml     everything that decided the run
 
 Any key of the recipe can be set behind it, for example:
-  data.path=my/images          a folder, Parquet file, or Hub dataset
+  data.path=my/images          a folder, Parquet or tar files, a Hub dataset, a URL, or a list of these
   model.backbone=convnext_tiny any timm backbone
   train.batch_size=512         images of one step over all processes; the learning rate follows (optim.lr_per)
   train.epochs=100  train.precision=bf16  views.all.size=96  monitor.every=5  train.track=[trackio]
@@ -80,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_recipe(command)
     command.add_argument("--images", type=int, default=4, metavar="N", help="number of images (default 4)")
-    command.add_argument("--output", default="preview.png", metavar="FILE", help="the PNG (default preview.png)")
+    command.add_argument(
+        "--output", default="preview.png", type=_path, metavar="FILE", help="the PNG (default preview.png)"
+    )
     command.set_defaults(command=_preview)
 
     command = commands.add_parser(
@@ -113,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         "figures, beside the published ones. What is given here is kept for the next time, and an empty text takes it "
         "back; what was written into README.md by hand is not.",
     )
-    command.add_argument("folder", help="a run's folder, or an exported model's")
+    command.add_argument("folder", type=_path, help="a run's folder, or an exported model's")
     command.add_argument("--license", metavar="NAME", help="of the weights, as the Hub calls it: apache-2.0, mit ...")
     command.add_argument("--name", metavar="TEXT", help="the model's name (default: method and backbone)")
     command.add_argument(
@@ -129,9 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
         "size, which is run against the model.",
     )
     command.add_argument(
-        "place", help="a run's folder or checkpoint; with --onnx, --torch also a model's folder or Hub id"
+        "place", type=_path, help="a run's folder or checkpoint; with --onnx, --torch also a model's folder or Hub id"
     )
-    command.add_argument("--output", metavar="PATH", help="default: the run's model/, and a file in it")
+    command.add_argument("--output", metavar="PATH", type=_path, help="default: the run's model/, and a file in it")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--onnx", action="store_true", help="encoder.onnx")
     kind.add_argument("--torch", action="store_true", help="encoder.pt2, a torch.export program")
@@ -144,11 +146,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--to LAYOUT: the original names again (avid, barlow_twins, byol, simsiam, swav, swav-linear, timm, "
         "torchvision, vissl, vissl-grouped).",
     )
-    command.add_argument("path", help="an original checkpoint, or with --to an exported model's folder")
+    command.add_argument("path", type=_path, help="an original checkpoint, or with --to an exported model's folder")
     command.add_argument("--method", metavar="M", help="avid, barlow_twins, byol, simsiam, swav, seer or vissl")
-    command.add_argument("--classifier", metavar="FILE", help="the file of SwAV's linear evaluation, to go with it")
+    command.add_argument(
+        "--classifier", metavar="FILE", type=_path, help="the file of SwAV's linear evaluation, to go with it"
+    )
+    command.add_argument(
+        "--statistics",
+        metavar="FILE",
+        type=_path,
+        help="AVID's audio-spectDB-24k-513-norm-stats.npz: mean and std of every band",
+    )
     command.add_argument("--to", metavar="LAYOUT", help="back to the original")
-    command.add_argument("--output", metavar="PATH", help="folder (default: the file's name); with --to, a file")
+    command.add_argument(
+        "--output", metavar="PATH", type=_path, help="folder (default: the file's name); with --to, a file"
+    )
     command.set_defaults(command=_convert)
 
     command = commands.add_parser(
@@ -157,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="One commit, whole or not at all; after a failure the same command sends what is missing. Log in "
         "first with `hf auth login`.",
     )
-    command.add_argument("folder", help="a run's folder, or an exported model's")
+    command.add_argument("folder", type=_path, help="a run's folder, or an exported model's")
     command.add_argument("name", help="user/name or organisation/name; made if it does not exist")
     command.add_argument("--private", action="store_true", default=None, help="if it is made, others cannot see it")
     command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
@@ -172,8 +184,8 @@ def build_parser() -> argparse.ArgumentParser:
     }
     for protocol, text in about.items():
         command = protocols.add_parser(protocol, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument("model", help="a run's folder, an exported model's folder, or a Hub id")
-        command.add_argument("--data", required=True, help="dataset: folder, Parquet file or Hub id")
+        command.add_argument("model", type=_path, help="a run's folder, an exported model's folder, or a Hub id")
+        command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
         command.add_argument("--query-split", default="test", help="split that is judged (default test)")
         if protocol != "retrieval":
             command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
@@ -187,6 +199,12 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--folds", metavar="COLUMN", help="of fold numbers: their mean, in place of two splits"
             )
+        command.add_argument(
+            "--value-range",
+            nargs="+",
+            metavar=("full|LOW", "HIGH"),
+            help="black and white of files deeper than 8 bits, as data.value_range in training",
+        )
         command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
         command.add_argument("--batch-size", type=int, default=256)
         command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
@@ -195,8 +213,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> str:
+    """A place as given; the shell leaves the ~ of --data=~/images alone."""
+    return os.path.expanduser(text)
+
+
 def _add_recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", help="a YAML file, or a name from `hf-ssl recipes`")
+    command.add_argument("recipe", type=_path, help="a YAML file, or a name from `hf-ssl recipes`")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe to change")
 
 
@@ -286,7 +309,8 @@ def _convert(args: argparse.Namespace) -> None:
     if args.to and args.output:
         print(convert_back(args.path, args.to, args.output))
     elif args.method and not args.to:
-        print(convert(args.path, args.method, args.output, classifier=args.classifier))
+        more = {"classifier": args.classifier, "statistics": args.statistics}
+        print(convert(args.path, args.method, args.output, **more))
     else:
         raise RecipeError("Give --method for an original checkpoint, or --to with --output for the way back.")
 
@@ -324,7 +348,12 @@ def _recipes(args: argparse.Namespace) -> None:
         print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
 
 
+def _value_range(given: list[str] | None) -> str | list[str] | None:
+    return given[0] if given and len(given) == 1 else given
+
+
 def _evaluate(args: argparse.Namespace) -> None:
+    from .coerce import build
     from .evaluation.evaluate import evaluate
     from .recipe import DataConfig, MonitorConfig
 
@@ -339,11 +368,15 @@ def _evaluate(args: argparse.Namespace) -> None:
     names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
     monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
     more = {key: given[key] for key in ("folds", "classifier") if key in given}
-    data = DataConfig(path=args.data, num_workers=args.num_workers)
+    content = {"path": args.data, "num_workers": args.num_workers, "value_range": _value_range(args.value_range)}
+    data = build(DataConfig, content, "data.")
     result = evaluate(args.protocol, args.model, data, monitor, num_clips=args.clips, **more)
     if args.json:
         print(json.dumps(result))
         return
+    if result["failed"]:
+        failed = result["failed"]
+        sys.stderr.write(f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}.\n")
     measured = result["measured"]
     numbers = ", ".join(
         f"{result[key]:,} {key}" + (f" ({measured[key]})" if key in measured else "")

@@ -2,15 +2,19 @@
 """Plain data, as YAML gives it, into dataclasses: every key and type is checked, and a mistake is one sentence."""
 
 import difflib
+import math
 import re
+import reprlib
 import types
 import typing
 from contextlib import suppress
 from dataclasses import is_dataclass
+from datetime import date
 from typing import Any, Literal
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_LARGEST = 2**53  # above it floats are no exact whole numbers
 
 
 class RecipeError(ValueError):
@@ -22,7 +26,13 @@ def nearest(name: str, valid, prefix: str = "") -> str:
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(prefix + c for c in close)}?"
-    return f" (there are: {', '.join(sorted(map(str, valid)))})."
+    return f" (there are: {listed(sorted(map(str, valid)))})."
+
+
+def listed(names) -> str:
+    """Names for a sentence: not more than ten."""
+    names = list(map(str, names))
+    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def build(cls, content: Any, prefix: str = ""):
@@ -33,7 +43,7 @@ def build(cls, content: Any, prefix: str = ""):
     """
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {content!r}.")
+        raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {_shown(content)}.")
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in content.items():
@@ -51,26 +61,45 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _coerce(value, next(a for a in args if a is not type(None)), key)
+        return _coerce_union(value, [a for a in args if a is not type(None)], key)
     if origin is Literal:
         if value is False and "no" in args:  # YAML reads a bare `no` as false
             value = "no"
         if value not in args:
-            raise RecipeError(f"{key}={value!r} is not possible{nearest(value, args)}")
+            raise RecipeError(f"{key}={_shown(value)} is not possible{nearest(value, args)}")
         return value
     if origin is tuple:
         return _coerce_tuple(value, args, key)
     if origin is dict:
         if not isinstance(value, dict | None):
-            raise RecipeError(f"{key} must be a section of keys, not {value!r}.")
-        return _numbers(value or {})
+            raise RecipeError(f"{key} must be a section of keys, not {_shown(value)}.")
+        return _numbers(value or {}, key)
     if hint is bool or not isinstance(value, bool):
         if isinstance(value, hint):
-            return value
+            return _possible(value, key)
         if hint is float:
-            with suppress(TypeError, ValueError):
-                return float(value)
-    raise RecipeError(f"{key} must be {_NAMES[hint]}, not {value!r}.")
+            number = None
+            with suppress(TypeError, ValueError, OverflowError):
+                number = float(value)
+            if number is not None:
+                return _possible(number, key)
+        if hint is str and isinstance(value, int | date):  # a folder's name may be a year
+            return str(value)
+    raise RecipeError(f"{key} must be {_NAMES[hint]}, not {_shown(value)}.")
+
+
+def _coerce_union(value: Any, hints: list, key: str) -> Any:
+    """`value` as the first of the types that takes it."""
+    *others, last = hints
+    for hint in others:
+        with suppress(RecipeError):
+            return _coerce(value, hint, key)
+    try:
+        return _coerce(value, last, key)
+    except RecipeError as error:
+        either = [repr(a) for hint in others for a in typing.get_args(hint) if isinstance(a, str)]
+        text = str(error).replace(" must be ", f" must be {' or '.join([*either, ''])}", 1)
+        raise RecipeError(text) from None
 
 
 def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:
@@ -78,18 +107,34 @@ def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list | tuple):
             return tuple(_coerce(v, args[0], key) for v in items)
-        raise RecipeError(f"{key} must be a list, not {value!r}.")
+        raise RecipeError(f"{key} must be a list, not {_shown(value)}.")
     if not isinstance(value, list | tuple) or len(value) != len(args):
-        raise RecipeError(f"{key} must be a list of {len(args)} numbers, not {value!r}.")
+        raise RecipeError(f"{key} must be a list of {len(args)} numbers, not {_shown(value)}.")
     return tuple(_coerce(v, a, key) for v, a in zip(value, args, strict=True))
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: Any, key: str) -> Any:
     """Free-form sections: text that is a number in YAML 1.2 (1e-6) becomes one."""
     if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
+        return {k: _numbers(v, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [_numbers(v) for v in value]
+        return [_numbers(v, key) for v in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
+        value = float(value)
+    return _possible(value, key)
+
+
+def _possible(value: Any, key: str) -> Any:
+    """The value, unless it is a number or a text that no run can have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{key} must be a finite number, not {value}.")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise RecipeError(f"{key} must be a number up to 2^53, not {_shown(value)}.")
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        raise RecipeError(f"{key} has a character that no text can have: {_shown(value)}.")
     return value
+
+
+def _shown(value: Any) -> str:
+    """The value as a message has it, cut where it is long."""
+    return reprlib.repr(value)

@@ -1,12 +1,119 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Files that somebody else may have made, held against their size before they take memory."""
+"""Text, JSON and YAML that somebody else may have written: of bounded size, in UTF-8, and plain data only."""
 
+import json
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import yaml
+
+from .coerce import RecipeError
+
+
+MOST_BYTES = 64 * 2**20
+_MOST_YAML_BYTES = 256 * 2**10  # the parser takes some 10 s a megabyte
+_MOST_YAML_VALUES = 50_000
+_MOST_DEPTH = 100
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a file of at most `most` bytes.
+
+    Raises:
+        RecipeError: there is none, or it is too large, of another kind, or not UTF-8.
+    """
+    try:
+        if not path.is_file():
+            raise RecipeError(f"There is no file {path}.")
+        if path.stat().st_size > most:
+            raise RecipeError(f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} of any file like it.")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not UTF-8 text; save it as UTF-8, or fetch it again.") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror or error}).") from error
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        RecipeError: as of `read_text`, or no JSON object.
+    """
+    text = read_text(path, most)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not valid JSON ({_short(error)}).") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must be a JSON object, with names and values.")
+    return content
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """The plain values in a YAML document, in which aliases (`*name`) have become copies.
+
+    Raises:
+        RecipeError: no valid YAML, or values that contain themselves or are too many or nested too deeply; `name`
+            stands for the text.
+    """
+    if len(text) > _MOST_YAML_BYTES:
+        raise RecipeError(f"{name} is longer than any recipe ({len(text):,} characters).")
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if weigh(node, _below) > _MOST_YAML_VALUES:
+                raise RecipeError(f"{name} stands for too many values; write fewer aliases (*name).")
+            return _copied(loader.construct_document(node))
+        finally:
+            loader.dispose()
+    except RecipeError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        raise RecipeError(f"{name} is not valid YAML: {_short(error)}.") from None
 
 
 def refuse_compressed(file: IO[bytes] | Path, size: int) -> None:
     """Raise ValueError for a zip archive of torch, `size` bytes, that unpacks to more: torch never compresses."""
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise ValueError("it unpacks to more than it holds, as no file of torch does")
+
+
+def weigh(value: Any, parts: Callable[[Any], Iterable[Any]], own: Callable[[Any], int] = lambda value: 1) -> int:
+    """The sum of `own` over a value and all its parts, those that are used twice counted twice.
+
+    Raises:
+        ValueError: values that contain themselves, or are nested too deeply.
+    """
+    known: dict[int, int] = {}
+
+    def total(value: Any, depth: int) -> int:
+        if depth > _MOST_DEPTH or known.get(id(value)) == -1:
+            raise ValueError("values contain themselves, or are nested too deeply")
+        if id(value) not in known:
+            known[id(value)] = -1  # being counted
+            known[id(value)] = own(value) + sum([total(part, depth + 1) for part in parts(value)])
+        return known[id(value)]
+
+    return total(value, 0)
+
+
+def _below(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

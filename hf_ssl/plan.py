@@ -166,7 +166,7 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
     with warnings.catch_warnings(), _fake_processes(world) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
         warnings.simplefilter("ignore")
         if recipe.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.encoder.gradient_checkpointing = True
         if world > 1:
             fully_shard_units(model, mesh, precision)
         else:
@@ -280,7 +280,7 @@ def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:
     group = train.batch_size if train.sync_batchnorm else train.batch_size // processes
     if group // train.accumulation < _SMALL_NORM_BATCH:
         notes.append(f"BatchNorm's statistics are of {group // train.accumulation} images only.")
-    prototypes = getattr(model.config, "num_prototypes", 0)
+    prototypes = max(getattr(model.config, "prototype_counts", [0]))
     if prototypes > 4 * (train.batch_size // train.accumulation) and not model.config.queue_length:
         notes.append(f"{prototypes:,} prototypes for {train.batch_size:,} images without a queue: most stay unused.")
     short = [p for p in model.parameters() if p.ndim and p.shape[0] < processes]

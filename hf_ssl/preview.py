@@ -5,6 +5,7 @@ The views come from the very code that trains, so what is drawn is what is learn
 """
 
 import base64
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from PIL import Image, ImageDraw, ImageFont
 from .data.clips import ClipTransform, ClipViews
 from .data.loader import epoch_order
 from .data.photometric import ORDERS, Photometric
+from .data.pixels import to_channels
 from .data.sources import Source, load_source, source_of
 from .data.streams import open_stream
-from .data.views import Drawn, View, draw_views, make_views, resolve_views, to_channels
+from .data.views import Drawn, View, draw_views, make_views, resolve_views
 from .models import AvidConfig
 from .recipe import Recipe, RecipeError, model_config
 
+
+logger = logging.getLogger(__name__)
 
 _CELL, _GAP, _LINE = 208, 20, 17  # pixels: side of a picture, space around it, height of a line of text
 _INK, _PALE, _PAPER, _FRAME = "#1d2430", "#5d6673", "#ffffff", "#d5dae0"
@@ -73,6 +77,7 @@ def preview(
             )
         except Exception as error:  # a loader takes another image too
             problem = f"{source.name(index)} ({error})"
+            logger.warning(f"Skipped {problem}")
         if len(rows) == num_images:
             break
     if not rows:
@@ -110,9 +115,10 @@ def _row(
     source: Source, index: int, views: list[View], key: tuple[int, ...], reference: bool, channels: int
 ) -> list[_Picture]:
     """The original with its crops framed, and the views."""
-    original = to_channels(source.image(index), channels)
+    original = to_channels(source.image(index), channels, source.decoding)
     drawn = draw_views(views, *original.size, key)
-    pixels, params = make_views(source.image(index), views, key, reference=reference, channels=channels)
+    how = {"reference": reference, "channels": channels, "decoding": source.decoding}
+    pixels, params = make_views(source.image(index), views, key, **how)
     photometric = Photometric([0.0] * channels, [1.0] * channels)  # colours and blur, without the normalisation
     width, height = original.size
     name = Path(source.name(index)).name
@@ -150,7 +156,7 @@ def _clip(source: Source, index: int, clips: ClipViews, key: tuple[int, ...]) ->
 def describe(drawn: Drawn, area: float) -> list[str]:
     """What was applied, in the order of application; `area` is the crop's share of the image."""
     left, top, width, height = drawn.box
-    multiply, add, contrast, saturation, hue, order, gray, sigma, threshold = drawn.params.tolist()
+    multiply, add, contrast, saturation, hue, order, gray, sigma, threshold, _ = drawn.params.tolist()
     lines = [f"crop {width} x {height} at {left}, {top}", f"  = {area:.0%} of the image"]
     if drawn.flip:
         lines.append("flipped")

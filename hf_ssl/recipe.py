@@ -6,15 +6,20 @@ sentence (`RecipeError`) that names the key and the nearest valid one.
 """
 
 import math
+import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from datetime import date
 from itertools import takewhile
+from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
 from .coerce import RecipeError, build, nearest
+from .files import read_text, read_yaml
 
 
 METHODS = ("avid", "barlow_twins", "byol", "simsiam", "swav")
@@ -41,26 +46,75 @@ FREE_ON_RESUME = (
 RENAMED = {"train.keep_checkpoints": "train.keep"}
 
 # What a run did whose checkpoint is of a format below the number and does not know the key; it goes on doing so.
-MEANT_BEFORE: dict[int, dict[str, Any]] = {}
+MEANT_BEFORE: dict[int, dict[str, Any]] = {
+    2: {"data.exif": "ignore", "views.colors": "torchvision", "optim.cosine_over": "after_warmup"},
+}
 
-_POSITIVE = (
-    *("train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.log_every"),
-    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep", "train.keep_every", "train.push_every"),
-    "data.max_examples",
-    *("data.num_examples", "data.partitions", "data.shuffle_block", "data.max_megapixels"),
-    *("monitor.k", "monitor.temperature", "optim.lr_per"),
-)
-_NOT_NEGATIVE = (
-    *("optim.lr", "optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs"),
-    *("data.num_workers", "monitor.every"),
-)
+# Interval -> the keys that must lie in it; `views.*` stands for all, first, second and local.
+_RANGES = {
+    "[0, 1]": (
+        *("data.max_failed_share", "optim.warmup_lr_fraction", "optim.final_lr_fraction", "clips.volume"),
+        *(f"views.*.{key}" for key in ("flip", "jitter_prob", "grayscale", "blur", "solarize", "solarize_threshold")),
+    ),
+    "[0, 1)": ("optim.momentum", "optim.betas"),
+    "(0, 1]": ("views.*.scale",),
+    "[0, 64]": ("views.*.count",),
+    "[0, 100]": ("views.*.jitter",),
+    "(0, 100]": ("views.*.blur_sigma", "views.*.ratio"),
+    "[0, 1024]": ("data.num_workers",),
+    "[0, 3600]": ("clips.offset",),
+    "[1, 8192]": ("views.*.size",),
+    "[1, 65536]": ("data.partitions", "train.accumulation"),
+    "(0, 100000]": ("data.max_megapixels", "monitor.temperature"),
+    "[1, 1000000]": ("monitor.k", "monitor.batch_size", "data.shuffle_block"),
+    "[0, 1000000]": ("optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs"),
+    "(0, 1000000]": ("train.epochs", "optim.trust_coefficient"),
+    "[0, 4294967295]": ("train.seed",),  # what numpy takes
+    "[1, 1000000000]": ("train.batch_size", "optim.lr_per", "monitor.num_samples"),
+    "[1, 1000000000000]": (
+        *("train.steps", "train.log_every", "train.keep", "train.push_every", "data.max_examples"),
+        *("data.num_examples", "monitor.max_bank", "monitor.max_queries"),
+    ),
+    "[0, 1000000000000]": ("optim.warmup_steps", "monitor.every"),
+    "(0, 1000000000000]": ("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_every"),
+    "[0, inf)": ("optim.lr", "optim.lr_bias_and_norm"),
+    "(0, inf)": ("optim.clip_grad_norm",),
+}
+_RANGE_OF = {key: interval for interval, keys in _RANGES.items() for key in keys}
+
+
+def _under_home(path: str | None) -> str | None:
+    """A path whose ~ is the home folder."""
+    return path and os.path.expanduser(path)
+
+
+@dataclass
+class Place:
+    """One of several places of `data.path`."""
+
+    path: str = ""
+    weight: float = 1.0  # how often its images are shown in an epoch; of 0.5 a half of them, chosen once, is shown
+
+    def __post_init__(self):
+        self.path = os.path.expanduser(self.path)
+        if not self.path:
+            raise RecipeError("data.path: each place of a list needs a path.")
+        if not 0 < self.weight < inf:
+            raise RecipeError(f"data.path: the weight of {self.path} must be greater than 0, not {self.weight}.")
+
+
+class Places(tuple):
+    """Several places, which a message calls by their paths."""
+
+    def __str__(self) -> str:
+        return ", ".join(place.path for place in self)
 
 
 @dataclass
 class DataConfig:
     """Where the images, or videos with sound, are. Labels are never needed to pretrain."""
 
-    path: str | None = None  # Hub id, folder of images, Parquet or tar file, folder or glob; from the working folder
+    path: str | tuple[str | Place, ...] | None = None  # folder, Parquet or tar files, Hub id, URL; or a list of these
     name: str | None = None  # configuration of a Hub dataset
     revision: str | None = None  # revision of a Hub dataset
     split: str = "train"
@@ -74,8 +128,24 @@ class DataConfig:
     partitions: int | None = None  # parts of a stream that processes share out, a multiple of them; default: 16
     shuffle_block: int = 256  # examples that a partition reads and permutes together
     max_megapixels: float = 50.0  # larger images are skipped
+    value_range: Literal["full"] | tuple[float, float] | None = None  # black and white of files deeper than 8 bits
+    exif: Literal["apply", "ignore"] = "apply"  # whether photos are turned upright
     num_workers: int = 4  # loader processes per training process
     max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
+
+    def __post_init__(self):
+        if isinstance(self.path, str | os.PathLike):
+            self.path = os.path.expanduser(self.path)
+        elif self.path is not None:
+            self.path = Places(place if isinstance(place, Place) else Place(place) for place in self.path)
+            if not self.path:
+                raise RecipeError("data.path is an empty list; name a folder, file or Hub dataset.")
+        if isinstance(self.value_range, tuple) and not -inf < self.value_range[0] < self.value_range[1] < inf:
+            raise RecipeError(f"data.value_range must be [low, high] with low < high, not {list(self.value_range)}.")
+
+    @property
+    def paths(self) -> list[str]:
+        return [] if self.path is None else [self.path] if isinstance(self.path, str) else [p.path for p in self.path]
 
 
 @dataclass
@@ -105,6 +175,7 @@ class ViewsConfig:
 
     preset: Literal["avid", "barlow_twins", "byol", "simsiam", "swav", "seer"] | None = None  # default: the method's
     photometric: Literal["fast", "reference"] = "fast"  # batched on the device, or per image as published
+    colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
     all: ViewOverride = field(default_factory=ViewOverride)
     first: ViewOverride = field(default_factory=ViewOverride)
     second: ViewOverride = field(default_factory=ViewOverride)
@@ -135,6 +206,7 @@ class OptimConfig:
     trust_coefficient: float = 0.001  # LARS and LARC
     clip_grad_norm: float | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
+    cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it has begun before the warm-up ends (VISSL)
     schedule_by: Literal["step", "epoch"] = "step"
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None  # instead of warmup_epochs
@@ -171,6 +243,9 @@ class TrainConfig:
     push_every: int = 1  # checkpoints
     push_private: bool | None = None  # default: as the account has it
 
+    def __post_init__(self):
+        self.output_dir, self.init_from = _under_home(self.output_dir), _under_home(self.init_from)
+
 
 @dataclass
 class MonitorConfig:
@@ -190,6 +265,9 @@ class MonitorConfig:
     num_samples: int = 2048  # images for the collapse diagnostics
     batch_size: int = 256
 
+    def __post_init__(self):
+        self.path = _under_home(self.path)
+
 
 @dataclass
 class Recipe:
@@ -207,6 +285,10 @@ class Recipe:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     name: str | None = None  # of the shipped recipe that it was read from, whatever was changed since
 
+    def __post_init__(self):
+        if isinstance(self.model.get("init_from"), str):
+            self.model["init_from"] = os.path.expanduser(self.model["init_from"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict; `views` keeps only what differs from the preset."""
         plain = _plain(asdict(self))
@@ -220,8 +302,10 @@ class Recipe:
         copy.train.output_dir = None
         sections = ((vars(copy.data), "path"), (vars(copy.monitor), "path"))
         for section, key in (*sections, (vars(copy.train), "init_from"), (copy.model, "init_from")):
-            if section.get(key) and not _is_hub_id(section[key]):
-                section[key] = Path(section[key]).expanduser().resolve().name
+            if section.get(key) and isinstance(section[key], str):
+                section[key] = _without_folders(section[key])
+        if isinstance(copy.data.path, Places):
+            copy.data.path = Places(replace(place, path=_without_folders(place.path)) for place in copy.data.path)
         return copy
 
     @property
@@ -251,6 +335,11 @@ class Recipe:
                 f"train.batch_size={self.train.batch_size} does not divide by {world_size} process(es) x "
                 f"train.accumulation={self.train.accumulation}; the nearest that do are {near}."
             )
+        if self.train.batch_size == parts and not self.train.sync_batchnorm and self.method != "avid":
+            raise RecipeError(
+                f"train.batch_size={self.train.batch_size} leaves each process one image to a forward, which has no "
+                "statistics of a batch; raise it, or set train.sync_batchnorm=true."
+            )
         return self.train.batch_size // parts
 
 
@@ -261,10 +350,7 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         RecipeError: no such recipe, bad YAML, unknown key, wrong type or impossible value.
     """
     path = find_recipe(source)
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    content = read_yaml(read_text(path), str(path)) or {}
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must be a mapping of sections (method, data, model, train ...).")
     for override in overrides:
@@ -273,7 +359,11 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     root = recipes_folder().resolve()
     if path.resolve().is_relative_to(root):
         recipe.name = str(path.resolve().relative_to(root).with_suffix(""))
-    recipe.data.path = _locate_data(recipe.data.path, path.parent)
+    if isinstance(recipe.data.path, Places):
+        located = (replace(place, path=_locate_data(place.path, path.parent)) for place in recipe.data.path)
+        recipe.data.path = Places(located)
+    else:
+        recipe.data.path = _locate_data(recipe.data.path, path.parent)
     recipe.monitor.path = _locate_data(recipe.monitor.path, path.parent)
     if recipe.train.output_dir is None:
         recipe.train.output_dir = str(Path("runs") / path.stem)
@@ -282,7 +372,7 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     """Build and validate a recipe from nested plain dicts."""
-    if "method" not in content:
+    if not isinstance(content, dict) or "method" not in content:
         raise RecipeError(f"The recipe names no method; set method to one of {', '.join(METHODS)}.")
     recipe = build(Recipe, _with_new_names(content))
     _check_values(recipe)
@@ -317,8 +407,9 @@ def find_recipe(source: str | Path) -> Path:
         RecipeError: neither; the message has the nearest names.
     """
     path = Path(source)
-    if path.is_file():
-        return path
+    with suppress(OSError):  # a name that is too long to be one
+        if path.is_file():
+            return path
     shipped = shipped_recipes()
     name = str(source).removesuffix(".yaml").removeprefix("recipes/")
     if name in shipped:
@@ -393,7 +484,31 @@ def model_config(recipe: Recipe, image_size: int):
             check_backbone(backbone)
     except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
         raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+    _check_views(recipe, config)
     return config
+
+
+def _check_views(recipe: Recipe, config) -> None:
+    """What a method makes of its views and batches; wrong ones would end the run at a step, or never be looked at."""
+    from .data.views import resolve_views
+
+    views = resolve_views(recipe.views, recipe.method)
+    num_global = sum(not view.local for view in views)
+    if recipe.method not in ("avid", "swav") and (num_global, len(views)) != (2, 2):
+        raise RecipeError(
+            f"{recipe.method} compares two global views of an image, not {num_global} and {len(views) - num_global} "
+            "local ones; set views.first.count=1, views.second.count=1 and views.local.count=0."
+        )
+    if recipe.method != "swav":
+        return
+    if max(config.crops_for_assign) >= num_global:
+        crops = list(config.crops_for_assign)
+        raise RecipeError(f"model.crops_for_assign={crops} must name global views, which are 0 to {num_global - 1}.")
+    images = recipe.train.batch_size // recipe.train.accumulation
+    if 0 < config.queue_length < images:
+        raise RecipeError(
+            f"model.queue_length={config.queue_length} must be 0, or hold the {images} images of a step."
+        )
 
 
 def _apply_override(content: dict, override: str) -> None:
@@ -405,29 +520,50 @@ def _apply_override(content: dict, override: str) -> None:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise RecipeError(f"{key!r} cannot be set: {section!r} is not a section.")
-    try:
-        content[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"The value of {override!r} is not valid YAML; quote it.") from None
+    value = read_yaml(text, f"The value of {key}")
+    # A folder may be called 2024, 007 or 2024-05-01.
+    content[last] = text.strip() if _is_number(value) and _is_text(key) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | date) and not isinstance(value, bool)
+
+
+def _is_text(key: str) -> bool:
+    """Whether a dotted key holds a text, so that what YAML reads as a number or a date is one, too."""
+    hint: Any = Recipe
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    choices = get_args(hint) or (hint,)
+    return str in choices or key == "model.init_from"
 
 
 def _check_values(recipe: Recipe) -> None:
     train, optim, data = recipe.train, recipe.optim, recipe.data
     if (train.epochs is None) == (train.steps is None):
         raise RecipeError("Set train.epochs or train.steps, and only one of them.")
-    values = _flatten(recipe.to_dict())
-    for key in _POSITIVE:
-        if values[key] is not None and values[key] <= 0:
-            raise RecipeError(f"{key} must be greater than 0, not {values[key]}.")
-    if optim.warmup_steps is not None and (optim.warmup_epochs or optim.warmup_steps < 0):
-        raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, only one of them, and not negative.")
+    for key, value in _flatten(recipe.to_dict()).items():
+        interval = _RANGE_OF.get(re.sub(r"^views\.[a-z]+\.", "views.*.", key))
+        for number in value if isinstance(value, list) else [value]:
+            if interval and number is not None and not _lies_in(number, interval):
+                raise RecipeError(f"{key} must be in {interval}, not {number}.")
+    if recipe.method != "avid" and train.batch_size < 2 * train.accumulation:
+        raise RecipeError(
+            f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image to a "
+            "forward, which has no statistics of a batch; raise it to at least two."
+        )
+    if optim.warmup_steps is not None and optim.warmup_epochs:
+        raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, and only one of them.")
     if optim.cooldown_epochs and optim.schedule != "constant":
         raise RecipeError("optim.cooldown_epochs is for optim.schedule=constant; a cosine goes down by itself.")
     if data.streaming and data.max_examples is not None:
         raise RecipeError("data.max_examples needs data.streaming=false; a stream is read whole.")
-    for key in _NOT_NEGATIVE:
-        if values[key] < 0:
-            raise RecipeError(f"{key} must not be negative, it is {values[key]}.")
+
+
+def _lies_in(number: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)
 
 
 def _locate_data(path: str | None, folder: Path) -> str | None:
@@ -435,6 +571,13 @@ def _locate_data(path: str | None, folder: Path) -> str | None:
     if path is not None and not Path(path).exists() and (folder / path).exists():
         return str(folder / path)
     return path
+
+
+def _without_folders(place: str) -> str:
+    """What others may know of a place: a Hub id, a URL, or the last part of a path."""
+    if _is_hub_id(place):
+        return place
+    return Path(place.partition("?")[0] if "://" in place else place).expanduser().resolve().name
 
 
 def _is_hub_id(place: str) -> bool:

@@ -9,6 +9,7 @@ import atexit
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
@@ -157,6 +158,8 @@ def _run(main: Callable[..., object], arguments: tuple, env: dict[str, str], sha
     for stream in (1, 2):
         os.dup2(file, stream)
     torch.set_num_threads(1)
+    if sys.platform == "linux":  # a loader's workers are forked, as of a command; not from a server of their own
+        multiprocessing.set_start_method("fork", force=True)
     if sharded:
         gpu_configuration_on_gloo()
     main(*arguments)

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
 from .photometric import PARAMS, Photometric
-from .sources import Source, open_image
+from .pixels import DEFAULT, Decoding, open_image
+from .sources import Source
 from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
 from .views import View, make_views
 from .workers import batches, share, start_worker
@@ -79,8 +80,10 @@ class TrainLoader:
         if channels not in (1, 3):
             raise RecipeError(f"model.num_channels={channels} is not possible for images; set 3 (RGB) or 1 (grey).")
         self.max_failed_share = max_failed_share
-        images = isinstance(views, list)
-        views = _ImageViews(views, reference, channels) if images else replace(views, reference=reference)
+        if isinstance(views, list):
+            views = _ImageViews(views, reference, channels, source.decoding)
+        else:
+            views = replace(views, reference=reference)
         self._what = views.what
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
@@ -151,10 +154,20 @@ class ViewCollator:
         views: see `resolve_views`.
         mean, std: a number a channel, of the model's config.
         reference: colours per image as published.
+        decoding: how images become 8-bit pixels.
     """
 
-    def __init__(self, views: list[View], mean, std, *, image_column: str = "image", reference: bool = False):
-        self.views, self.image_column = _ImageViews(views, reference, len(mean)), image_column
+    def __init__(
+        self,
+        views: list[View],
+        mean,
+        std,
+        *,
+        image_column: str = "image",
+        reference: bool = False,
+        decoding: Decoding = DEFAULT,
+    ):
+        self.views, self.image_column = _ImageViews(views, reference, len(mean), decoding), image_column
         self.photometric = Photometric(mean, std)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -196,12 +209,15 @@ class _ImageViews:
     views: list[View]
     reference: bool
     channels: int
+    decoding: Decoding
 
     def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
         return self.of(open_image(cell, max_megapixels), key)
 
     def of(self, image: Image.Image, key: tuple[int, ...]):
-        return make_views(image, self.views, key, reference=self.reference, channels=self.channels)
+        return make_views(
+            image, self.views, key, reference=self.reference, channels=self.channels, decoding=self.decoding
+        )
 
     def blank(self):
         blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]

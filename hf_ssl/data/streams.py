@@ -11,12 +11,13 @@ A process draws from its partitions in turn. So when the processes divide the pa
 micro-batch, the global batch does not depend on the number of processes, and never on that of workers.
 """
 
+import io
 import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +25,21 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, Features, IterableDataset
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .sources import Source, cell_of, check_source, encoded, name_of, open_place, wanted_columns
+from .columns import STORAGE, cell_of, encoded, name_of, wanted_columns
+from .pixels import DEFAULT, Decoding, settled
+from .places import FOLDER_SHARDS, open_place
+from .sources import Source, check_source, decoding_of
 
 
 logger = logging.getLogger(__name__)
 
 _PARTITIONS = 16  # where the recipe names none: enough for a machine's processes
-_FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
 _RETRIES, _BACK_OFF = 3, 0.5  # tries after the first, and seconds before the first of them; doubled each time
+_LOOKED_AT = 100  # images whose pixel type is looked at before a run
 _READERS = 8  # blocks that a process reads at once
 
 
@@ -100,6 +104,7 @@ class ImageStream:
         shard_lengths: examples of each shard, where they are known; see `rows`.
         max_megapixels: larger images are not read.
         origin: the map-style dataset that was cut into shards, if it is one.
+        decoding: how images become 8-bit pixels.
 
     Raises:
         RecipeError: no such column, or fewer shards than partitions.
@@ -114,16 +119,16 @@ class ImageStream:
         num_examples: int | None = None,
         shard_lengths: list[int] | None = None,
         max_megapixels: float = 50.0,
+        decoding: Decoding = DEFAULT,
         name: str = "the stream",
         origin: Dataset | None = None,
     ):
-        dataset = dataset if dataset.features is not None else dataset._resolve_features()
-        images, self.columns = encoded(dataset, wanted, name)
-        self.origin = origin if origin is None else encoded(origin, wanted, name)[0]
+        images, self.columns = encoded(dataset.with_format(None), wanted, name)
+        self.origin = origin if origin is None else encoded(origin.with_format(None), wanted, name)[0]
         if partitions is not None and images.num_shards < partitions:
             images = images.reshard()  # Parquet: a shard for every row group
         self._images, self.shard_lengths = images, shard_lengths
-        self.name, self.max_megapixels = name, max_megapixels
+        self.name, self.max_megapixels, self.decoding = name, max_megapixels, decoding
         self.features, self.num_shards = images.features, images.num_shards
         self.partitions = partitions or min(_PARTITIONS, self.num_shards)
         if self.num_shards < self.partitions:
@@ -203,12 +208,26 @@ class ImageStream:
 
     def head(self, count: int) -> Source:
         """The first readable examples, as a map-style source."""
-        cells = list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
+        cells = self._first(count)
         kinds = list(self.columns)
-        columns = {kinds[0]: cells} | ({"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {})
-        storage = {"bytes": Value("binary"), "path": Value("string")}  # making an Audio takes torchcodec
-        dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, storage)))
-        return Source(dataset, dict(zip(kinds, kinds, strict=True)), max_megapixels=self.max_megapixels)
+        columns = {kinds[0]: list(map(_stored, cells))}
+        columns |= {"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {}
+        dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, STORAGE)))
+        how = {"max_megapixels": self.max_megapixels, "decoding": self.decoding}
+        return Source(dataset, dict(zip(kinds, kinds, strict=True)), **how)
+
+    def settle(self) -> None:
+        """Look at what the first images hold before a run starts.
+
+        Raises:
+            RecipeError: see `pixels.settled`.
+        """
+        cells = enumerate(self._first(_LOOKED_AT))
+        named = ((name_of(cell, f"example {i} of {self.name}"), cell) for i, cell in cells)
+        self.decoding = settled(self.decoding, named, self.max_megapixels, self.name)
+
+    def _first(self, count: int) -> list[dict[str, Any] | None]:
+        return list(islice(chain.from_iterable(map(self._readable, range(self.num_shards))), count))
 
     def _readable(self, shard: int) -> Iterator[dict[str, Any] | None]:
         with suppress(UnreadableShard):
@@ -217,8 +236,8 @@ class ImageStream:
     def file_of(self, shard: int) -> str | None:
         """Path or address of a shard, where `datasets` tells it."""
         part = self._images.shard(num_shards=self.num_shards, index=shard)._ex_iterable
-        while hasattr(part, "ex_iterable"):
-            part = part.ex_iterable
+        while hasattr(part, "ex_iterable") or len(getattr(part, "ex_iterables", ())) == 1:
+            part = part.ex_iterable if hasattr(part, "ex_iterable") else part.ex_iterables[0]
         for value in getattr(part, "kwargs", {}).values():
             if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
                 return value[0]
@@ -233,7 +252,16 @@ class ImageStream:
         first = self.file_of(0)
         if not first or not first.endswith(".parquet") or not Path(first).is_file():
             return None
-        return sum(map(_footer, {self.file_of(shard) for shard in range(self.num_shards)})) or None
+        return sum(map(_footer, {self.file_of(shard) or "" for shard in range(self.num_shards)})) or None
+
+
+def _stored(cell: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A cell without an image that Python made: its content instead."""
+    if cell is None or "image" not in cell:
+        return cell
+    image, content = cell["image"], io.BytesIO()
+    image.save(content, "PNG" if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "TIFF")
+    return {"bytes": content.getvalue(), "path": cell["path"]}
 
 
 def _footer(file: str) -> int:
@@ -249,30 +277,46 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
     Raises:
         RecipeError: see `check_source` and `ImageStream`.
     """
-    name = data.path or "the dataset"
+    name = str(data.path or "the dataset")
+    wanted = wanted_columns(data, kind)
+    number, lengths, origin = data.num_examples, None, None
     if dataset is None:
         check_source(data, kind=kind)
-        dataset = open_place(data, True, kind)[data.split]
-    number, lengths, origin = data.num_examples, None, None
+        dataset = open_place(data, True, kind, only_media=True)[data.split]
+        if not isinstance(data.path, str):
+            wanted = dict.fromkeys(wanted)
+            number = number or _count_places(data, kind)
     if isinstance(dataset, Dataset):  # a plain folder of files, or what `datasets` has saved
         origin = dataset
         number = number or len(dataset)
-        shards = min(len(dataset), max(_FOLDER_SHARDS, data.partitions or 0))
+        shards = min(len(dataset), max(FOLDER_SHARDS, data.partitions or 0))
         lengths = [len(part) for part in np.array_split(np.arange(len(dataset)), shards)]
         dataset = dataset.to_iterable_dataset(num_shards=shards)
     stream = ImageStream(
         dataset,
-        wanted_columns(data, kind),
+        wanted,
         partitions=data.partitions,
         num_examples=number,
         shard_lengths=lengths,
         max_megapixels=data.max_megapixels,
+        decoding=decoding_of(data),
         name=name,
         origin=origin,
     )
+    if kind == "image":
+        stream.settle()
     if kind == "video":  # every clip has a row in the method's memory
         stream.num_examples = int(stream.rows()[-1])
     return stream
+
+
+def _count_places(data: DataConfig, kind: str) -> int | None:
+    """Examples of an epoch of a list of places, if all are known."""
+    streams = [open_stream(replace(data, path=place.path, partitions=None), kind=kind) for place in data.path]
+    counts = [stream.num_examples for stream in streams]
+    if None in counts:
+        return None
+    return round(sum(count * place.weight for count, place in zip(counts, data.path, strict=True)))
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from ..models.configuration_ssl import short_side
 from ..recipe import RecipeError, ViewsConfig
 from .photometric import NEUTRAL, reference_photometric
+from .pixels import DEFAULT, Decoding, own_limit, shrink, to_channels, upright_size
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class View:
         jitter: strengths of brightness, contrast, saturation and hue, applied in random order.
         jitter_prob: probability of the jitter.
         brightness: "multiply" (torchvision) or "add" (BYOL).
+        colors: "torchvision", or "deepmind" (BYOL): contrast around each channel's own mean, saturation in HSV.
         grayscale: probability of losing the colours.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its standard deviation in pixels.
@@ -47,6 +50,7 @@ class View:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     jitter_prob: float = 0.8
     brightness: str = "multiply"
+    colors: str = "torchvision"
     grayscale: float = 0.2
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -58,7 +62,7 @@ class View:
 _SWAV = View(interpolation="bilinear", jitter=(0.8, 0.8, 0.8, 0.2), scale=(0.14, 1.0))
 _SWAV_LOCAL = replace(_SWAV, size=96, scale=(0.05, 0.14))
 _SIMSIAM = View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.1), scale=(0.2, 1.0))
-_BYOL = View(crop="clip", brightness="add")
+_BYOL = View(crop="clip", brightness="add", colors="deepmind")
 _AVID = View(interpolation="bilinear", jitter=(0.4, 0.4, 0.4, 0.2), jitter_prob=1, grayscale=0, blur=0)
 
 # Published parameters: number and kind of the first, second and local views.
@@ -73,6 +77,7 @@ PRESETS: dict[str, tuple[tuple[int, View], ...]] = {
 
 DRAWS = 52  # uniform numbers a view: 40 for ten tries of the crop, 12 for the rest
 
+_THIN = 32  # from this ratio of the sides on the crop is resized alone: the whole may need gigabytes
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -90,6 +95,8 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         count = changes.pop("count", count)
         if count < 0:
             raise RecipeError(f"views.{name}.count must not be negative, it is {count}.")
+        if config.colors is not None:
+            changes["colors"] = config.colors
         view = replace(view, local=name == "local", **changes)
         _check(view, f"views.{name}")
         views += [view] * count
@@ -134,6 +141,7 @@ def draw_views(views: list[View], width: int, height: int, key: tuple[int, ...])
 def _draw(view: View, width: int, height: int, u: list[float]) -> Drawn:
     crop = _crop_retry if view.crop == "retry" else _crop_clip
     params = NEUTRAL.copy()
+    params[9] = view.colors == "deepmind"
     if u[41] < view.jitter_prob:
         b, c, s, h = view.jitter
         if view.brightness == "multiply":
@@ -188,6 +196,7 @@ def make_views(
     *,
     reference: bool = False,
     channels: int = 3,
+    decoding: Decoding = DEFAULT,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """All views of one image.
 
@@ -196,32 +205,28 @@ def make_views(
         key: (seed, epoch, example).
         reference: also do the colours here, per image, in the published arithmetic; the returned rows are neutral
             then.
+        decoding: how the file becomes 8-bit pixels.
 
     Returns:
         One uint8 array (size, size, channels) a view, and float32 rows (V, len(PARAMS)).
     """
-    drawn = draw_views(views, *image.size, key)
+    size = upright_size(image, decoding)
+    drawn = draw_views(views, *size, key)
     if reference:
-        image = to_channels(image, channels)
+        image = to_channels(image, channels, decoding)
         crops = [crop_image(image, v, d) for v, d in zip(views, drawn, strict=True)]
         pixels = [np.asarray(reference_photometric(c, d.params)) for c, d in zip(crops, drawn, strict=True)]
         params = np.tile(NEUTRAL, (len(views), 1))
     else:
-        scale_x, scale_y = _decode_small(image, views, drawn)
-        image = to_channels(image, channels)
+        least = min(min(d.box[2:]) / v.size for v, d in zip(views, drawn, strict=True))
+        if image.format == "JPEG" and least >= 2:  # no crop would have to be enlarged
+            shrink(image, size[0] / least, size[1] / least, decoding)
+        image = to_channels(image, channels, decoding)
+        scale_x, scale_y = image.size[0] / size[0], image.size[1] / size[1]
         pixels = [np.asarray(_crop(image, v, d, scale_x, scale_y)) for v, d in zip(views, drawn, strict=True)]
         params = np.stack([d.params for d in drawn])
     pixels = [p[:, ::-1] if d.flip else p for p, d in zip(pixels, drawn, strict=True)]
     return [p if p.ndim == 3 else p[:, :, None] for p in pixels], params
-
-
-def _decode_small(image: Image.Image, views: list[View], drawn: list[Drawn]) -> tuple[float, float]:
-    """Let a JPEG decode at 1/2, 1/4 or 1/8 where no crop would have to be enlarged; the scales that came of it."""
-    width, height = image.size
-    shrink = min(min(d.box[2:]) / v.size for v, d in zip(views, drawn, strict=True))
-    if image.format == "JPEG" and shrink >= 2:
-        image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))
-    return image.size[0] / width, image.size[1] / height
 
 
 def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float, scale_y: float) -> Image.Image:
@@ -239,39 +244,46 @@ def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float, scale_y:
 def crop_image(image: Image.Image, view: View, drawn: Drawn) -> Image.Image:
     """Crop, then resize, as published: pixels outside of the crop have no part in it."""
     left, top, width, height = drawn.box
-    crop = image.crop((left, top, left + width, top + height))
+    with own_limit():
+        crop = image.crop((left, top, left + width, top + height))
     return crop.resize((view.size, view.size), _RESAMPLE[view.interpolation])
 
 
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Decode into RGB or grey.
-
-    Of 16-bit grey the upper bits are kept, transparency is dropped, CMYK goes by Pillow's plain formula, and EXIF
-    orientation is not applied, all as in torchvision's folders.
-    """
-    if "transparency" in image.info and image.mode == "P":
-        image = image.convert("RGBA")  # Pillow warns about the direct way
-    elif image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    mode = "RGB" if channels == 3 else "L"
-    if image.mode == mode:
-        image.load()
-        return image
-    return image.convert(mode)
-
-
 def eval_image(
-    image: Image.Image, size: int, crop_pct: float = 0.875, interpolation: str = "bicubic", channels: int = 3
+    image: Image.Image,
+    size: int,
+    crop_pct: float = 0.875,
+    interpolation: str = "bicubic",
+    channels: int = 3,
+    decoding: Decoding = DEFAULT,
 ) -> np.ndarray:
     """Inference view as timm makes it: short side to `size / crop_pct`, central crop; uint8 (size, size, channels)."""
-    short = math.floor(size / crop_pct)
-    width, height = image.size
+    short = short_side(size, crop_pct)
+    width, height = upright_size(image, decoding)
     new = (short * width // min(width, height), short * height // min(width, height))
     if min(width, height) > 2 * short:
-        image.draft(None, (2 * new[0], 2 * new[1]))
-    image = to_channels(image, channels)
-    if image.size != new:
-        image = image.resize(new, _RESAMPLE[interpolation])
+        shrink(image, 2 * new[0], 2 * new[1], decoding)
+    image = to_channels(image, channels, decoding)
     left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    if max(new) > _THIN * short and min(left, top) >= 0:
+        pixels = np.asarray(_crop_of_resized(image, new, (left, top), size, interpolation))
+    else:
+        if image.size != new:
+            image = image.resize(new, _RESAMPLE[interpolation])
+        pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _crop_of_resized(
+    image: Image.Image, new: tuple[int, int], corner: tuple[int, int], size: int, interpolation: str
+) -> Image.Image:
+    """The square at `corner` of the image as it would be resized to `new`, without making the rest of that."""
+    first, last, low, high = [], [], [], []
+    for start, to, old in zip(corner, new, image.size, strict=True):
+        left, right = start * old / to, min((start + size) * old / to, old)
+        margin = 3 * max(1.0, old / to)  # what the filter looks at; Pillow's box has few digits for large numbers
+        first.append(max(0, math.floor(left - margin)))
+        last.append(min(old, math.ceil(right + margin)))
+        low.append(left - first[-1])
+        high.append(right - first[-1])
+    return image.crop((*first, *last)).resize((size, size), _RESAMPLE[interpolation], box=(*low, *high))

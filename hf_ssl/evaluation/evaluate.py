@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel, TimmWrapperConfig
+from transformers import AutoImageProcessor, PreTrainedModel, TimmWrapperConfig
 
 from .. import models  # registers our classes with AutoModel
 from ..data.bank import labelled_source, labelled_sources, measured_on, unlabelled_queries
 from ..data.sources import available_splits, check_source, open_place
+from ..hub.weights import open_encoder
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .features import (
@@ -44,10 +45,7 @@ def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, Trans
     """
     inner = Path(model) / "model"
     location = str(inner) if inner.is_dir() else model
-    try:
-        encoder = AutoModel.from_pretrained(location).eval()
-    except Exception as error:  # transformers and safetensors raise dozens of classes here
-        raise RecipeError(f"No encoder could be loaded from {model!r}: {_first_line(error)}") from error
+    encoder = open_encoder(location)
     if isinstance(encoder.config, models.AvidConfig):
         return encoder, ClipEvalTransform(encoder.config, num_clips)
     if isinstance(encoder.config, models.SSLConfig):

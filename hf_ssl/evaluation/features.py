@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor
 
 from ..data.clips import ClipTransform, eval_clip, eval_sound
-from ..data.sources import Source, open_image
-from ..data.views import eval_image, to_channels
+from ..data.pixels import open_image, to_channels
+from ..data.sources import Source
+from ..data.views import eval_image
 from ..data.workers import batches, share, start_worker
 
 
@@ -45,7 +46,8 @@ class EvalTransform:
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """uint8 (1, S, S, C)."""
         image = open_image(source.cell(index), source.max_megapixels)
-        return (eval_image(image, self.size, self.crop_pct, self.interpolation, len(self.mean))[None],)
+        how = (self.size, self.crop_pct, self.interpolation, len(self.mean), source.decoding)
+        return (eval_image(image, *how)[None],)
 
     def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
         return (torch.zeros(1, self.size, self.size, len(self.mean), dtype=torch.uint8),)
@@ -65,7 +67,8 @@ class ProcessorTransform:
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """float32 (1, C, H, W)."""
-        return (self._prepared(to_channels(source.image(index), 3)),)
+        image = open_image(source.cell(index), source.max_megapixels)
+        return (self._prepared(to_channels(image, 3, source.decoding)),)
 
     def blank(self, source: Source | None = None) -> tuple[torch.Tensor, ...]:
         return (torch.from_numpy(self._prepared(Image.new("RGB", (64, 64)))),)

@@ -168,6 +168,7 @@ def render_converted(
         title=title,
         paper=paper,
         usage=_usage(plain, images, sharded),
+        inputs=_INPUTS if images or not isinstance(config.audio_mean, float | int) else _AVERAGED_INPUTS,
         parts="\n".join(f"- `{load.format(classes[name], name)}`" for name in subfolders) or "- nothing",
         left_out=", ".join(left_out) or "nothing",
         citation=bibtex("seer" if backbone.startswith("regnet") else config.model_type),
@@ -202,7 +203,7 @@ def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
         library_name="timm" if plain else "transformers",
         pipeline_tag="feature-extraction" if recipe.method == "avid" else "image-feature-extraction",
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
-        datasets=said.get("datasets", _hub_ids(recipe.data.path)),
+        datasets=said.get("datasets", _hub_ids(*recipe.data.paths)),
         base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
         model_name=said["name"],
         eval_results=measured,
@@ -266,6 +267,14 @@ def _duration(seconds: float) -> str:
             return f"{seconds / unit:.1f} {name}"
     return f"{seconds:.1f} seconds"
 
+
+_INPUTS = "Size and normalization of the input are in the configuration, as the original network had them."
+
+_AVERAGED_INPUTS = """\
+Size of the input and normalization of the frames are in the configuration, as the original network had them. The
+spectrogram is normalized by the average of all bands, where the original network had a mean and a deviation for each:
+its inputs, and so its features, are shifted by up to 1.4 deviations a band. `hf-ssl convert` with the authors' file as
+`--statistics` has the original ones."""
 
 _UNNAMED = "a dataset given from Python"
 

@@ -8,10 +8,11 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
 from ..models import METHODS, SSLConfig, create_backbone, load_backbone, timm_fields
 from ..recipe import Recipe, RecipeError
+from .weights import open_encoder
 
 
 def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
@@ -57,10 +58,11 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         name = place.removeprefix("timm/")
         model = timm.create_model(name, pretrained=True, num_classes=0)
         return model.state_dict(), timm_fields(name, model)
-    model = AutoModel.from_pretrained(place).float().eval()  # whatever it was saved in
+    model = open_encoder(place).float()  # whatever it was saved in
     model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
     if isinstance(model.config, SSLConfig):
-        names = ("backbone", "backbone_args", "stem", "padding", "num_channels", "image_mean", "image_std")
+        names = ("backbone", "backbone_args", "stem", "padding", "first_shortcut")
+        names += ("num_channels", "image_mean", "image_std")
         return model.backbone.state_dict(), {name: getattr(model.config, name) for name in names}
     if hasattr(model, "timm_model"):
         arguments = {k: v for k, v in (model.config.model_args or {}).items() if k != "in_chans"}
@@ -70,7 +72,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
     if model.main_input_name != "pixel_values":
         raise ValueError("it is no encoder of images.")
     try:
-        processor = AutoImageProcessor.from_pretrained(place)
+        processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError):
         return model, {}
     return model, {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}
@@ -142,8 +144,8 @@ def _tensors(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, torch.Tenso
     return [
         (f"{path}.{name}", tensor)
         for path, layer in layers
-        for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
-        if name not in {"mask_token", *layer._non_persistent_buffers_set}
+        for name, tensor in layer.state_dict(keep_vars=True).items()
+        if "." not in name and name != "mask_token"  # its own, without its children's
     ]
 
 

@@ -16,13 +16,15 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import BitImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data.views import resolve_views
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
+from ..files import read_json
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
+from ..models.image_processing_ssl import image_processor
 from ..models.processing_avid import avid_processor
-from ..recipe import Recipe, RecipeError, model_config, recipe_from_dict
+from ..recipe import Recipe, RecipeError, continued, model_config, recipe_from_dict
 from .card import Results, render_card
 from .refresh import said_of
 from .weights import find_weights, read_weights
@@ -63,15 +65,19 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
     found = find_weights(place)
     if not (found / "state.json").exists():
         raise RecipeError(f"{place} has no checkpoint to export; it is an exported model already.")
-    state = json.loads((found / "state.json").read_text())
-    recipe = recipe_from_dict(state["recipe"])
-    config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
-    if "num_instances" in state:
-        config.num_instances = state["num_instances"]
-    with torch.device("meta"):
-        model = METHODS[recipe.method][1](config)
+    try:
+        state = read_json(found / "state.json")
+        recipe = continued(recipe_from_dict(state["recipe"]), state["recipe"], state.get("format", 1))
+        config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+        if "num_instances" in state:
+            config.num_instances = state["num_instances"]
+        results = Results(**state["results"])
+        with torch.device("meta"):
+            model = METHODS[recipe.method][1](config)
+    except (KeyError, TypeError) as error:
+        raise RecipeError(f"{found / 'state.json'} is not complete ({error!r}); give an older checkpoint.") from error
     folder = found.parent.parent / "model" if folder is None else folder
-    return export(model, recipe, folder, tensors=read_weights(found), results=Results(**state["results"]))
+    return export(model, recipe, folder, tensors=read_weights(found), results=results)
 
 
 def write_repo(
@@ -154,14 +160,7 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
     if not isinstance(config, SSLConfig):
         avid_processor(config).save_pretrained(folder)
         return
-    BitImageProcessor(
-        size={"shortest_edge": round(config.image_size / config.crop_pct)},
-        crop_size={"height": config.image_size, "width": config.image_size},
-        image_mean=list(config.image_mean),
-        image_std=list(config.image_std),
-        resample=3 if config.interpolation == "bicubic" else 2,
-        do_convert_rgb=config.num_channels == 3,
-    ).save_pretrained(folder)
+    image_processor(config).save_pretrained(folder)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,15 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """The card of a repo folder that exists: written anew, with what whoever shares the model says about it."""
 
-import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..files import read_json, read_text, read_yaml
 from ..models import METHODS
 from ..recipe import RecipeError, recipe_from_dict
 from .card import Results, render_card
@@ -19,9 +18,10 @@ from .card import Results, render_card
 def said_of(folder: Path | str) -> dict[str, Any]:
     """What was said about the model in a repo folder, which its next export keeps."""
     try:
-        return json.loads((Path(folder) / "results.json").read_text())["card"]
-    except (OSError, ValueError, KeyError):
+        said = read_json(Path(folder) / "results.json")["card"]
+    except (RecipeError, KeyError):
         return {}
+    return said if isinstance(said, dict) else {}
 
 
 def refresh_card(
@@ -46,22 +46,25 @@ def refresh_card(
             validate_repo_id(dataset)
     except HFValidationError as error:
         raise RecipeError(f"--datasets takes names of Hub datasets, such as uoft-cs/cifar10: {error}") from None
-    try:
-        results = Results(**json.loads((folder / "results.json").read_text()))
-        recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
-        config = METHODS[recipe.method][0].from_dict(json.loads((folder / "pretraining/config.json").read_text()))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise RecipeError(
-            f"{place} has nothing to make a card from ({said}); give a run's folder, or that of a model which a run "
-            "exported: results.json, recipe.yaml and pretraining/config.json."
-        ) from None
     given = {"license": license, "name": name, "datasets": datasets and [one for one in datasets if one]}
-    said = results.card | {key: value for key, value in given.items() if value is not None}
-    results = replace(results, card={key: value for key, value in said.items() if value})
     sharded = (folder / "model.safetensors.index.json").exists()
-    files = {"README.md": render_card(config, recipe, results, sharded=sharded), "results.json": results.to_json()}
-    for file, text in files.items():
-        (folder / f".partial_{file}").write_text(text)
-        os.replace(folder / f".partial_{file}", folder / file)
+    try:
+        results = Results(**read_json(folder / "results.json"))
+        said = results.card | {key: value for key, value in given.items() if value is not None}
+        results = replace(results, card={key: value for key, value in said.items() if value})
+        recipe = recipe_from_dict(read_yaml(read_text(folder / "recipe.yaml"), "recipe.yaml"))
+        config = METHODS[recipe.method][0].from_dict(read_json(folder / "pretraining/config.json"))
+        text = render_card(config, recipe, results, sharded=sharded)
+    except Exception as error:  # whatever damaged or foreign files bring about
+        raise RecipeError(
+            f"{place} has nothing to make a card from ({' '.join(str(error).split())}); give a run's folder, or that "
+            "of a model which a run exported: results.json, recipe.yaml and pretraining/config.json."
+        ) from error
+    files = {"README.md": text, "results.json": results.to_json()}
+    try:
+        for file, content in files.items():
+            (folder / f".partial_{file}").write_text(content, encoding="utf-8")
+            os.replace(folder / f".partial_{file}", folder / file)
+    except OSError as error:
+        raise RecipeError(f"The card could not be written to {folder} ({error}).") from error
     return folder / "README.md"

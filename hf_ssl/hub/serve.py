@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..models import AvidConfig, SSLConfig
 from ..recipe import RecipeError
+from .weights import open_encoder
 
 
 class _Encoder(nn.Module):
@@ -38,10 +39,7 @@ def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bo
         RecipeError: no model there, a package is missing, or the graph computes something else.
     """
     inner = Path(place) / "model"
-    try:
-        model = AutoModel.from_pretrained(str(inner) if inner.is_dir() else place).eval()
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"No encoder could be loaded from {place!r}: {str(error).splitlines()[0]}") from error
+    model = open_encoder(str(inner) if inner.is_dir() else place)
     if output is None:
         output = (inner if inner.is_dir() else Path(place)) / ("encoder.onnx" if onnx else "encoder.pt2")
     output = Path(output)

@@ -1,19 +1,45 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The weights of a method wherever a run has left them: in a checkpoint, or in a repo folder."""
+"""The weights of a method wherever a run has left them, in a checkpoint or in a repo folder, and encoders of anybody.
 
-import json
+Nothing that a folder holds is executed, and what its `config.json` describes is held against its files before any
+network is built.
+"""
+
 import logging
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
 
 from ..disk import damage
+from ..files import read_json, refuse_compressed, weigh
+from ..models import METHODS
+from ..models.configuration_ssl import check_arguments
 from ..recipe import RecipeError
 from .shards import read_shards
 
 
 logger = logging.getLogger(__name__)
+INDEX = "model.safetensors.index.json"
+_LARGEST = 10_000_000  # whole number in the configuration of a network of others
+_SLACK = 10_000_000  # numbers that a network may have beyond twice those of its files: a pooler, a new head
+
+# The learning rate of a numpy schedule is a numpy number, which torch does not admit by itself; it executes nothing.
+_NUMBERS: list = [np.dtype, *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)}]
+_NUMBERS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def find_weights(place: str | Path) -> Path:
@@ -49,14 +75,171 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         RecipeError: a file is missing, cut or of another kind.
     """
-    index = folder / "model.safetensors.index.json"
     try:
         if (folder / "state.json").exists() and (folder / "shards").exists():  # a repo folder never has any
             return read_shards(folder / "shards")
-        if index.exists():
-            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return {name: t for part in parts for name, t in load_file(folder / part).items()}
-        return load_file(folder / "model.safetensors")
+        return {name: t for part in weight_files(folder) for name, t in load_file(part).items()}
     except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"The weights in {folder} cannot be read ({said}).") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, which its index, if any, names.
+
+    Raises:
+        RecipeError: the index is none, or names what is not a file of this folder.
+    """
+    if not (folder / INDEX).exists():
+        return [folder / "model.safetensors"]
+    names = read_json(folder / INDEX).get("weight_map")
+    names = set(names.values()) if isinstance(names, dict) and all(map(_is_name, names.values())) else {""}
+    outside = [name for name in names if not (folder / name).is_file()]
+    if outside or not names:
+        raise RecipeError(f"{folder / INDEX} does not name files of its own folder.")
+    return [folder / name for name in sorted(names)]
+
+
+def read_file(path: Path) -> Any:
+    """What is in a file of torch or safetensors, with nothing of it executed.
+
+    Raises:
+        RecipeError: no such file, one that is cut off, or one with more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise RecipeError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            refuse_compressed(path, path.stat().st_size)
+        with torch.serialization.safe_globals(_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # whatever a broken or hostile file brings about
+        wanted = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
+        if wanted and isinstance(error, pickle.UnpicklingError):
+            raise RecipeError(
+                f"{path} holds more than tensors and plain values ({wanted[1]}); reading that would execute it, which "
+                "hf-ssl never does. Save its weights alone where you trust it."
+            ) from error
+        raise unreadable(path, error) from error
+    check_weight(content, path)
+    return content
+
+
+def unreadable(path: Path, error: Exception) -> RecipeError:
+    said = f"{path} cannot be read as a checkpoint ({type(error).__name__})"
+    return RecipeError(f"{said}; it may be cut off, or of another kind: fetch it again, or look at --method.")
+
+
+def check_weight(content: Any, path: Path) -> None:
+    """Raises RecipeError for values read from a file that take much more memory than the file: tensors that repeat a
+    few numbers (stride 0) or have none (meta), lists that hold each other.
+    """
+    try:
+        heavy = weigh(content, _parts, _bytes) > 4 * path.stat().st_size + 2**20
+    except ValueError as error:
+        raise RecipeError(f"{path} is no checkpoint: its {error}.") from None
+    if heavy:
+        raise RecipeError(f"{path} stands for far more numbers than it holds; it is no checkpoint that was saved.")
+
+
+def _parts(value: Any) -> list:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        return value.numel() * value.element_size()
+    return value.nbytes if isinstance(value, np.ndarray) else 1
+
+
+def open_encoder(place: str | Path) -> PreTrainedModel:
+    """The encoder in a folder or on the Hub, as `AutoModel` loads it, in evaluation mode; its own code is not run.
+
+    Raises:
+        RecipeError: there is none, it needs its own code, or its files hold less than it describes.
+    """
+    try:
+        if Path(place).is_dir():
+            _check_folder(Path(place))
+        return AutoModel.from_pretrained(place, trust_remote_code=False).eval()
+    except Exception as error:  # whatever foreign files make timm, transformers and safetensors raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"No encoder could be loaded from {str(place)!r}: {said}") from error
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ValueError for an encoder that is larger than its files."""
+    content = read_json(folder / "config.json")
+    if content.get("model_type") not in METHODS:
+        _check_numbers(content, "config.json")
+    if "model_type" not in content:
+        _check_timm(content)
+    shapes = _shapes(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with (
+        _at_most_parameters(4 * len(shapes) + 1000),
+        torch.device("meta"),
+        init.meta_device_safe_creation_ops(),
+        init.no_init_weights(),
+    ):
+        model = AutoModel.from_config(config, trust_remote_code=False)
+    held, needed = sum(map(math.prod, shapes)), sum(tensor.numel() for tensor in model.state_dict().values())
+    if needed > 2 * held + _SLACK:
+        raise ValueError(f"config.json describes a network of {needed:,} numbers, and its files hold {held:,}.")
+
+
+def _shapes(folder: Path) -> list[tuple[int, ...]]:
+    """Of all tensors of a folder, without reading them."""
+    pickled = folder / "pytorch_model.bin"
+    if pickled.exists() and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
+        return [tuple(tensor.shape) for tensor in read_file(pickled).values()]
+    shapes = []
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            shapes += [tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+    return shapes
+
+
+def _check_numbers(value: Any, key: str) -> None:
+    if isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(part, f"{key}, {name}")
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"{key} is {str(value)[:30]}, more than any network has.")
+
+
+def _check_timm(content: dict[str, Any]) -> None:
+    """timm's `config.json`: the name of a network, its arguments, and the images that it expects."""
+    if not timm.is_model(str(content.get("architecture"))):
+        raise ValueError(f"config.json names no network of timm (architecture: {content.get('architecture')!r}).")
+    check_arguments(content.get("model_args"), "model_args")
+    size = content.get("pretrained_cfg", {}).get("input_size", [3, 224, 224])
+    if len(size) != 3 or not all(1 <= number <= 8192 for number in size):
+        raise ValueError(f"input_size must be three numbers from 1 to 8192, not {size!r}.")
+
+
+@contextmanager
+def _at_most_parameters(most: int) -> Iterator[None]:
+    """Ends the building of a network of more tensors, which would take a long time."""
+    count = 0
+
+    def hook(module: torch.nn.Module, name: str, parameter: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError(f"config.json describes more than {most:,} tensors, and its files have fewer.")
+
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

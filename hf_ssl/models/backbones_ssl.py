@@ -33,7 +33,9 @@ def check_backbone(backbone: str) -> None:
 
 def rebuildable_by_timm(config: PreTrainedConfig) -> bool:
     """Whether `timm.create_model` builds the encoder from its name and arguments alone."""
-    return isinstance(config, SSLConfig) and config.stem == "imagenet" and config.padding == "torch"
+    if not isinstance(config, SSLConfig):
+        return False
+    return (config.stem, config.padding, config.first_shortcut) == ("imagenet", "torch", "identity")
 
 
 def backbone_kwargs(config: SSLConfig) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def timm_fields(name: str, model: nn.Module) -> dict[str, Any]:
 
 
 def create_backbone(config: SSLConfig) -> nn.Module:
-    """The bare timm model, without a classifier, with the configured stem and padding.
+    """The bare timm model, without a classifier, with the configured stem, padding and first shortcut.
 
     Raises:
         ValueError: unknown backbone, arguments that it does not take, or a stem that it does not have.
@@ -78,8 +80,12 @@ def create_backbone(config: SSLConfig) -> nn.Module:
     except (TypeError, AssertionError) as error:  # timm asserts that a RegNet has four stages
         said = str(error) or "timm cannot build a network from them"
         raise ValueError(f"backbone_args do not fit {config.backbone}: {said}.") from error
-    if config.stem != "imagenet":
+    if config.stem == "wide":
+        _widen_stem(backbone, config)
+    elif config.stem != "imagenet":
         _make_stem_small(backbone, config)
+    if config.first_shortcut == "projection":
+        _project_first_shortcut(backbone, config)
     if config.padding == "same":
         _use_same_padding(backbone)
     return backbone
@@ -122,6 +128,27 @@ def _make_stem_small(backbone: nn.Module, config: SSLConfig) -> None:
             f"stem={config.stem!r} is for ResNets (and 'small' for RegNets), not for {config.backbone}; "
             "see its own backbone_args."
         )
+
+
+def _widen_stem(backbone: nn.Module, config: SSLConfig) -> None:
+    block = backbone.layer1[0] if hasattr(backbone, "layer1") else None
+    if getattr(block, "conv3", None) is None or not isinstance(backbone.conv1, nn.Conv2d):
+        raise ValueError(f"stem='wide' is for ResNets of bottlenecks (50 layers or more), not for {config.backbone}.")
+    width = block.conv1.out_channels
+    backbone.conv1 = nn.Conv2d(backbone.conv1.in_channels, width, 7, stride=2, padding=3, bias=False)
+    backbone.bn1 = nn.BatchNorm2d(width)
+    block.conv1 = nn.Conv2d(width, width, 1, bias=False)
+    block.downsample[0] = nn.Conv2d(width, block.conv3.out_channels, 1, bias=False)
+
+
+def _project_first_shortcut(backbone: nn.Module, config: SSLConfig) -> None:
+    block = backbone.layer1[0] if hasattr(backbone, "layer1") else None
+    if not isinstance(getattr(block, "conv1", None), nn.Conv2d):
+        raise ValueError(f"first_shortcut='projection' is for ResNets, not for {config.backbone}.")
+    if block.downsample is None:
+        channels = block.conv1.in_channels
+        convolution = nn.Conv2d(channels, channels, 1, bias=False)
+        block.downsample = nn.Sequential(convolution, nn.BatchNorm2d(channels))
 
 
 def _use_same_padding(backbone: nn.Module) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .configuration_ssl import TINY, WIDEST, check_arguments, check_ranges
+
 
 VIDEO_NETWORKS = ("r2plus1d_10", "r2plus1d_18", "r2plus1d_34")
 AUDIO_NETWORKS = ("conv2d_10",)
@@ -139,15 +141,33 @@ class AvidConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)!r} is not possible; choose {' or '.join(valid)}.")
 
     def validate_inputs(self):
+        check_ranges(
+            self,
+            {
+                "image_size": (1, 8192),
+                "num_channels": (1, 1024),
+                "crop_pct": (0.01, 1),
+                "image_mean": (-1e6, 1e6),
+                "image_std": (TINY, 1e6),
+                "audio_mean": (-1e6, 1e6),
+                "audio_std": (TINY, 1e6),
+                "num_frames": (1, 10_000),
+                "frame_rate": (0.001, 1e6),
+                "sampling_rate": (1, 1e7),
+                "audio_seconds": (0.001, 3600),
+                "n_fft": (2, 1_048_576),
+                "hop_length": (1, 1_048_576),
+                "num_bands": (2, 1_048_576),
+            },
+        )
+        check_arguments(self.video_backbone_args, "video_backbone_args")
+        check_arguments(self.audio_backbone_args, "audio_backbone_args")
         if not len(self.image_mean) == len(self.image_std) == self.num_channels:
             raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")
         for field in ("audio_mean", "audio_std"):
             values = getattr(self, field)
             if not isinstance(values, float | int) and len(values) != self.num_bands:
                 raise ValueError(f"{field} must be one number, or num_bands={self.num_bands} of them.")
-        sizes = (self.image_size, self.num_frames, self.frame_rate, self.sampling_rate, self.audio_seconds)
-        if min(sizes) <= 0 or not 0 < self.crop_pct <= 1 or self.hop_length <= 0 or self.num_bands < 2:
-            raise ValueError("Sizes, rates and lengths of the inputs must be greater than 0, and crop_pct in (0, 1].")
         steps = self.num_frames // 8 if self.video_backbone in VIDEO_NETWORKS else self.num_frames
         if not 1 <= self.time_segments <= max(steps, 1):
             raise ValueError(
@@ -161,16 +181,19 @@ class AvidConfig(PreTrainedConfig):
             )
 
     def validate_objective(self):
-        coefficients = [self.cross_coeff, self.within_coeff]
-        if self.cma:
-            coefficients += [self.cross_positive_coeff, self.within_positive_coeff]
-        if min(coefficients) < 0 or sum(coefficients) == 0:
-            raise ValueError("The coefficients must not be negative, nor all 0.")
-        if self.temperature <= 0 or not 0 <= self.memory_momentum < 1 or not self.projector_dims:
-            raise ValueError(
-                "temperature must be greater than 0, memory_momentum in [0, 1), projector_dims not empty."
-            )
-        if min(self.num_negatives, self.num_positives, self.num_negatives_within) < 1:
-            raise ValueError("num_negatives, num_positives and num_negatives_within must be at least 1.")
-        if self.positives_every_epochs <= 0:
-            raise ValueError("positives_every_epochs must be greater than 0.")
+        coefficients = ["cross_coeff", "within_coeff"]
+        coefficients += ["cross_positive_coeff", "within_positive_coeff"] if self.cma else []
+        check_ranges(
+            self,
+            {
+                **dict.fromkeys(coefficients, (0, 1e6)),
+                **dict.fromkeys(("num_negatives", "num_positives", "num_negatives_within"), (1, 1e7)),
+                "projector_dims": (1, WIDEST),
+                "num_instances": (0, 1e10),
+                "temperature": (TINY, 1e6),
+                "memory_momentum": (0, 1 - TINY),
+                "positives_every_epochs": (TINY, 1e12),
+            },
+        )
+        if not any(getattr(self, field) for field in coefficients) or not self.projector_dims:
+            raise ValueError("The coefficients must not be all 0, and projector_dims not empty.")

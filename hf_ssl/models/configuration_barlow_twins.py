@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_ssl import SSLConfig
+from .configuration_ssl import WIDEST, SSLConfig, check_ranges
 
 
 @strict
@@ -27,5 +27,6 @@ class BarlowTwinsConfig(SSLConfig):
     zero_init_residual: bool = True
 
     def validate_projector(self):
-        if not self.projector_dims or min(self.projector_dims) <= 0:
+        check_ranges(self, {"projector_dims": (1, WIDEST), "lambd": (0, 1e6), "eps": (0, 1e6)})
+        if not self.projector_dims:
             raise ValueError("projector_dims must be a list of at least one width.")

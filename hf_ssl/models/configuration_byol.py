@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_ssl import SSLConfig
+from .configuration_ssl import WIDEST, SSLConfig, check_ranges
 
 
 @strict
@@ -32,6 +32,8 @@ class ByolConfig(SSLConfig):
     tau_schedule: str = "cosine"
 
     def validate_target(self):
+        widths = dict.fromkeys(("projector_hidden", "projector_dim", "predictor_hidden"), (1, WIDEST))
+        check_ranges(self, widths)
         if not 0 <= self.tau_base <= 1:
             raise ValueError(f"tau_base must be between 0 and 1, not {self.tau_base}.")
         if self.tau_schedule not in ("cosine", "constant"):

@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_ssl import SSLConfig
+from .configuration_ssl import WIDEST, SSLConfig, check_ranges
 
 
 @strict
@@ -31,7 +31,7 @@ class SimSiamConfig(SSLConfig):
     zero_init_residual: bool = True
 
     def validate_heads(self):
-        if self.projector_layers < 1:
-            raise ValueError("projector_layers must be at least 1.")
+        widths = dict.fromkeys(("projector_hidden", "projector_dim", "predictor_hidden"), (1, WIDEST))
+        check_ranges(self, {"projector_layers": (1, 100), **widths})
         if self.target_update not in ("step", "epoch"):
             raise ValueError(f"target_update={self.target_update!r} is not possible; choose step or epoch.")

@@ -1,10 +1,46 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """What the configurations of all methods share: the backbone, and the images that it expects."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+
+TINY = 1e-12  # stands for 0 where 0 is not possible
+WIDEST = 131072  # of a layer
+
+
+def short_side(image_size: int, crop_pct: float) -> int:
+    """To what the short side is resized before the central crop at inference, in pixels; rounded down, as in timm."""
+    return math.floor(image_size / crop_pct)
+
+
+def check_ranges(config: PreTrainedConfig, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raises ValueError for a field (number, list of them, or None) that is not within its range, ends included."""
+    for field, (low, high) in ranges.items():
+        value = getattr(config, field)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and not low <= number <= high:
+                least = "greater than 0" if low == TINY else f"at least {low:g}"
+                raise ValueError(f"{field} must be {least} and at most {high:g}, not {str(number)[:30]}.")
+
+
+def check_arguments(arguments: Any, name: str) -> None:
+    """Raises ValueError for arguments of `timm.create_model` that would load other weights than the configuration's
+    own (timm unpickles `checkpoint_path`), and for depths, widths and sizes that no network has.
+    """
+    if isinstance(arguments, dict):
+        for key, value in arguments.items():
+            if str(key).startswith(("checkpoint", "pretrained", "cache_dir")):
+                raise ValueError(f"{name} must not have {key}; see init_from for pretrained weights.")
+            check_arguments(value, f"{name}.{key}")
+    elif isinstance(arguments, list | tuple):
+        for value in arguments:
+            check_arguments(value, name)
+    elif isinstance(arguments, float | int) and not abs(arguments) <= WIDEST:
+        raise ValueError(f"{name} must be a number up to {WIDEST}, not {str(arguments)[:30]}.")
 
 
 @strict
@@ -17,9 +53,13 @@ class SSLConfig(PreTrainedConfig):
             ...).
         stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride
             1 without pooling, for images of about 32 pixels; `"small_linear"` also takes out a ResNet's ReLU there, as
-            lightly's CIFAR-10 benchmark does.
+            lightly's CIFAR-10 benchmark does; `"wide"` makes the first convolution of a ResNet as wide as its first
+            stage, as the papers' ResNets of twice the width and more have it, where timm's stays at 64 channels.
         padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
             TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.
+        first_shortcut (`str`, *optional*, defaults to `"identity"`): `"projection"` puts a convolution and BatchNorm
+            into the shortcut of a ResNet's first block, as DeepMind's ResNet-18 and 34 have them; bottlenecks have
+            them anyhow.
         image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
         num_channels (`int`, *optional*, defaults to 3): channels of the images.
         image_mean, image_std (`tuple`, *optional*): normalisation of images in 0..1; ImageNet's by default.
@@ -34,6 +74,7 @@ class SSLConfig(PreTrainedConfig):
     backbone_args: dict[str, Any] | None = None
     stem: str = "imagenet"
     padding: str = "torch"
+    first_shortcut: str = "identity"
     image_size: int = 224
     num_channels: int = 3
     image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
@@ -49,8 +90,9 @@ class SSLConfig(PreTrainedConfig):
 
     def validate_choices(self):
         choices = {
-            "stem": ("imagenet", "small", "small_linear"),
+            "stem": ("imagenet", "small", "small_linear", "wide"),
             "padding": ("torch", "same"),
+            "first_shortcut": ("identity", "projection"),
             "interpolation": ("bilinear", "bicubic"),
         }
         for field, valid in choices.items():
@@ -58,7 +100,16 @@ class SSLConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)!r} is not possible; choose {' or '.join(valid)}.")
 
     def validate_images(self):
-        if self.image_size <= 0 or not 0 < self.crop_pct <= 1:
-            raise ValueError("image_size must be greater than 0, and crop_pct in (0, 1].")
+        check_ranges(
+            self,
+            {
+                "image_size": (1, 8192),
+                "num_channels": (1, 1024),
+                "crop_pct": (0.01, 1),
+                "image_mean": (-1e6, 1e6),
+                "image_std": (TINY, 1e6),
+            },
+        )
+        check_arguments(self.backbone_args, "backbone_args")
         if not len(self.image_mean) == len(self.image_std) == self.num_channels:
             raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")

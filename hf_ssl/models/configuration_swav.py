@@ -3,11 +3,14 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_ssl import SSLConfig
+from .configuration_ssl import TINY, WIDEST, SSLConfig, check_ranges
 
 
 # RegNetY of 9.3 billion parameters: depths 2, 7, 17, 1 and widths 2020, 4040, 11110, 28280.
 RG_10B = {"depth": 27, "w0": 1744, "wa": 620.83, "wm": 2.52, "group_size": 1010}
+
+
+SEER_SMALL = ("regnety_080", "regnety_160", "regnety_320")
 
 
 @strict
@@ -17,7 +20,8 @@ class SwavConfig(SSLConfig):
     Args:
         projector_dims (`tuple`, *optional*, defaults to `(2048, 128)`): widths of the projector's layers.
         projector_batch_norm (`bool`, *optional*, defaults to `True`): BatchNorm in the projector's hidden layers.
-        num_prototypes (`int`, *optional*, defaults to 3000): clusters.
+        num_prototypes (`int` or `list`, *optional*, defaults to 3000): clusters; of a list, one matrix of prototypes a
+            number, each with codes of its own, and the loss is the mean over them.
         prototypes_bias (`bool`, *optional*, defaults to `False`): as in lightly, where the scores are then no cosines.
         temperature (`float`, *optional*, defaults to 0.1): of the predicted assignments.
         epsilon (`float`, *optional*, defaults to 0.05): entropy regularisation of Sinkhorn.
@@ -33,7 +37,7 @@ class SwavConfig(SSLConfig):
 
     projector_dims: list[int] | tuple[int, ...] = (2048, 128)
     projector_batch_norm: bool = True
-    num_prototypes: int = 3000
+    num_prototypes: int | list[int] | tuple[int, ...] = 3000
     prototypes_bias: bool = False
     temperature: float | int = 0.1
     epsilon: float | int = 0.05
@@ -43,19 +47,27 @@ class SwavConfig(SSLConfig):
     queue_start_epoch: float | int = 15
     freeze_prototypes_steps: int = 313
 
+    @property
+    def prototype_counts(self) -> list[int]:
+        """Clusters of every matrix of prototypes."""
+        return [self.num_prototypes] if isinstance(self.num_prototypes, int) else list(self.num_prototypes)
+
     @classmethod
     def seer(cls, backbone: str = "regnety_2560", **changes) -> "SwavConfig":
-        """SEER (https://huggingface.co/papers/2103.01988): SwAV on a RegNet, with a larger head without BatchNorm.
+        """SEER (https://huggingface.co/papers/2103.01988): SwAV on a RegNet, with a larger head.
+
+        It is that of VISSL's configurations: 4096-4096-256 with BatchNorm up to 32GF, 8192-8192-256 without it above.
 
         Args:
             backbone: a RegNet of timm, or "regnety_10b" (https://huggingface.co/papers/2202.08360), which
                 timm has no name for.
             changes: fields that differ.
         """
+        small = backbone.partition(".")[0] in SEER_SMALL
         own = {
             "backbone": backbone,
-            "projector_dims": (8192, 8192, 256),
-            "projector_batch_norm": False,
+            "projector_dims": (4096, 4096, 256) if small else (8192, 8192, 256),
+            "projector_batch_norm": small,
             "num_prototypes": 16000,
             "sinkhorn_iterations": 10,
         }
@@ -64,9 +76,22 @@ class SwavConfig(SSLConfig):
         return cls(**own | changes)
 
     def validate_assignment(self):
-        if self.temperature <= 0 or self.epsilon <= 0 or self.sinkhorn_iterations < 1:
-            raise ValueError("temperature and epsilon must be greater than 0, and sinkhorn_iterations at least 1.")
-        if not self.crops_for_assign or min(self.crops_for_assign) < 0:
-            raise ValueError("crops_for_assign must name at least one global view by its number.")
-        if self.num_prototypes < 2 or self.queue_length < 0 or not self.projector_dims:
-            raise ValueError("num_prototypes must be at least 2, queue_length not negative, projector_dims not empty.")
+        check_ranges(
+            self,
+            {
+                "projector_dims": (1, WIDEST),
+                "num_prototypes": (2, 1e7),
+                "temperature": (TINY, 1e6),
+                "epsilon": (TINY, 1e6),
+                "sinkhorn_iterations": (1, 1000),
+                "crops_for_assign": (0, 63),
+                "queue_length": (0, 1e8),
+                "queue_start_epoch": (0, 1e12),
+                "freeze_prototypes_steps": (0, 1e12),
+            },
+        )
+        if not self.crops_for_assign or not self.projector_dims or not self.prototype_counts:
+            raise ValueError(
+                "crops_for_assign must name at least one global view, projector_dims at least one width, and "
+                "num_prototypes at least one number."
+            )

@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Clips out of videos: some frames and the sound around them, read with PyAV, which is imported when it is needed."""
 
+import gc
 import io
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -17,6 +19,12 @@ _SHORTEST = 1e-3  # seconds of a stream that has any
 _BROKEN = 50  # broken packets passed over in one reading
 _PREROLL = 0.1  # seconds of sound decoded before a window: what Opus and AAC need to settle
 _GAP = 0.02  # seconds by which sound may be off its time stamp: containers round them
+
+
+# PyAV's resamplers have threads and lie in reference cycles. A forked worker that collects one of its parent's waits
+# forever for threads that only the parent has, so workers never collect what their parent made.
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class MediaError(ValueError):
@@ -133,7 +141,11 @@ def _open(av, stack: ExitStack, source, kind: str) -> tuple:
             raise MediaError("the file is empty")
         source = io.BytesIO(source)
     source = str(source) if isinstance(source, Path) else source
-    container = stack.enter_context(av.open(source, metadata_errors="replace"))
+    try:
+        container = av.open(source, metadata_errors="replace")
+    except TypeError:  # PyAV 19 decodes a tag when it is asked for, and has no such argument
+        container = av.open(source)
+    stack.enter_context(container)
     return container, _stream(container, kind)
 
 

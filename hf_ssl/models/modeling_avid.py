@@ -212,7 +212,7 @@ class AvidModel(AvidPreTrainedModel):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """transformers' `gradient_checkpointing_enable` sets this."""
+        """Recompute activations in the backward pass; transformers' switch sets this, whatever its name."""
         return self._checkpointing
 
     @gradient_checkpointing.setter

@@ -88,7 +88,8 @@ class SwavForPreTrainingOutput(SSLForPreTrainingOutput):
     """Output of SwAV; `embeddings` and `logits` have all crops, `features` the global views only.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(B, V, K)`): similarities to the prototypes.
+        logits (`torch.FloatTensor` of shape `(B, V, K)`): similarities to the prototypes, those of several
+            matrices one after another.
         codes (`torch.FloatTensor` of shape `(B, A, K)`, *optional*): assignments of `crops_for_assign`.
     """
 
@@ -99,6 +100,13 @@ class SwavForPreTrainingOutput(SSLForPreTrainingOutput):
 class SwavModel(SSLModel):
     config: SwavConfig
     _keys_to_ignore_on_load_unexpected = [r"^projector\.", r"^prototypes\.", r"^queue$", r"^classifier\."]
+
+
+class SeveralPrototypes(nn.ModuleList):
+    """Matrices of prototypes side by side: (..., D) -> (..., K), with K the sum over them."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([prototypes(z) for prototypes in self], -1)
 
 
 class SwavForPreTraining(SSLPreTrainedModel):
@@ -121,7 +129,11 @@ class SwavForPreTraining(SSLPreTrainedModel):
             hidden_bias=True,
             output_bias=True,
         )
-        self.prototypes = nn.Linear(config.projector_dims[-1], config.num_prototypes, bias=config.prototypes_bias)
+        matrices = [
+            nn.Linear(config.projector_dims[-1], count, bias=config.prototypes_bias)
+            for count in config.prototype_counts
+        ]
+        self.prototypes = matrices[0] if isinstance(config.num_prototypes, int) else SeveralPrototypes(matrices)
         if config.queue_length:
             shape = (len(config.crops_for_assign), config.queue_length, config.projector_dims[-1])
             self.register_buffer("queue", torch.zeros(shape))
@@ -150,7 +162,9 @@ class SwavForPreTraining(SSLPreTrainedModel):
         loss = codes = None
         if len(scores) > 1:
             codes = self._assign(scores.detach(), z.detach(), num_global)
-            loss = swav_loss(scores, codes, self.config.crops_for_assign, self.config.temperature)
+            config, pairs = self.config, zip(self._of_each(scores), self._of_each(codes), strict=True)
+            losses = [swav_loss(s, c, config.crops_for_assign, config.temperature) for s, c in pairs]
+            loss = torch.stack(losses).mean()
             self._codes = codes
         return SwavForPreTrainingOutput(
             loss=loss,
@@ -179,8 +193,19 @@ class SwavForPreTraining(SSLPreTrainedModel):
             rows = scores[crop]
             if use_queue:
                 rows = self._with_queue(i, rows, z[crop])
-            codes.append(sinkhorn(rows, self.config.epsilon, self.config.sinkhorn_iterations)[-scores.shape[1] :])
+            every = [
+                sinkhorn(part, self.config.epsilon, self.config.sinkhorn_iterations) for part in self._of_each(rows)
+            ]
+            codes.append(torch.cat(every, 1)[-scores.shape[1] :])
         return torch.stack(codes)
+
+    def _of_each(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The parts of the last axis that belong to each matrix of prototypes."""
+        return x.split(self.config.prototype_counts, -1)
+
+    @property
+    def _matrices(self) -> list[nn.Linear]:
+        return [self.prototypes] if isinstance(self.config.num_prototypes, int) else list(self.prototypes)
 
     def _with_queue(self, i: int, rows: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Scores of this process's share of queue `i` (if full) above `rows` (B, K); then the batch is pushed."""
@@ -194,7 +219,7 @@ class SwavForPreTraining(SSLPreTrainedModel):
             share = length // world_size()
             mine = queue[rank() * share : (rank() + 1) * share]
             with full_precision(rows):
-                queued = self.prototypes(mine.to(self.prototypes.weight.dtype))
+                queued = self.prototypes(mine.to(self._matrices[0].weight.dtype))
             rows = torch.cat([queued.to(rows.dtype), rows])
         newest = gather_batch(z).to(queue.dtype)
         queue.copy_(torch.cat([newest, queue[: length - total]]))
@@ -202,8 +227,8 @@ class SwavForPreTraining(SSLPreTrainedModel):
 
     @torch.no_grad()
     def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        weight = self.prototypes.weight
-        weight.copy_(F.normalize(weight, dim=1))
+        for prototypes in self._matrices:
+            prototypes.weight.copy_(F.normalize(prototypes.weight, dim=1))
         self._queue_on = self.config.queue_length > 0 and step >= self.config.queue_start_epoch * steps_per_epoch
 
     def before_optimizer_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
@@ -214,11 +239,12 @@ class SwavForPreTraining(SSLPreTrainedModel):
         """Of this process's last batch: entropy of the codes (nats), and the share of prototypes that win a sample."""
         if self._codes is None:
             return {}
-        codes = self._codes.flatten(0, 1)  # (A*B, K)
-        entropy = -(codes * codes.clamp(min=1e-12).log()).sum(1).mean()
+        parts = self._of_each(self._codes.flatten(0, 1))  # (A*B, K) of each matrix
+        entropies = [-(codes * codes.clamp(min=1e-12).log()).sum(1).mean() for codes in parts]
+        used = sum(codes.argmax(1).unique().numel() for codes in parts)
         return {
-            "assignment_entropy": entropy.item(),
-            "prototypes_used": codes.argmax(1).unique().numel() / codes.shape[1],
+            "assignment_entropy": torch.stack(entropies).mean().item(),
+            "prototypes_used": used / sum(self.config.prototype_counts),
         }
 
     def export_state_dict(self) -> dict[str, torch.Tensor]:
@@ -227,7 +253,7 @@ class SwavForPreTraining(SSLPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self.prototypes:
+        if any(module is prototypes for prototypes in self._matrices):
             init_linear_as_torch(module)
             init.copy_(module.weight, F.normalize(module.weight, dim=1))
         elif module is self and self.config.queue_length:

@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Files of video with sound -> AVID's inputs."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
+from .configuration_ssl import short_side
 from .feature_extraction_avid import AvidFeatureExtractor
 from .media_avid import even_draws, read_clips
 from .video_processing_avid import AvidVideoProcessor
@@ -67,7 +67,7 @@ def avid_processor(config) -> AvidProcessor:
         std=std,
     )
     seeing = AvidVideoProcessor(
-        size={"shortest_edge": math.floor(config.image_size / config.crop_pct)},
+        size={"shortest_edge": short_side(config.image_size, config.crop_pct)},
         crop_size={"height": config.image_size, "width": config.image_size},
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Frames -> the normalised, centre-cropped input of AVID's video network."""
 
+import torchvision.transforms.functional as TF
 from transformers import BaseVideoProcessor
 
 
@@ -26,6 +27,10 @@ class AvidVideoProcessor(BaseVideoProcessor):
     num_frames = 8
     fps = 16
     model_input_names = ["pixel_values_videos"]
+
+    def center_crop(self, image, size, **kwargs):
+        """As at training's evaluations: half a pixel is rounded to even, where transformers rounds down."""
+        return TF.center_crop(image, [size.height, size.width])
 
 
 AvidVideoProcessor.register_for_auto_class()

@@ -11,9 +11,11 @@ from ..recipe import OptimConfig
 def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: int) -> float:
     """Learning rate of a step (counted from 0) as a fraction of its peak.
 
-    A linear warm-up, then a cosine, or a constant that may end in a linear descent. With `schedule_by="epoch"` all
-    steps of an epoch share the value of its first one (SimSiam). With `warmup_reaches_peak` the last warm-up step
-    is already at the peak (SwAV's linspace), else the first step after it is (Barlow Twins, BYOL).
+    A linear warm-up, then a cosine, or a constant that may end in a linear descent. The cosine begins behind the
+    warm-up, or with `cosine_over="run"` at step 0, so that it has gone down a little where it takes over (VISSL). With
+    `schedule_by="epoch"` all steps of an epoch share the value of its first one (SimSiam). With `warmup_reaches_peak`
+    the last warm-up step is already at the peak (SwAV's linspace), else the first step after it is (Barlow Twins,
+    BYOL).
     """
     in_steps = optim.warmup_steps is not None
     warmup = optim.warmup_steps if in_steps else round(optim.warmup_epochs * steps_per_epoch)
@@ -26,7 +28,8 @@ def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: 
         cooldown = min(round(optim.cooldown_epochs * steps_per_epoch), num_steps - warmup)
         share = min(1.0, (num_steps - step) / cooldown) if cooldown else 1.0
         return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * share
-    cosine = (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1))) / 2
+    start = 0 if optim.cosine_over == "run" else warmup
+    cosine = (1 + math.cos(math.pi * (step - start) / max(num_steps - start, 1))) / 2
     return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * cosine
 
 

@@ -86,7 +86,7 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
     if train.sync_batchnorm and accelerator.num_processes > 1:
         model = synchronize_batchnorm(model, accelerator.device)
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.encoder.gradient_checkpointing = True  # transformers gives its own switch another name in version 6
     if train.compile:
         for child in model.children():  # encoders and heads; the losses stay eager
             child.compile()

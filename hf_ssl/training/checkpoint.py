@@ -80,6 +80,10 @@ class RunState:
             raise ValueError("it holds no recipe")
         if not isinstance(content.get("step"), int) or not isinstance(content.get("format", 1), int):
             raise ValueError("it holds no step")
+        if not {"skipped", "skipped_names", "seconds"} >= content.get("totals", {}).keys() or not isinstance(
+            content.get("results", {}), dict
+        ):
+            raise ValueError("it holds other counters")
         return cls(**{"format": 1} | {key: value for key, value in content.items() if key in known})
 
 
@@ -113,16 +117,16 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             for partial in self.folder.glob(".partial_*"):  # a process was killed while it wrote or removed
                 shutil.rmtree(partial, ignore_errors=True)
-        while path := self._last():
+        while path := self._last("step_" + "[0-9]" * 8):
             found, fault = self._verified(path)
             if found is not None:
                 if found.state.format > FORMAT:
                     raise RecipeError(f"{path} was made by a later version of hf_ssl; update to continue the run.")
                 return found
             self._set_aside(path, fault)
-        if damaged := sorted(self.folder.glob("damaged_*")):
+        if damaged := self._last("damaged_*"):
             raise RecipeError(
-                f"No checkpoint of {self.folder.parent} can be read any more: {', '.join(d.name for d in damaged)}. "
+                f"No checkpoint of {self.folder.parent} can be read any more, the last one was {damaged.name}. "
                 "Restore a copy, or delete it to begin anew."
             )
         return None
@@ -185,8 +189,8 @@ class Checkpoints:
         """What the main process sees of the disk."""
         return gather_object([fact])[0]
 
-    def _last(self) -> Path | None:
-        found = self.complete()
+    def _last(self, pattern: str) -> Path | None:
+        found = sorted(self.folder.glob(pattern))
         return gather_object([found[-1] if found else None])[0]
 
     def _verified(self, path: Path) -> tuple[Found | None, str]:
@@ -204,7 +208,7 @@ class Checkpoints:
                 fault = fault or f"{DIGESTS} is missing"
             elif digests is not None and "state.json" not in digests:
                 fault = fault or f"{DIGESTS} does not name state.json"
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             fault = fault or f"state.json cannot be read ({first_line(error)})"
         faults = [said for said in gather_object([fault]) if said]
         return (None, faults[0]) if faults else (Found(path, state, digests is not None), "")

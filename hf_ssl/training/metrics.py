@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Journal:
                 if (results or {}).get(key) and not any(line["step"] == step for line in self._kept):
                     self._kept.append({"step": step, **results[key]})
             self._kept.sort(key=lambda line: line["step"])
+        self._torn = False
         self._values: dict[int, dict[str, Any]] = {}
         for line in self._kept:
             self._remember(line)
@@ -78,8 +79,10 @@ class Journal:
             if self.accelerator.is_main_process:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write("\n" * self._torn + json.dumps(line) + "\n")
+                self._torn = False
         except OSError as error:  # a full disk must not end the run
+            self._torn = True  # the line may have been written in part
             logger.warning(f"{self.path} could not be written ({error}); free some space or make it writable.")
 
     def close(self) -> None:
@@ -100,22 +103,37 @@ class Journal:
 class Totals:
     """Counters over the whole run and all processes, kept in checkpoints."""
 
-    def __init__(self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0):
+    def __init__(
+        self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0, skipped_names: Iterable[str] = ()
+    ):
         self.accelerator, self.skipped, self.seconds = accelerator, skipped, seconds
-        self._own = 0
+        self._named, self._own, self._new = set(skipped_names), 0, []
 
     def add_skipped(self, skipped: list[tuple[str, str]]) -> None:
-        """Count and name images of this process that could not be read: (name, reason)."""
+        """Count images of this process that could not be read, (name, reason), and name each of them once."""
         self._own += len(skipped)
         for name, reason in skipped:
-            logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
+            if name not in self._named:
+                self._named.add(name)
+                self._new.append(name)
+                logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
 
     def synchronize(self) -> None:
-        self.skipped += sum(gather_object([self._own]))
-        self._own = 0
+        for count, names in gather_object([(self._own, self._new)]):
+            self.skipped += count
+            self._named.update(names)
+        self._own, self._new = 0, []
+
+    def summarize(self) -> None:
+        """Say at the end of a run how much of the data was not seen."""
+        if self._named:
+            names = sorted(self._named)
+            said = f"{len(names):,} different file(s) could not be read, {self.skipped:,} times in all"
+            logger.warning(f"{said}, and others were shown in their place; the first is {names[0]}.")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "seconds": round(self.seconds, 3)}
+        names = {"skipped_names": sorted(self._named)} if self._named else {}
+        return {"skipped": self.skipped, "seconds": round(self.seconds, 3), **names}
 
 
 class Meter:

@@ -173,19 +173,20 @@ class _Run:
         model_dir = self.folder / "model"
         if self.found is None or self.found.state.step != self.num_steps:
             return None
-        told = None
+        measured = None
         if self.accelerator.is_main_process:
             try:
                 told = json.loads((model_dir / "results.json").read_text(encoding="utf-8"))
-                told = told if told["steps"] == self.num_steps else None
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
-        told = gather_object([told])[0]
-        if told is None:
+                known = told["steps"] == self.num_steps
+                measured = (told["baseline"], told["final"], told.get("measured", {})) if known else None
+            except (OSError, ValueError, KeyError, TypeError):  # no model, or not this run's: it is exported again
+                measured = None
+        measured = gather_object([measured])[0]
+        if measured is None:
             return None
         logger.info(f"{self.folder} is already finished, at step {self.num_steps}; {model_dir} stays as it is.")
         Publisher(self.recipe.train, self.accelerator).finish(self.num_steps)
-        return self._result(told["baseline"], told["final"], told.get("measured", {}))
+        return self._result(*measured)
 
     def _result(self, baseline: dict, final: dict, measured: dict) -> PretrainResult:
         needs_code, is_main = not rebuildable_by_timm(self.config), self.accelerator.is_main_process
@@ -395,6 +396,7 @@ class _Run:
                         if publisher.due() and not last:
                             push(done)
 
+        totals.summarize()
         measured, tensors = results(num_steps), full_state_dict(model)
         on_main(accelerator, lambda: export(model, recipe, self.folder / "model", tensors=tensors, results=measured))
         accelerator.wait_for_everyone()

@@ -1,7 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Clips: the right frames and the sound that belongs to them, out of any container and place, whoever loads them."""
 
+import gc
 import io
+import multiprocessing
 import sys
 import tarfile
 from collections import Counter
@@ -187,6 +189,29 @@ def test_whatever_is_wrong_with_a_file_is_a_clip_or_one_sentence(ending, tmp_pat
         except MediaError:
             pass
     assert read > 5
+
+
+@pytest.mark.parametrize("name", [b"Lavf", b"DURATION", b"ENCODER"])
+@pytest.mark.parametrize("ending", CODECS)
+def test_tags_in_another_encoding_than_utf8_do_not_matter(ending, name, tmp_path):
+    content = write_clip(tmp_path / f"clip.{ending}").read_bytes()
+    foreign = content.replace(name, name[:-1] + b"\xe4")
+    (one, other) = (read_clips(read, [(0, 0)], **CLIP)[0] for read in (content, foreign))
+    assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing forks here")
+def test_a_forked_worker_does_not_wait_for_what_its_parent_has_read_with(tmp_path):
+    gc.disable()
+    try:
+        read_clips(write_clip(tmp_path / "clip.mp4"), [(0, 0)], **CLIP | {"sampling_rate": 8000})
+        worker = multiprocessing.get_context("fork").Process(target=gc.collect)
+        worker.start()
+    finally:
+        gc.enable()
+    worker.join(60)
+    worker.kill()
+    assert worker.exitcode == 0
 
 
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}

@@ -1,7 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Stage 2: the batched colours against the published per-image arithmetic, on two photographs."""
 
+import colorsys
+import io
+from dataclasses import replace
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from hf_ssl.data import photometric
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, colour_maps, reference_photometric
 from hf_ssl.data.views import draw_views, resolve_views
-from hf_ssl.recipe import ViewsConfig
+from hf_ssl.recipe import ViewsConfig, recipes_folder
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +131,70 @@ def test_over_many_drawn_views_the_fast_colours_have_the_published_moments(crops
     for name, (moment, levels) in moments.items():
         assert np.abs(moment(ours) - moment(published)).max() < levels, name
     assert np.abs(ours - published).mean() < 7, "image by image"
+
+
+def deepmind_by_hand(image: Image.Image, params: np.ndarray) -> np.ndarray:
+    """Pixel by pixel with the standard library's HSV, in 0..255; rounded once."""
+    values = dict(zip(PARAMS, params.tolist(), strict=True))
+    x = np.asarray(image) / 255
+    for op in ORDERS[int(values["order"])]:
+        if op == 0:
+            x = x + values["add"]
+        elif op == 1:
+            mean = x.mean((0, 1))
+            x = values["contrast"] * (x - mean) + mean
+        else:
+            hsv = np.array([[colorsys.rgb_to_hsv(*pixel) for pixel in line] for line in x])
+            if op == 2:
+                hsv[..., 1] = np.clip(hsv[..., 1] * values["saturation"], 0, 1)
+            else:
+                hsv[..., 0] = (hsv[..., 0] + values["hue"]) % 1
+            x = np.array([[colorsys.hsv_to_rgb(*pixel) for pixel in line] for line in hsv])
+        x = x.clip(0, 1)
+    if values["gray"]:
+        x = np.repeat((x @ [0.299, 0.587, 0.114])[..., None], 3, 2)
+    return 255 * x
+
+
+@pytest.mark.parametrize("order", range(0, 24, 5))
+def test_byols_reference_has_deepminds_contrast_and_saturation(crops, order):
+    small = [crop.resize((12, 12)) for crop in crops[:3]]
+    for changes in (
+        {"contrast": 0.6},
+        {"contrast": 1.4},
+        {"saturation": 0.8},
+        {"saturation": 3.0},  # clipped
+        {"hue": 0.1},
+        {"add": 0.3, "contrast": 1.4, "saturation": 1.2, "hue": -0.1},
+        {"add": -0.2, "contrast": 0.7, "saturation": 0.8, "hue": 0.1, "gray": 1},
+    ):
+        params = row(**changes, order=order, deepmind=1)
+        for image in small:
+            ours = np.asarray(reference_photometric(image, params), dtype=float)
+            assert np.abs(ours - deepmind_by_hand(image, params)).max() < 0.51
+    assert np.array_equal(reference([small[0]], [row(deepmind=1)])[0], np.asarray(small[0]))
+
+
+def test_only_byol_has_deepminds_colors_and_a_recipe_can_have_the_others():
+    for preset in ("barlow_twins", "byol", "simsiam", "swav", "seer"):
+        views = resolve_views(ViewsConfig(preset=preset), "swav")
+        assert {view.colors for view in views} == {"deepmind" if preset == "byol" else "torchvision"}
+    views = resolve_views(ViewsConfig(colors="torchvision"), "byol")
+    assert {view.colors for view in views} == {"torchvision"}
+    assert draw_views(views, 48, 48, (0, 0, 0))[0].params[PARAMS.index("deepmind")] == 0
+    assert draw_views(resolve_views(ViewsConfig(), "byol"), 48, 48, (0, 0, 0))[0].params[PARAMS.index("deepmind")] == 1
+
+
+def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
+    content = pq.read_table(recipes_folder() / "quickstart" / "train.parquet").column("image").to_pylist()[:100]
+    images = [Image.open(io.BytesIO(cell["bytes"])).convert("RGB").resize((64, 64)) for cell in content]
+    view = replace(resolve_views(ViewsConfig(), "byol")[0], blur=0.0, grayscale=0.0)
+    rows = [draw_views([view], 64, 64, (0, 0, i))[0].params for i in range(len(images))]
+    published = reference(images, rows)
+    assert 25 < np.abs(published - np.stack([np.asarray(image) for image in images])).mean() < 45
+    assert np.abs(fast(images, rows) - published).mean() < 4
+    contrast = [row(contrast=1.4, deepmind=1)] * len(images)
+    assert np.abs(fast(images, contrast) - reference(images, contrast)).mean() < 0.5
 
 
 def test_neutral_rows_are_normalised_and_nothing_else(crops):

@@ -103,6 +103,14 @@ def test_sharded_and_recomputed_swav_with_larc_on_a_regnet_is_that_of_one_proces
     assert_same_run(two_shards, one_process)
 
 
+@pytest.mark.slow
+def test_several_matrices_of_prototypes_on_two_processes_are_those_of_one(tmp_path):
+    several = [*SEER, "model.num_prototypes=[20,12]"]
+    expected = train(tmp_path / "one", 1, *several) / "swav"
+    assert_same_run(train(tmp_path / "two", 2, *several) / "swav", expected)
+    assert_same_run(train_sharded(tmp_path / "sharded", 2, *several) / "swav", expected)
+
+
 def test_every_process_keeps_its_part_of_the_weights(two_shards):
     shards = list((two_shards / "checkpoints/step_00000004/shards").glob("*.distcp"))
     sizes = [path.stat().st_size for path in shards]

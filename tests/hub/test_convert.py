@@ -2,6 +2,7 @@
 """Originals to ours and back: every name and byte, the features of the network, and files that are not sound."""
 
 import codecs
+import gzip
 import json
 import os
 import pickle
@@ -23,8 +24,10 @@ from hf_ssl.cli import main
 from hf_ssl.hub.convert import convert, convert_back
 from hf_ssl.hub.convert.byol import read_pickle
 from hf_ssl.hub.export import write_repo
-from hf_ssl.models import SwavConfig, SwavForPreTraining
+from hf_ssl.models import ByolConfig, ByolForPreTraining, SwavConfig, SwavForPreTraining
+from hf_ssl.models.feature_extraction_avid import AvidFeatureExtractor
 from hf_ssl.recipe import RecipeError
+from tests.fixtures.make_byol_dill import trees
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -125,9 +128,31 @@ def avid(criterion: str) -> dict:
     return {"epoch": 1, "model": filled(keys("avid_cma", "model")), "optimizer": {}, "train_criterion": filled(rows)}
 
 
+def avid_depth_10() -> dict:
+    """The authors' network of one block a stage, which has no number of a block in its names."""
+    content = avid("avid")
+    model = {name: t for name, t in content["model"].items() if not re.search(r"conv\dx\.1\.", name)}
+    return content | {"model": {re.sub(r"(conv\dx)\.0\.", r"\1.", name): t for name, t in model.items()}}
+
+
+def several_prototypes() -> dict:
+    content = filled(wide_rows())
+    del content["module.prototypes.weight"]
+    rows = [(f"module.prototypes.prototypes{i}.weight", (count, 128)) for i, count in enumerate((30, 20, 30))]
+    return content | filled(rows)
+
+
+def vissl_several_prototypes() -> dict:
+    trunk, heads = vissl_tensors(0)
+    return vissl(trunk, heads | filled([("0.prototypes1.weight", (25, 16))]))
+
+
 CASES = {  # content, --method, --to, entries of the content that come back
     "swav": (swav_training, "swav", "swav", lambda c: c["state_dict"]),
     "swav-wide": (lambda: filled(wide_rows()), "swav", "swav", lambda c: c),
+    "swav-several": (several_prototypes, "swav", "swav", lambda c: c),
+    "vissl-several": (vissl_several_prototypes, "vissl", "vissl", lambda c: trunk_and_heads(c)),
+    "avid-10": (avid_depth_10, "avid", "avid", lambda c: {"model": c["model"]}),
     "barlow_twins": (
         lambda: {"epoch": 1, "optimizer": {}, "model": filled(keys("barlow_twins_resnet50"), small={8192: 96})},
         "barlow_twins",
@@ -241,6 +266,9 @@ def test_the_networks_are_told_from_their_tensors(originals):
     assert (byol["padding"], byol["projector_hidden"], byol["output_bias"]) == ("same", 64, False)
     assert byol["backbone_args"] == {"channels": [32, 64, 128, 256]}
     assert config("avid")["video_backbone"] == "r2plus1d_18"
+    assert config("avid-10")["video_backbone"] == "r2plus1d_10"
+    assert config("swav-several")["num_prototypes"] == [30, 20, 30]
+    assert config("vissl-several")["num_prototypes"] == [40, 25]
     assert not config("avid")["cma"] and config("cma")["cma"]
     assert not (originals["torchvision"][1] / "pretraining").exists()
     assert config("simsiam")["predictor_hidden"] == 512
@@ -470,6 +498,106 @@ def test_nothing_in_a_file_is_executed(tmp_path, originals):
     assert not mark.exists() and not (tmp_path / "out").exists()
 
 
+def test_avid_carries_the_mean_and_deviation_of_every_band_of_the_authors_file(originals, tmp_path, caplog):
+    originals["avid"]
+    file, generator = originals.place / "avid.pth", np.random.default_rng(0)
+    mean = generator.uniform(-53.9, -0.1, 257).astype(np.float32)
+    std = generator.uniform(17.4, 21.4, 257).astype(np.float32)
+    np.savez(tmp_path / "stats.npz", mean=mean, std=std)
+    folder = convert(file, "avid", tmp_path / "avid", statistics=tmp_path / "stats.npz")
+    assert not caplog.messages or "1.4 deviations" not in caplog.text
+    for place in (folder, folder / "pretraining"):
+        config = json.loads((place / "config.json").read_text())
+        assert config["audio_mean"] == mean.tolist() and config["audio_std"] == std.tolist()
+    waveform = generator.normal(size=48000).astype(np.float32)
+    with_bands, averaged = (
+        np.asarray(AvidFeatureExtractor.from_pretrained(place)(waveform, sampling_rate=24000)["input_values"])
+        for place in (folder, originals["avid"][1])
+    )
+    expected = (averaged * np.float32(19.7 + 1e-5) - 28.5 - mean) / (std + 1e-5)
+    np.testing.assert_allclose(with_bands, expected, atol=1e-4)
+    card = (folder / "README.md").read_text()
+    assert "--statistics stats.npz" in card and "1.4 deviations" not in card
+
+
+def test_avid_without_the_file_of_its_bands_says_how_far_features_are_shifted(tmp_path, caplog):
+    torch.save(avid("avid"), tmp_path / "avid.pth")
+    folder = convert(tmp_path / "avid.pth", "avid", tmp_path / "avid")
+    assert "up to 1.4 deviations" in caplog.text and "--statistics" in caplog.text
+    assert "up to 1.4 deviations" in (folder / "README.md").read_text()
+
+
+def test_a_file_that_has_no_statistics_of_avids_bands_is_refused(tmp_path):
+    good = {"mean": np.zeros(257), "std": np.ones(257)}
+    for said, content in {
+        "statistics of 129 bands.*513-norm-stats": {"mean": np.zeros(129), "std": np.ones(129)},
+        "no .npz file with the arrays mean and std": {"mean": np.zeros(257)},
+        "deviations of 0 or less": good | {"std": np.zeros(257)},
+        "no finite numbers": good | {"mean": np.full(257, np.nan)},
+        r"mean and std \(ValueError\)": good | {"mean": np.array([Evil(tmp_path / "mark")] * 257, dtype=object)},
+    }.items():
+        np.savez(tmp_path / "stats.npz", **content)
+        with pytest.raises(RecipeError, match=said):
+            convert("absent.pth", "avid", tmp_path / "out", statistics=tmp_path / "stats.npz")
+    (tmp_path / "stats.npz").write_text("no archive")
+    with pytest.raises(RecipeError, match="no .npz file"):
+        convert("absent.pth", "avid", tmp_path / "out", statistics=tmp_path / "stats.npz")
+    with pytest.raises(RecipeError, match="There is no file .*absent.npz"):
+        convert("absent.pth", "avid", tmp_path / "out", statistics=tmp_path / "absent.npz")
+    with pytest.raises(RecipeError, match="swav has none"):
+        convert("absent.pth", "swav", tmp_path / "out", statistics=tmp_path / "stats.npz")
+    assert not (tmp_path / "mark").exists()
+
+
+DILLS = ("0.3.1.1", "0.3.2", "0.3.4", "0.4.0")
+
+
+def dilled(version: str) -> bytes:
+    return gzip.decompress((FIXTURES / f"byol_dill_{version}.pkl.gz").read_bytes())
+
+
+@pytest.mark.parametrize("version", DILLS)
+def test_a_state_that_dill_wrote_is_read_and_converted(version, tmp_path):
+    (tmp_path / "pretrain.pkl").write_bytes(dilled(version))
+    content = read_pickle(tmp_path / "pretrain.pkl")
+    assert content["step"] == 1000 and content["rng"].tolist() == [3, 4]
+    folder = convert(tmp_path / "pretrain.pkl", "byol", tmp_path / "byol")
+    back = pickle.loads(convert_back(folder, "byol", tmp_path / "back.pkl").read_bytes())
+    assert flat(back["experiment_state"]) == flat(trees())
+    assert AutoModel.from_pretrained(folder)(torch.ones(1, 3, 32, 32)).pooler_output.isfinite().all()
+
+
+def with_text(content: bytes, old: str, new: str) -> bytes:
+    """The pickle with another text in place of one of its texts."""
+    text = lambda said: b"X" + len(said).to_bytes(4, "little") + said.encode()  # noqa: E731
+    assert text(old) in content
+    return content.replace(text(old), text(new))
+
+
+@pytest.mark.parametrize("version", DILLS)
+def test_a_state_that_dill_wrote_executes_nothing(version, tmp_path):
+    sound, core = dilled(version), "numpy._core.multiarray" if version == "0.4.0" else "numpy.core._multiarray_umath"
+    hostile = {
+        "byol.byol_experiment.system": with_text(sound, "_ByolExperimentState", "system"),
+        "byol.utils.optimizers.eval": with_text(sound, "ScaleByLarsState", "eval"),
+        "posix.system": sound.replace(b"cdill._dill\n_create_namedtuple\n", b"cposix\nsystem\n"),
+        "dill._dill._create_function": sound.replace(b"_create_namedtuple\n", b"_create_function\n"),
+        "numpy.load": sound.replace(b"cnumpy\nndarray\n", b"cnumpy\nload\n"),
+    }
+    if version == "0.4.0":
+        hostile["another function"] = sound.replace(f"c{core}\n_reconstruct\n".encode(), b"cnumpy\nndarray\n")
+        hostile["dill._dill._eval_repr"] = sound.replace(b"_create_array\n", b"_eval_repr\n")
+    else:
+        hostile["os._reconstruct"] = with_text(sound, core, "os")
+        hostile[f"{core}.system"] = with_text(sound, "_reconstruct", "system")
+        hostile["dill._dill._getattr"] = sound.replace(b"_get_attr\n", b"_getattr\n")
+    for said, content in hostile.items():
+        (tmp_path / "evil.pkl").write_bytes(content)
+        with pytest.raises(RecipeError, match=f"asks for .*{said}.*never does"):
+            convert(tmp_path / "evil.pkl", "byol", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_odd_tensors_are_named(tmp_path):
     sound = filled(wide_rows())
     name = "module.layer3.4.conv2.weight"
@@ -564,3 +692,40 @@ def test_the_command_converts_both_ways_and_guards_folders(tmp_path, capsys, mon
             main(["convert", *wrong])
         assert stop.value.code == 2 and said in capsys.readouterr().err, wrong
     assert not (tmp_path / "x").exists()
+
+
+def byol_roundtrip(tmp_path: Path, **fields) -> tuple[dict, dict, dict]:
+    """Tensors of a small BYOL of ours, those after the way to the authors' layout and back, and the configuration."""
+    small = {"projector_hidden": 16, "projector_dim": 8, "predictor_hidden": 16, "padding": "same"}
+    model = ByolForPreTraining(ByolConfig(**small | fields))
+    write_repo(tmp_path / "ours", model, model.state_dict(), {})
+    back = convert_back(tmp_path / "ours", "byol", tmp_path / "theirs.pkl")
+    again = convert(back, "byol", tmp_path / "again")
+    config = json.loads((again / "pretraining/config.json").read_text())
+    return dict(model.export_state_dict()), weights(again), config
+
+
+def test_a_resnet_18_of_deepmind_has_a_projection_in_its_first_shortcut(tmp_path):
+    before, after, config = byol_roundtrip(tmp_path, backbone="resnet18", first_shortcut="projection")
+    assert config["first_shortcut"] == "projection" and "encoder.backbone.layer1.0.downsample.0.weight" in after
+    assert after.keys() == before.keys() and all(after[name].equal(tensor) for name, tensor in before.items())
+    content = read_pickle(tmp_path / "theirs.pkl")["experiment_state"]["online_params"]
+    assert content["res_net18/~/block_group_0/~/block_0/~/shortcut_conv"]["w"].shape == (1, 1, 64, 64)
+    with pytest.raises(RecipeError, match="padding=same"):
+        convert_back(tmp_path / "ours", "torchvision", tmp_path / "no.pth")
+
+
+def test_wide_weights_of_byol_convert_whatever_the_depth(tmp_path):
+    wide = {"backbone": "resnet152", "stem": "wide", "backbone_args": {"channels": [8, 16, 32, 64]}}
+    before, after, config = byol_roundtrip(tmp_path, **wide)
+    assert (config["backbone"], config["stem"]) == ("resnet152", "wide")
+    assert after["encoder.backbone.conv1.weight"].shape == (8, 3, 7, 7)
+    assert after.keys() == before.keys() and all(after[name].equal(tensor) for name, tensor in before.items())
+
+
+def test_a_projection_is_refused_where_the_original_network_has_none(tmp_path):
+    fields = {"projector_dims": (8, 4), "num_prototypes": 3, "first_shortcut": "projection"}
+    model = SwavForPreTraining(SwavConfig(backbone="resnet18", **fields))
+    write_repo(tmp_path / "ours", model, model.state_dict(), {})
+    with pytest.raises(RecipeError, match="first_shortcut=projection"):
+        convert_back(tmp_path / "ours", "swav", tmp_path / "no.pth")

@@ -375,7 +375,7 @@ def test_checkpointing_changes_nothing():
         torch.manual_seed(0)
         model = AvidForPreTraining(tiny(video_backbone="r2plus1d_10", audio_backbone="conv2d_10"))
         if enable:
-            model.gradient_checkpointing_enable()
+            model.encoder.gradient_checkpointing = True
         loss = model(**inputs()).loss
         loss.backward()
         stats = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}

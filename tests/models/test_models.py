@@ -303,6 +303,8 @@ def test_a_configuration_survives_json(method):
         ("swav", {"temperature": 0}, "temperature"),
         ("swav", {"crops_for_assign": []}, "crops_for_assign"),
         ("swav", {"num_prototypes": 1}, "num_prototypes"),
+        ("swav", {"num_prototypes": [6, 1]}, "num_prototypes"),
+        ("swav", {"num_prototypes": []}, "num_prototypes"),
         ("swav", {"queue_length": -1}, "queue_length"),
     ],
 )
@@ -652,6 +654,44 @@ def test_swav_reports_how_its_prototypes_are_used():
     assert 0 < metrics["assignment_entropy"] <= math.log(6) and 0 < metrics["prototypes_used"] <= 1
 
 
+def test_several_matrices_of_prototypes_are_swav_on_each_and_the_loss_is_their_mean():
+    fields = {"queue_length": 8, "queue_start_epoch": 0}
+    whole = build("swav", num_prototypes=[6, 9, 6], **fields).train()
+    singles = [build("swav", num_prototypes=count, **fields).train() for count in (6, 9, 6)]
+    whole.queue.copy_(F.normalize(torch.randn_like(whole.queue), dim=2))
+    for single, prototypes in zip(singles, whole.prototypes, strict=True):
+        shared = {name: t for name, t in whole.state_dict().items() if not name.startswith("prototypes.")}
+        single.load_state_dict(shared | {"prototypes.weight": prototypes.weight})
+    inputs = {"pixel_values": views(), "local_pixel_values": views(3, size=16)}
+    for model in (whole, *singles):
+        model.before_step(0, 10, 2)
+    output, outputs = whole(**inputs), [single(**inputs) for single in singles]
+    assert torch.allclose(output.loss, torch.stack([o.loss for o in outputs]).mean())
+    assert torch.allclose(output.codes, torch.cat([o.codes for o in outputs], -1))
+    assert torch.allclose(whole.queue, singles[0].queue)
+    output.loss.backward()
+    torch.stack([o.loss for o in outputs]).mean().backward()
+    theirs = sum(single.projector[0].weight.grad for single in singles)
+    assert torch.allclose(whole.projector[0].weight.grad, theirs, atol=1e-6)
+    for prototypes, single in zip(whole.prototypes, singles, strict=True):
+        assert torch.allclose(prototypes.weight.grad, single.prototypes.weight.grad, atol=1e-7)
+        assert torch.allclose(prototypes.weight.norm(dim=1), torch.ones(len(prototypes.weight)))
+    assert 0 < whole.metrics()["assignment_entropy"] <= math.log(9) and 0 < whole.metrics()["prototypes_used"] <= 1
+    frozen_ones = build("swav", num_prototypes=[6, 9], freeze_prototypes_steps=1).train()
+    frozen_ones(views()).loss.backward()
+    frozen_ones.before_optimizer_step(0, 10, 2)
+    assert all(prototypes.weight.grad is None for prototypes in frozen_ones.prototypes)
+
+
+def test_several_matrices_of_prototypes_are_exported(tmp_path):
+    model = trained_a_little("swav", num_prototypes=(6, 9), queue_length=8, queue_start_epoch=0)
+    model.save_pretrained(tmp_path, state_dict=model.export_state_dict())
+    loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.num_prototypes == [6, 9]
+    inputs = views()
+    assert torch.equal(loaded.eval()(inputs).loss, model(inputs).loss)
+
+
 # ---------------------------------------------------------------------------------------------- padding and stem
 
 
@@ -722,7 +762,7 @@ def gradients_and_statistics(model, inputs: dict) -> tuple[torch.Tensor, dict, d
 
 def assert_checkpointing_changes_nothing(model, inputs: dict) -> None:
     checkpointed = copy.deepcopy(model)
-    checkpointed.gradient_checkpointing_enable()
+    getattr(checkpointed, "encoder", checkpointed).gradient_checkpointing = True
     calls = []
     block = backbone_blocks(checkpointed)[0]
     next(block.children()).register_forward_pre_hook(lambda *_: calls.append(1))
@@ -751,18 +791,19 @@ def test_gradient_checkpointing_of_a_whole_method_leaves_its_loss(method):
 
 def test_a_copy_of_a_checkpointed_model_runs_its_own_blocks():
     model = build("swav", "Model").train()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing = True
     twin = copy.deepcopy(model)
     twin(views(count=1)[:, 0]).pooler_output.sum().backward()
     assert all(parameter.grad is not None for parameter in twin.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_gradient_checkpointing_is_switched_off_again():
+def test_gradient_checkpointing_is_switched_on_and_off_as_any_model_of_transformers():
     model = build("swav")
-    assert not model.is_gradient_checkpointing
-    model.gradient_checkpointing_enable()
-    assert model.is_gradient_checkpointing and model.encoder.gradient_checkpointing
-    model.gradient_checkpointing_disable()
-    assert not model.is_gradient_checkpointing
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # newer, older
+    assert not getattr(model, f"is_{name}_checkpointing")
+    getattr(model, f"{name}_checkpointing_enable")()
+    assert getattr(model, f"is_{name}_checkpointing") and model.encoder.gradient_checkpointing
+    getattr(model, f"{name}_checkpointing_disable")()
+    assert not getattr(model, f"is_{name}_checkpointing")
     assert not [block for block in backbone_blocks(model) if "forward" in block.__dict__]

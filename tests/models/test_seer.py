@@ -42,12 +42,14 @@ def test_the_networks_have_the_published_sizes(name):
     assert millions(model.encoder) == parameters
     assert tuple(len(list(stage.children())) for stage in stages) == depths
     assert tuple(stage.b1.conv3.conv.out_channels for stage in stages) == widths
-    assert [tuple(layer.weight.shape) for layer in model.projector if hasattr(layer, "weight")] == [
-        (8192, widths[-1]),
-        (8192, 8192),
-        (256, 8192),
+    small = name in ("regnety_080", "regnety_160", "regnety_320")
+    hidden = 4096 if small else 8192
+    assert [tuple(layer.weight.shape) for layer in model.projector if isinstance(layer, torch.nn.Linear)] == [
+        (hidden, widths[-1]),
+        (hidden, hidden),
+        (256, hidden),
     ]
-    assert not any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.projector)
+    assert any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.projector) == small
     assert model.prototypes.weight.shape == (16000, 256)
     with_heads = {"regnety_2560": 1.431, "regnety_10b": 9.629}.get(name)
     if with_heads:

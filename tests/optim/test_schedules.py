@@ -71,6 +71,22 @@ def test_byol(file):
     np.testing.assert_allclose(taus, case["tau"], rtol=2e-7)
 
 
+def test_a_cosine_over_the_run_is_vissls():
+    """A line from 0.3 to 4.8 over 2.5 % of the run, then the rest of a cosine from 4.8 to 0.0048 over all of it."""
+    steps, warmup = 4000, 100
+    optim = OptimConfig(warmup_steps=warmup, warmup_lr_fraction=0.3 / 4.8, final_lr_fraction=0.001, cosine_over="run")
+    ours = 4.8 * fractions(optim, steps, 50)
+    where = np.arange(steps) / steps
+    line = 0.3 + (4.8 - 0.3) * where / 0.025
+    cosine = 0.0048 + (4.8 - 0.0048) * (1 + np.cos(np.pi * where)) / 2
+    np.testing.assert_allclose(ours, np.where(where < 0.025, line, cosine), rtol=0, atol=1e-12)
+    after = OptimConfig(warmup_steps=400, final_lr_fraction=0.001)
+    run = OptimConfig(warmup_steps=400, final_lr_fraction=0.001, cosine_over="run")
+    apart = np.abs(fractions(run, steps, 50) - fractions(after, steps, 50)).max()
+    assert 0.05 < apart < 0.1
+    assert OptimConfig().cosine_over == "after_warmup"
+
+
 def test_constant_stays_at_the_peak_after_its_warmup():
     optim = OptimConfig(schedule="constant", warmup_epochs=1)
     assert fractions(optim, 6, 2).tolist() == [0, 0.5, 1, 1, 1, 1]

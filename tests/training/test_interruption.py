@@ -25,13 +25,23 @@ from tests.training.test_resume import assert_same_weights, command, finished, m
 TIMES = ("images_per_second", "clips_per_second", "data_wait", "seconds", "peak_memory_gib")
 
 
-def popen(args: list[str], log: Path, launcher: list[str] | None = None, **options) -> subprocess.Popen:
+_opened: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    while _opened:
+        kill(_opened.pop())
+
+
+def popen(args: list[str], log: Path, launcher: list[str] | None = None) -> subprocess.Popen:
     """The command as people start it, in a process group of its own."""
     launched = launcher or [sys.executable]
     with log.open("ab") as file:
-        return subprocess.Popen(
-            [*launched, "-m", "hf_ssl", *args], stdout=file, stderr=file, start_new_session=True, **options
-        )
+        command_line = [*launched, "-m", "hf_ssl", *args]
+        _opened.append(subprocess.Popen(command_line, stdout=file, stderr=file, start_new_session=True))
+    return _opened[-1]
 
 
 def wait_for_step(process: subprocess.Popen, output: Path, step: int, seconds: float = 200) -> None:

@@ -94,18 +94,26 @@ def assert_same_weights(first: Path, second: Path) -> None:
     "method", [m if m == "swav" else pytest.param(m, marks=pytest.mark.slow) for m in METHOD_OVERRIDES]
 )
 def test_killed_several_times_ends_bit_for_bit_like_uninterrupted(method, digits, videos, tmp_path):
+    ends_like_uninterrupted(method, videos if method == "avid" else digits, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_with_several_matrices_of_prototypes_it_ends_like_uninterrupted(digits, tmp_path):
+    ends_like_uninterrupted("swav", digits, tmp_path, "model.num_prototypes=[20,12]")
+
+
+def ends_like_uninterrupted(method: str, data: Path, tmp_path: Path, *more: str) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    data = videos if method == "avid" else digits
-    finished(command(method, data, whole), whole)
+    finished(command(method, data, whole, *more), whole)
     chance = random.Random(f"{method}{time.time()}")  # other moments at every run of the test
     kills = []
     for least in (3, 12, 24):
         moment = (least + chance.randrange(9), chance.random() * 0.1)
         kills.append(moment)
-        code = stop_at(started(command(method, data, broken), broken), broken, *moment, signal.SIGKILL)
+        code = stop_at(started(command(method, data, broken, *more), broken), broken, *moment, signal.SIGKILL)
         if code == 0:  # it was faster than the signal
             break
-    finished(command(method, data, broken), broken)
+    finished(command(method, data, broken, *more), broken)
     print("killed at", kills)  # noqa: T201
     last = "checkpoints/step_00000040/model.safetensors"
     assert_same_weights(whole / last, broken / last)

@@ -17,16 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ... import models
+from ...files import read_json
 from ...models import METHODS, SSLConfig
 from ...recipe import RecipeError, nearest
 from ..card import render_converted
 from ..export import in_several_files, save_pretraining, write_repo
-from ..weights import read_weights
-from .avid import avid
+from ..weights import check_weight, read_file, read_weights
+from .avid import WITHOUT_STATISTICS, avid, read_statistics
 from .backbones import backbone_fields, rename_backbone, timm_regnet, torchvision
 from .barlow_twins import barlow_twins
 from .byol import byol, read_pickle
-from .common import Layout, Original, Tensors, account, read_file
+from .common import Layout, Original, Tensors, account
 from .simsiam import simsiam
 from .swav import swav, swav_linear
 from .vissl import vissl, vissl_grouped
@@ -41,7 +42,12 @@ LAYOUTS = {layout.name: layout for layout in _LAYOUTS}
 
 
 def convert(
-    path: Path | str, method: str, output: Path | str | None = None, *, classifier: Path | str | None = None
+    path: Path | str,
+    method: str,
+    output: Path | str | None = None,
+    *,
+    classifier: Path | str | None = None,
+    statistics: Path | str | None = None,
 ) -> Path:
     """Write the repo folder of an original checkpoint.
 
@@ -49,6 +55,7 @@ def convert(
         method: avid, barlow_twins, byol, simsiam or swav; "vissl" and "seer" stand for swav.
         output: by default the file's name without its endings.
         classifier: the file of a linear evaluation, for `classification/`.
+        statistics: of AVID, the authors' file of the mean and deviation of every band of the spectrogram.
 
     Raises:
         RecipeError: not a file of that method, tensors that are missing, unknown or of another shape, or a file that
@@ -62,13 +69,16 @@ def convert(
     if method not in ORIGINALS:
         raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
     kind = ORIGINALS[method]
+    if statistics is not None and kind != "avid":
+        raise RecipeError(f"--statistics is the file of AVID's spectrogram; {method} has none, leave it out.")
+    normalization = read_statistics(Path(statistics).expanduser()) if statistics is not None else {}
     layout, found = _read(path, kind)
     if classifier is not None:
         more = _read(Path(classifier).expanduser(), kind)[1].tensors
         found.tensors |= {name: more[name] for name in more if name.startswith("classifier.")}
     try:
         fields = {} if kind == "avid" else {"interpolation": "bilinear"} | backbone_fields(found.tensors)
-        config = METHODS[kind][0](**fields | found.fields)
+        config = METHODS[kind][0](**fields | found.fields | normalization)
         head = {name: found.tensors.pop(name) for name in list(found.tensors) if name.startswith("classifier.")}
         with torch.device("meta"):
             model = METHODS[kind][1](config)
@@ -93,9 +103,13 @@ def convert(
     subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labelled is not None)
     origin = {"file": path.name, "project": layout.project, "licence": layout.licence}
     origin["command"] = f"hf-ssl convert {path.name} --method {method}"
+    if statistics is not None:
+        origin["command"] += f" --statistics {Path(statistics).name}"
     card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
     if found.left_out:
         logger.info("Left out: %s.", ", ".join(found.left_out))
+    if kind == "avid" and not normalization:
+        logger.warning(WITHOUT_STATISTICS)
     files = {"README.md": card, "original.json": json.dumps(facts, indent=2)}
     return write_repo(folder, model, tensors, files, encoder_only=encoder_only, add=add)
 
@@ -114,13 +128,21 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
         raise RecipeError(f"There is no layout {layout}{nearest(layout, LAYOUTS)}")
     folder, output, chosen = Path(folder).expanduser(), Path(output).expanduser(), LAYOUTS[layout]
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    config, tensors = _weights(folder)
+    try:
+        config, tensors = _weights(folder)
+        facts, remainder = folder / "original.json", folder / "original.safetensors"
+        known = read_json(facts) if facts.exists() else {}
+        known["remainder"] = load_file(remainder) if remainder.exists() else {}
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever foreign files make the configuration and safetensors raise
+        raise RecipeError(f"{folder} cannot be read as an exported model: {' '.join(str(error).split())}") from error
     if chosen.method != config.model_type and (chosen.method or not isinstance(config, SSLConfig)):
         raise RecipeError(f"{folder} is of {config.model_type}, which the layout {layout} is not for.")
-    facts, remainder = folder / "original.json", folder / "original.safetensors"
-    known = json.loads(facts.read_text()) if facts.exists() else {}
-    known["remainder"] = load_file(remainder) if remainder.exists() else {}
-    content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
+    try:
+        content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise RecipeError(f"{folder} is not complete, or of another network than it says ({error!r}).") from error
     partial = output.with_name(f".partial_{output.name}")
     try:
         if chosen is byol:
@@ -135,8 +157,11 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
 
 
 def _read(path: Path, method: str) -> tuple[Layout, Original]:
+    if not path.is_file():  # a pipe would be waited for
+        raise RecipeError(f"There is no file {path}.")
     pickled = method == "byol" and path.suffix != ".safetensors" and not zipfile.is_zipfile(path)
     content = read_pickle(path) if pickled else read_file(path)
+    check_weight(content, path)
     said = f"it is not laid out as a checkpoint of {method}."
     try:
         for layout in LAYOUTS.values():
@@ -177,9 +202,9 @@ def _weights(folder: Path) -> tuple[Any, Tensors]:
     place = folder / "pretraining" if whole else folder
     if not (place / "config.json").exists():
         raise RecipeError(f"{folder} is no exported model: it has no config.json.")
-    content = json.loads((place / "config.json").read_text())
+    content = read_json(place / "config.json")
     kind = content.get("model_type") or content.get("pretrained_cfg", {}).get("tag")
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise RecipeError(f"{folder} is not of a method of hf_ssl.")
     prefix = "" if whole else "encoder." if "model_type" in content else "encoder.backbone."
     if "model_type" in content:

@@ -80,11 +80,13 @@ def _resnet_fields(own: Tensors) -> dict[str, Any]:
     if stem == 64:
         plain = channels == [64, 128, 256, 512]
         return {"backbone": f"resnet{depth}", "backbone_args": None if plain else {"channels": channels}}
-    if depth not in (50, 101) or channels != [stem, 2 * stem, 4 * stem, 8 * stem]:
+    if depth < 50 or channels != [stem, 2 * stem, 4 * stem, 8 * stem]:
         raise RecipeError(
-            f"timm has no ResNet-{depth} with a first convolution of {stem} channels and stages of {channels}; it can "
-            "be other than 64 for 50 and 101 layers, where the stages begin at the same width and double."
+            f"There is no ResNet-{depth} with a first convolution of {stem} channels and stages of {channels}; it can "
+            "be other than 64 for 50 layers and more, where the stages begin at the same width and double."
         )
+    if depth not in (50, 101):
+        return {"backbone": f"resnet{depth}", "backbone_args": {"channels": channels}, "stem": "wide"}
     return {"backbone": f"resnet{depth}_clip", "backbone_args": WIDE | {"width_factor": stem / 64}}
 
 

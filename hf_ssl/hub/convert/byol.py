@@ -2,7 +2,8 @@
 """google-deepmind/deepmind-research, folder byol: a dill pickle of Haiku trees.
 
 A pickle is a program. `read_pickle` runs it on a machine that knows arrays, plain containers and a few records by
-name, which it builds itself: nothing is imported for it, and every other name is refused.
+name, which it builds itself: nothing is imported for it, and every other name is refused. dill writes some names as
+calls of its own functions; these are read as the data that they stand for.
 
 Haiku pads strided convolutions as TensorFlow does, hence `padding="same"`. Its zero-debiased averages are BatchNorm's
 running statistics, and the number of their updates is `num_batches_tracked`.
@@ -47,6 +48,8 @@ _NAMES = [(f"{theirs}/{a}", f"{ours}.{b}") for theirs, ours, leaves in _MODULES 
 # Averages before their debiasing, a counter that equals its neighbour, and heads that the target does not use.
 _REMAINDER = re.compile(r".*/hidden|.*/var_ema/counter|target/(predictor|classifier)/.*")
 
+_OF_NORM = re.compile(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.")  # tensors of BatchNorm, by our names
+
 _RECORDS = {"_ByolExperimentState", "ScaleByLarsState", "AddWeightDecayState", "ScaleState", "EmptyState"}
 _MAPPINGS = {"frozendict", "FlatMap", "FlatMapping"}  # Haiku's, by version
 _DATA = {
@@ -57,7 +60,9 @@ _DATA = {
 }
 for _core in ("numpy.core", "numpy._core"):
     _DATA[f"{_core}.multiarray._reconstruct"] = np._core.multiarray._reconstruct
+    _DATA[f"{_core}._multiarray_umath._reconstruct"] = np._core.multiarray._reconstruct  # where dill looks for it
     _DATA[f"{_core}.multiarray.scalar"] = np._core.multiarray.scalar
+    _DATA[f"{_core}._multiarray_umath.scalar"] = np._core.multiarray.scalar
     _DATA[f"{_core}.numeric._frombuffer"] = np._core.numeric._frombuffer
 
 
@@ -75,17 +80,48 @@ class _Mapping(dict):
         self.update(state.get("_storage") or state.get("_mapping") or {})
 
 
+class _Module(str):
+    """Stands for a module by its name."""
+
+
 class _Refused(pickle.UnpicklingError):
     pass
 
 
+def _named(module: Any, name: Any) -> Any:
+    """What stands for `module.name`."""
+    if name in _RECORDS or name in _MAPPINGS:
+        return type(name, (_Record if name in _RECORDS else _Mapping,), {})
+    if f"{module}.{name}" not in _DATA:
+        raise _Refused(f"{module}.{name}")
+    return _DATA[f"{module}.{name}"]
+
+
+def _dill_attribute(module: Any, name: Any) -> Any:
+    if not isinstance(module, _Module):
+        raise _Refused(f"the attribute {name} of a {type(module).__name__}")
+    return _named(module, name)
+
+
+def _dill_array(function: Any, arguments: tuple, state: tuple, attributes: Any = None) -> np.ndarray:
+    if function is not np._core.multiarray._reconstruct or attributes:
+        raise _Refused("an array that another function makes")
+    array = function(*arguments)
+    array.__setstate__(state)
+    return array
+
+
+_DATA |= {
+    "dill._dill._import_module": _Module,
+    "dill._dill._get_attr": _dill_attribute,
+    "dill._dill._create_namedtuple": lambda name, fields, module, defaults=None: _named(module, name),
+    "dill._dill._create_array": _dill_array,
+}
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in _RECORDS or name in _MAPPINGS:
-            return type(name, (_Record if name in _RECORDS else _Mapping,), {})
-        if f"{module}.{name}" not in _DATA:
-            raise _Refused(f"{module}.{name}")
-        return _DATA[f"{module}.{name}"]
+        return _named(module, name)
 
 
 def read_pickle(path: Path) -> Any:
@@ -155,7 +191,7 @@ def _to_torch(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """HWIO -> OIHW, (in, out) -> (out, in), (1, 1, 1, C) and (1, C) -> (C), counters to int64."""
     if name.endswith("num_batches_tracked"):
         return tensor.long()
-    if all(size == 1 for size in tensor.shape[:-1]):
+    if _OF_NORM.search(name):
         return tensor.reshape(-1)
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(tensor.dim())
     return tensor.permute(axes).contiguous() if axes else tensor
@@ -165,14 +201,17 @@ def _to_haiku(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name.endswith("num_batches_tracked"):
         return tensor.int()
     if tensor.dim() == 1:
-        norm = re.search(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.", name)
-        return tensor.reshape((1, 1, 1, -1) if "encoder." in name else (1, -1)) if norm else tensor
+        shape = (1, 1, 1, -1) if "encoder." in name else (1, -1)
+        return tensor.reshape(shape) if _OF_NORM.search(name) else tensor
     return (tensor.permute(2, 3, 1, 0) if tensor.dim() == 4 else tensor.T).contiguous()
 
 
 def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     projector, predictor = head_widths(tensors, "projector"), head_widths(tensors, "predictor")
     fields = {"padding": "same", "interpolation": "bicubic"}
+    first = "encoder.backbone.layer1.0."
+    if first + "downsample.0.weight" in tensors and first + "conv3.weight" not in tensors:
+        fields["first_shortcut"] = "projection"
     if projector and predictor:
         fields |= {"projector_hidden": projector[0], "projector_dim": projector[-1], "predictor_hidden": predictor[0]}
         fields |= {"hidden_bias": "projector.0.bias" in tensors, "output_bias": "projector.3.bias" in tensors}
@@ -192,4 +231,5 @@ byol = Byol(
     fields=_fields,
     prefix="",
     padding="same",
+    first_shortcuts=("identity", "projection"),
 )

@@ -1,20 +1,17 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """What all conversions share: names both ways, files read without executing them, and an account of every tensor."""
 
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from ...recipe import RecipeError
+from ..weights import read_file, unreadable  # noqa: F401
 
 
 Tensors = dict[str, torch.Tensor]
@@ -23,10 +20,6 @@ Pair = tuple[str, str]
 # Entries of a checkpoint that may hold tensors and are no weights, and what is to be said of them.
 TRAINING = dict.fromkeys(("amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler"), "")
 TRAINING["train_criterion"] = " (memories and positive sets, whose rows are those of the authors' list of files; Z)"
-
-# The learning rate of a numpy schedule is a numpy number, which torch does not admit by itself; it executes nothing.
-_NUMBERS: list = [np.dtype, *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)}]
-_NUMBERS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 @dataclass
@@ -94,6 +87,7 @@ class Layout:
         prefix: DDP's, which is written, and read where it is there.
         ignored: names of ours that this layout passes over on the way back.
         padding: of the original network's convolutions.
+        first_shortcuts: those that the original network may have.
     """
 
     name: str
@@ -107,6 +101,7 @@ class Layout:
     prefix: str = "module."
     ignored: str = r"classifier\..*"
     padding: str = "torch"
+    first_shortcuts: tuple[str, ...] = ("identity",)
 
     def theirs(self, name: str) -> str | None:
         return rename(name, ((ours, theirs) for theirs, ours in self.pairs))
@@ -140,9 +135,11 @@ class Layout:
             RecipeError: its network has no such tensors, or would make other features of them.
         """
         stem, padding = getattr(config, "stem", "imagenet"), getattr(config, "padding", self.padding)
-        if (stem, padding) != ("imagenet", self.padding):
+        if stem not in ("imagenet", "wide") or padding != self.padding:
             said = f"The encoder has stem={stem} and padding={padding}, and the original imagenet and {self.padding}"
             raise RecipeError(f"{said}: its weights would load there and give other features.")
+        if getattr(config, "first_shortcut", "identity") not in self.first_shortcuts:
+            raise RecipeError("The encoder has first_shortcut=projection, which the original network does not have.")
         names = {name: self.theirs(name) for name in tensors}
         unknown = [n for n, theirs in names.items() if theirs is None and not re.fullmatch(self.ignored, n)]
         if unknown or not any(names.values()):
@@ -197,34 +194,6 @@ def account(found: Original, expected: Tensors, layout: Layout) -> None:
     said = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
     if said:
         raise RecipeError(f"The tensors do not make up the network that they seem to be of; {said}.")
-
-
-def read_file(path: Path) -> Any:
-    """What is in a file of torch or safetensors, with nothing of it executed.
-
-    Raises:
-        RecipeError: no such file, one that is cut off, or one with more than tensors and plain values.
-    """
-    if not path.is_file():
-        raise RecipeError(f"There is no file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # whatever a broken or hostile file brings about
-        wanted = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
-        if wanted and isinstance(error, pickle.UnpicklingError):
-            raise RecipeError(
-                f"{path} holds more than tensors and plain values ({wanted[1]}); reading that would execute it, which "
-                "hf-ssl never does. Save its weights alone where you trust it."
-            ) from error
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> RecipeError:
-    said = f"{path} cannot be read as a checkpoint ({type(error).__name__})"
-    return RecipeError(f"{said}; it may be cut off, or of another kind: fetch it again, or look at --method.")
 
 
 def head_widths(tensors: Tensors, head: str) -> list[int]:

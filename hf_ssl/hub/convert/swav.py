@@ -9,11 +9,12 @@ from .common import Layout, Tensors, head_widths
 
 def swav_fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     """Projector and prototypes, where the file has them."""
-    widths, prototypes = head_widths(tensors, "projector"), tensors.get("prototypes.weight")
-    if not widths or prototypes is None or prototypes.dim() != 2:
+    widths, several = head_widths(tensors, "projector"), head_widths(tensors, "prototypes")
+    prototypes = tensors.get("prototypes.weight")
+    if not widths or not (several or (prototypes is not None and prototypes.dim() == 2)):
         return {}
     norm = any(name.startswith("projector.") and name.endswith("running_mean") for name in tensors)
-    return {"projector_dims": widths, "projector_batch_norm": norm, "num_prototypes": prototypes.shape[0]}
+    return {"projector_dims": widths, "projector_batch_norm": norm, "num_prototypes": several or len(prototypes)}
 
 
 # The network was trained and evaluated with a slip in the first number.
@@ -23,7 +24,11 @@ _ORIGIN = (
     "https://github.com/facebookresearch/swav",
     "The project's repository is under CC BY-NC 4.0; for the weights, see the original.",
 )
-_HEADS = (("projection_head.{j}.{*x}", "projector.{j}.{*x}"), ("prototypes.weight", "prototypes.weight"))
+_HEADS = (
+    ("projection_head.{j}.{*x}", "projector.{j}.{*x}"),
+    ("prototypes.weight", "prototypes.weight"),
+    ("prototypes.prototypes{i}.weight", "prototypes.{i}.weight"),
+)
 
 swav = Layout(
     "swav",

@@ -65,6 +65,9 @@ class Vissl(Layout):
         if len(plain) < len(flat):
             raise RecipeError(f"{path} has a block in two groups.")
         found = self.ours(plain)
+        if {"prototypes.weight", "prototypes.1.weight"} <= found.tensors.keys():
+            for part in (found.tensors, found.names):
+                part["prototypes.0.weight"] = part.pop("prototypes.weight")
         found.left_out, found.fields = others, self.fields(found.tensors, content)
         parts = {f"{m[1]}-{m[4]}": m[2] for m in map(_PART.search, flat) if m}
         found.facts = {"layout": "vissl-grouped", "parts": parts} if parts else {}
@@ -116,7 +119,8 @@ _LAYOUT = {
         *((_T + "res{s+1}.block{s}-{b}." + a + ".{*x}", _B + "s{s}.b{b+1}." + b + ".{*x}") for a, b in _BLOCK),
         *resnet(_T),
         ("heads.0.projection_head.{j}.{*x}", "projector.{j}.{*x}"),
-        ("heads.0.prototypes0.weight", "prototypes.weight"),
+        ("heads.0.prototypes0.weight", "prototypes.weight"),  # unless there are more of them
+        ("heads.0.prototypes{i}.weight", "prototypes.{i}.weight"),
         ("heads.0.clf.0.{*x}", "classifier.{*x}"),
     ),
     "fields": _fields,

@@ -1,0 +1,123 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Which columns of a dataset hold its images, or videos and sounds, and what a row gives of them."""
+
+from typing import Any
+
+import datasets
+from datasets import Features, IterableDataset, Value
+from PIL import Image
+
+from ..coerce import listed
+from ..recipe import DataConfig, RecipeError
+from .labels import check_column
+
+
+MEDIA = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
+STORAGE = {"bytes": Value("binary"), "path": Value("string")}  # of all three; making an Audio takes torchcodec
+
+
+def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
+    """What a recipe says about the columns, for `find_columns`."""
+    return {k: getattr(data, f"{k}_column") for k in (("video", "audio") if kind == "video" else (kind,))}
+
+
+def find_columns(
+    features: Features, wanted: dict[str, str | None], where: str | None = "the dataset"
+) -> dict[str, str]:
+    """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
+
+    Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
+    and path. Where nothing has the type, a video is looked for among plain bytes. A column of plain bytes, or of the
+    files' paths, can be named. Sound may have no column.
+
+    Raises:
+        RecipeError: not there, or several.
+    """
+    found = {}
+    for kind, name in wanted.items():
+        typed = [column for column, feature in features.items() if isinstance(feature, MEDIA[kind])]
+        structs = [c for c, f in features.items() if isinstance(f, dict) and f.keys() == STORAGE.keys()]
+        binary = [c for c, f in features.items() if f in (Value("binary"), Value("large_binary"))]
+        texts = [c for c, f in features.items() if f in (Value("string"), Value("large_string"))]
+        choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed or structs}[kind]
+        if name is None and kind == "audio" and "video" in wanted and not typed and "audio" not in structs:
+            continue
+        possible = [*typed, *structs, *binary, *texts]
+        if name is not None:
+            check_column(name, features, possible, f"{kind}s", where)
+        elif len(choice) != 1:
+            raise RecipeError(_not_one_column(kind, choice, possible, features, where))
+        found[kind] = name or choice[0]
+    return found
+
+
+def _not_one_column(kind: str, choice: list[str], possible: list[str], features: Features, where: str | None) -> str:
+    said = f"several {kind} columns ({listed(choice)})" if choice else f"no {kind} column"
+    needs = "" if possible else f"; a row needs one {kind}: content or path of its file, or datasets.{kind.title()}"
+    return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible or features)}{needs}."
+
+
+def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dataset") -> tuple[Any, dict[str, str]]:
+    """A dataset reduced to its images, or videos and sounds, which stay encoded; and their columns.
+
+    Raises:
+        RecipeError: see `find_columns`.
+    """
+    features = dataset.features
+    if features is None:  # a stream of Python objects
+        features = _features_of_first(dataset, where)
+    columns = find_columns(features, wanted, where)
+    untyped = dataset.features is None
+    dataset = dataset.select_columns(list(columns.values()))
+    for kind, column in columns.items() if not untyped else ():
+        dataset = dataset.cast_column(column, MEDIA[kind](decode=False))
+    return dataset, columns
+
+
+def _features_of_first(dataset: IterableDataset, where: str | None) -> Features:
+    """Types of a stream that has none, from its first example; what is no image, text or bytes is left out.
+
+    Raises:
+        RecipeError: there is no example, or making it fails.
+    """
+    try:
+        example = next(iter(dataset), None)
+    except Exception as error:  # whatever a person's own function raises
+        first_line = (str(error).splitlines() or [""])[0]
+        said = f"{type(error).__name__}: {first_line}"
+        raise RecipeError(f"The first example of {where} cannot be made: {said}") from error
+    if example is None:
+        raise RecipeError(f"{where} has no examples.")
+    types = {name: _type_of(value) for name, value in example.items()}
+    return Features(types)
+
+
+def _type_of(value: Any):
+    if isinstance(value, Image.Image):
+        return datasets.Image(decode=False)
+    if isinstance(value, dict) and value.keys() == STORAGE.keys():
+        return STORAGE
+    return Value("binary" if isinstance(value, bytes) else "string" if isinstance(value, str) else "null")
+
+
+def cell_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any] | None:
+    """{"bytes", "path"} of an example's file or None; with "image" instead, where Python made the image; with "audio",
+    another such, where it has a column of its own.
+    """
+    cell = _cell(example[next(iter(columns.values()))])
+    return {**cell, "audio": _cell(example[columns["audio"]])} if cell and "audio" in columns else cell
+
+
+def _cell(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, Image.Image):
+        return {"bytes": None, "path": None, "image": value}
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    return {"bytes": None, "path": value} if isinstance(value, str) else value
+
+
+def name_of(cell: dict[str, Any] | None, place: str) -> str:
+    """What a message calls an example: its file, or its place in the dataset."""
+    if not cell or not cell["path"]:
+        return place
+    return cell["path"] if cell["bytes"] is None else f"{cell['path']} ({place})"

@@ -1,0 +1,286 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Folders of images, or of videos, as people have them: what is in one, and which splits and classes its layout says.
+
+Plain folders are listed here, in one walk: the folder builder of `datasets` walks a folder some sixty times, which
+takes a quarter of an hour for ImageNet's.
+"""
+
+import logging
+import os
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from glob import escape
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, concatenate_datasets, load_dataset
+
+from .columns import MEDIA, STORAGE
+
+
+logger = logging.getLogger(__name__)
+
+_EXTENSIONS = {
+    "image": (
+        ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpf .jpg .jpx .pbm .pgm .pjp .pjpeg .png .pnm .ppm "
+        ".tif .tiff .webp"
+    ).split(),
+    "video": ".avi .m4v .mkv .mov .mp4 .webm".split(),
+    "audio": ".flac .m4a .mp3 .ogg .opus .wav".split(),
+}
+_TABLES = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("validation", "valid", "val", "dev"), "validation"
+)
+_BESIDE = r"(?:images?|imgs?|data(?:set)?|set|split|\d+)"  # train2017, images_val, test-set ..
+_SPLIT = re.compile(rf"(?:{_BESIDE}[-_. ]*)*({'|'.join(SPLITS)})(?:[-_. ]*{_BESIDE})*", re.IGNORECASE)
+
+
+@cache
+def say(message: str) -> None:
+    """A warning, once: a place is opened several times before a run starts."""
+    logger.warning(message)
+
+
+def media_kind(name: str) -> str | None:
+    """ "image", "video" or "audio", by the name of a file."""
+    extension = os.path.splitext(name)[1].lower()
+    return next((kind for kind, extensions in _EXTENSIONS.items() if extension in extensions), None)
+
+
+def shard_kind(name: str) -> str | None:
+    """ "parquet" or "tar", by the name of a file or a URL."""
+    name = name.partition("?")[0] if "://" in name else name
+    found = re.search(r"\.(parquet|tar|tar\.gz|tgz)$", name.lower())
+    return None if found is None else "parquet" if found[1] == "parquet" else "tar"
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder is called after: train, val2017, test_images .."""
+    found = _SPLIT.fullmatch(name)
+    return found and SPLITS[found[1].lower()]
+
+
+@dataclass
+class Contents:
+    """What lies below a folder: absolute paths, sorted, and how many other files of which extension there are."""
+
+    media: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    others: Counter = field(default_factory=Counter)
+    odd: list[str] = field(default_factory=list)  # names that are not UTF-8
+    closed: list[str] = field(default_factory=list)  # folders that may not be read
+    links: int = 0  # symbolic links to files
+    again: int = 0  # symbolic links to folders that are there anyway
+
+
+def walk(root: Path, kind: str) -> Contents:
+    """Every folder below one once, however many symbolic links lead to it; hidden files and folders are left out."""
+    found, known = Contents(), set()
+    pending, linked = [(str(root.absolute()), os.path.realpath(root))], []
+    while pending or linked:
+        place, real = pending.pop() if pending else linked.pop(0)
+        if real in known:
+            found.again += 1
+            continue
+        known.add(real)
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError:
+            found.closed.append(place)
+            continue
+        for entry in (entry for entry in entries if not entry.name.startswith(".")):
+            if not _is_folder(entry):
+                _sort_in(found, entry, kind)
+            elif entry.is_symlink():  # after all that is there itself
+                linked.append((entry.path, os.path.realpath(entry.path)))
+            else:
+                pending.append((entry.path, os.path.join(real, entry.name)))
+    found.media.sort()
+    found.shards.sort()
+    found.tables.sort()
+    found.odd.sort()
+    _say_what_is_left_out(found, root)
+    return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    with suppress(OSError):  # links in a circle
+        return entry.is_dir()
+    return False
+
+
+def _sort_in(found: Contents, entry: os.DirEntry, kind: str) -> None:
+    wanted, shard = media_kind(entry.name) == kind, shard_kind(entry.name)
+    if (wanted or shard) and not _is_utf8(entry.path):
+        found.odd.append(entry.path)
+    elif wanted:
+        found.media.append(entry.path)
+        found.links += entry.is_symlink()
+    elif entry.name.lower() in _TABLES:
+        found.tables.append(entry.path)
+    elif shard:
+        found.shards.append(entry.path)
+    else:
+        found.others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # bytes that Python keeps as surrogates, and no table can hold
+        return False
+    return True
+
+
+def _say_what_is_left_out(found: Contents, root: Path) -> None:
+    if found.again:
+        say(f"{found.again} symbolic link(s) in {root} lead to folders that are there anyway; each is read once.")
+    if found.closed:
+        say(f"{len(found.closed)} folder(s) in {root} cannot be read, the first is {found.closed[0]}.")
+    if found.odd:
+        first = os.fsencode(found.odd[0]).decode(errors="replace")
+        said = f"have names that are not UTF-8 and are left out, the first is {first}; rename them."
+        say(f"{len(found.odd)} file(s) in {root} {said}")
+
+
+def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
+    """Split -> files of a folder of images or videos, their labels, and what metadata.csv or .jsonl say about them.
+
+    Folders called train, val2017, test_images .. are splits, at whatever depth they are: see `_split_level`. Class
+    folders are the innermost ones of a split, when there are several and all are equally deep.
+    """
+    top = str(root.absolute())
+    folders = {folder: _below(top, folder) for folder in {os.path.dirname(file) for file in found.media}}
+    depth, names = _split_level(set(folders.values()))
+    parts = _divide(root, found, folders, depth, names)
+    if names:  # what is left are classes
+        folders = {folder: _without_split(place, depth, names) for folder, place in folders.items()}
+    classes = {split: _classes(files, folders) for split, files in parts.items()}
+    labels = sorted({name for known in classes.values() for name in known or ()})
+    listed = {}
+    for split, files in parts.items():
+        columns: dict[str, list] = {kind: [{"bytes": None, "path": file} for file in files]}
+        features = Features({kind: MEDIA[kind]()})
+        if len(labels) > 1:
+            number = {name: i for i, name in enumerate(labels)}
+            columns["label"] = [number.get(name) for name in classes[split] or [None] * len(files)]
+            features["label"] = ClassLabel(names=labels)
+            if not classes[split]:
+                say(f"{len(files)} {kind}(s) of the split {split!r} of {root} are in no class folder: no labels.")
+        listed[split] = Dataset.from_dict(columns, features=features, split=split)
+    return _with_tables(root, found.tables, listed, kind)
+
+
+def _without_split(place: tuple[str, ...], depth: int, names: dict[str, str]) -> tuple[str, ...]:
+    is_class = len(place) > depth and split_of(place[depth]) is None and names[place[depth]] == "train"
+    return place if is_class else place[:depth] + place[depth + 1 :]
+
+
+def _divide(root: Path, found: Contents, folders: dict, depth: int, names: dict[str, str]) -> dict[str, list[str]]:
+    """Split -> files; in one split a file counts once, whatever symbolic links lead to it."""
+    parts: dict[str, list[str]] = {}
+    loose = []
+    for file in found.media:
+        place = folders[os.path.dirname(file)]
+        if names and len(place) > depth:
+            parts.setdefault(names[place[depth]], []).append(file)
+        else:
+            loose.append(file)
+    if loose and "train" not in parts:
+        parts["train"] = loose
+    elif loose:
+        say(f"{len(loose)} file(s) in {root} are in none of its splits and not used, the first is {loose[0]}.")
+    return {split: _once(files, root) for split, files in parts.items()} if found.links else parts
+
+
+def _classes(files: list[str], folders: dict[str, tuple[str, ...]]) -> list[str] | None:
+    """The class of each file of a split; None when some are in no class folder, or these are not equally deep."""
+    places = [folders[os.path.dirname(file)] for file in files]
+    depths = set(map(len, places))
+    return [place[-1] for place in places] if len(depths) == 1 and 0 not in depths else None
+
+
+def _below(top: str, folder: str) -> tuple[str, ...]:
+    return () if folder == top else tuple(os.path.relpath(folder, top).split(os.sep))
+
+
+def _once(files: list[str], root: Path) -> list[str]:
+    """A file and not the links to it, or the first of the links."""
+    real = {file: os.path.realpath(file) for file in files}
+    kept = {}
+    for file in sorted(files, key=lambda file: (os.path.islink(file), file)):
+        kept.setdefault(real[file], file)
+    if len(kept) < len(files):
+        say(f"{len(files) - len(kept)} symbolic link(s) in {root} lead to files that are there anyway.")
+    return sorted(kept.values())
+
+
+def _split_level(folders: set[tuple[str, ...]]) -> tuple[int, dict[str, str]]:
+    """At which depth the folders' names are splits, and name -> split; no names where none are.
+
+    All of a depth are (train/, val/; images/train, images/val; cat/train, cat/val). Or some are at the top: beside
+    train/ that has subfolders, other folders are splits by their own names; without a train/, they are the classes of
+    the training split. But where train/ stands flat among others, it is a class as they are.
+    """
+    depth = 0
+    while here := {place[depth] for place in folders if len(place) > depth}:
+        splits = {name: split for name in here if (split := split_of(name))}
+        shallower = any(len(place) <= depth for place in folders)
+        if splits.keys() == here and (depth == 0 or not shallower or len(set(splits.values())) > 1):
+            return depth, splits
+        if splits and len({place[:depth] for place in folders if len(place) > depth}) == 1:
+            if "train" not in splits.values():
+                return depth, splits | dict.fromkeys(here - splits.keys(), "train")
+            if any(place[depth] in splits for place in folders if len(place) > depth + 1):
+                return depth, {name: name for name in here} | splits
+        depth += 1
+    return 0, {}
+
+
+def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind: str) -> dict[str, Dataset]:
+    """The columns of metadata.csv and metadata.jsonl for the files that they name; none for the others."""
+    rows, files = [], []
+    for table in tables:
+        content = load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
+        if "file_name" not in content.column_names:
+            say(f"{table} has no column file_name and is not used.")
+            continue
+        files += [os.path.join(os.path.dirname(table), str(name)) for name in content["file_name"]]
+        rows.append(content.remove_columns("file_name"))
+    if not files:
+        return listed
+    row_of = {os.path.normpath(file): i for i, file in enumerate(files)}
+    everywhere = {file["path"] for part in listed.values() for file in part.cast_column(kind, STORAGE)[kind]}
+    unnamed, missing = len(everywhere - row_of.keys()), len(row_of.keys() - everywhere)
+    if unnamed:
+        say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata: used, without labels.")
+    if missing:
+        say(f"The metadata of {root} name {missing} {kind}(s) that are not there.")
+    content = concatenate_datasets(rows)
+    return {split: _joined(part, content, row_of, kind) for split, part in listed.items()}
+
+
+def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) -> Dataset:
+    files = [cell["path"] for cell in part.cast_column(kind, STORAGE)[kind]]
+    rows = pa.array([row_of.get(file) for file in files], pa.int64())
+    table = content.data.table.combine_chunks().take(rows)
+    columns = {kind: part.data.table[kind]} | {name: table[name] for name in content.column_names if name != kind}
+    features = Features({kind: part.features[kind]} | {n: content.features[n] for n in columns if n != kind})
+    return Dataset(pa.table(columns, schema=features.arrow_schema), DatasetInfo(features=features), split=part.split)
+
+
+def sounds_of_tables(tables: list[str]) -> dict[str, Dataset]:
+    """Split -> rows of each metadata.csv; `datasets` would want to decode its sounds, and torchcodec for that."""
+    found = {}
+    for table in (table for table in tables if table.endswith(".csv")):
+        rows = load_dataset("csv", data_files=escape(table), split="train")
+        folder = os.path.dirname(table)
+        files = [{"bytes": None, "path": os.path.join(folder, name)} for name in rows["file_name"]]
+        split = split_of(os.path.basename(folder)) or "train"
+        found[split] = rows.remove_columns("file_name").add_column("audio", files, feature=STORAGE)
+    return found

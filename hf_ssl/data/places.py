@@ -1,0 +1,297 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""A place -> its datasets: a folder, Parquet or tar shards here or elsewhere, a Hub id, or a list of such places."""
+
+import logging
+import os
+import re
+from contextlib import suppress
+from dataclasses import replace
+from glob import escape, glob, has_magic
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    NamedSplit,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError
+
+from ..coerce import listed
+from ..recipe import DataConfig, Place, RecipeError
+from .columns import MEDIA, find_columns, wanted_columns
+from .folders import SPLITS, Contents, list_media, say, shard_kind, sounds_of_tables, split_of, walk
+from .labels import find_label_column
+from .tars import read_tars, tar_layout
+
+
+logger = logging.getLogger(__name__)
+
+_FORMS = (
+    "a folder, Parquet or tar files (paths and URLs such as https://, hf:// and s3://, also with * or {a,b}), a Hub "
+    "dataset, or a list of these"
+)
+_MOST_FILES = 1_000_000
+FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
+
+
+def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_media: bool = False) -> dict:
+    """Split -> dataset, for every kind of place.
+
+    Args:
+        only_media: whether other columns of streamed Parquet files, which may differ, are not looked at.
+
+    Raises:
+        RecipeError: there is no such place, or it cannot be loaded.
+    """
+    if not isinstance(data.path, str):
+        return _open_places(data, streaming, kind, only_media)
+    try:
+        return _open_one(data, streaming, kind, only_media)
+    except RecipeError:
+        raise
+    except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
+        if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+            error = error.__cause__
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        elsewhere = "://" in data.path or os.path.exists(data.path)
+        where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
+        raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
+
+
+def _open_one(data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
+    place = data.path.removeprefix("file://")
+    path = Path(place).expanduser()
+    if "://" in place or (shard_kind(place) and not path.is_dir()):
+        files = _files_at(place, data.path)
+        return _open_shards({"train": files}, data, streaming, kind, only_media)
+    if path.is_dir():
+        return _open_folder(path, data, streaming, kind, only_media)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
+        fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
+        raise RecipeError(f"data.path={data.path} {fault}; give {_FORMS}.")
+    return load_dataset(place, data.name, revision=data.revision, streaming=streaming)
+
+
+def _files_at(place: str, path: str) -> list[str]:
+    """The shards that a path or URL names, with braces and globs resolved.
+
+    Raises:
+        RecipeError: none, or no Parquet or tar files.
+    """
+    if shard_kind(place) is None:
+        raise RecipeError(f"data.path={path} names no Parquet or tar files; give {_FORMS}.")
+    if os.path.isfile(os.path.expanduser(place)):
+        return [os.path.expanduser(place)]
+    files = []
+    for one in expand_braces(place):
+        if "://" not in one:
+            one = os.path.expanduser(one)
+            files += [one] if os.path.isfile(one) else sorted(glob(one, recursive=True))
+        elif has_magic(one.partition("?")[0]):
+            system, _, found = fsspec.get_fs_token_paths(one)
+            files += sorted(map(system.unstrip_protocol, found))
+        else:
+            files.append(one)
+    if not files:
+        raise RecipeError(f"No file matches data.path={path}.")
+    return files
+
+
+def expand_braces(text: str) -> list[str]:
+    """`{a,b}` and `{000..099}` as a shell expands them."""
+    found = re.search(r"\{([^{}]*)\}", text)
+    if found is None:
+        return [text]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if ends:
+        low, high = int(ends[1]), int(ends[2])
+        if high - low >= _MOST_FILES:
+            raise RecipeError(f"data.path={text} names {high - low + 1:,} files, more than {_MOST_FILES:,}.")
+        choices = [f"{i:0{len(ends[1])}}" for i in range(low, high + 1)]
+    else:
+        choices = found[1].split(",")
+    return [one for choice in choices for one in expand_braces(text[: found.start()] + choice + text[found.end() :])]
+
+
+def _open_folder(path: Path, data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
+    """A folder that `datasets` saved, one of shards, or one of images or videos."""
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        saved = load_from_disk(str(path))
+        # "train[:100]" is "train" too
+        return saved if isinstance(saved, dict) else {re.split(r"\W", str(saved.split or "train"))[0]: saved}
+    found = walk(path, kind)
+    shards = _useful_shards(path, found, data, kind)
+    if shards and not found.media and not has_magic(str(path)) and shard_kind(shards[0]) == "parquet":
+        return _load_parquet(str(path), shards, data, streaming, kind, only_media, name=data.name)
+    if shards:
+        parts: dict[str, list[str]] = {}
+        for file in shards:
+            parts.setdefault(_split_of_file(os.path.relpath(file, path)), []).append(file)
+        return _open_shards(parts, data, streaming, kind, only_media)
+    if kind == "audio" and found.tables:
+        return sounds_of_tables(found.tables)
+    if found.media:
+        return list_media(path, found, kind)
+    return _load_otherwise(path, found, data, streaming, kind)
+
+
+def _useful_shards(path: Path, found: Contents, data: DataConfig, kind: str) -> list[str]:
+    """The Parquet or tar files of a folder, unless they are a leftover beside its images."""
+    kinds = {name: [file for file in found.shards if shard_kind(file) == name] for name in ("parquet", "tar")}
+    if not found.media and len(list(filter(None, kinds.values()))) < 2:
+        return found.shards
+    for files in kinds.values():
+        if files and _hold(files, data, kind):
+            rest = len(found.media) + len(found.shards) - len(files)
+            if rest:
+                say(f"{path}: its {len(files)} shard(s) with {kind}s are read, its {rest} other file(s) are not.")
+            return files
+    if found.shards:
+        say(f"{len(found.shards)} Parquet or tar file(s) in {path} hold no {kind}s and are not used.")
+    return []
+
+
+def _hold(files: list[str], data: DataConfig, kind: str) -> bool:
+    with suppress(Exception):  # no such column, or a damaged file
+        wanted = wanted_columns(data, kind)
+        parquet = shard_kind(files[0]) == "parquet"
+        features = _features_of(files[0]) if parquet else tar_layout(files, data).features
+        return bool(find_columns(features, wanted))
+    return False
+
+
+def _split_of_file(name: str) -> str:
+    """By its folder or its own name, as `datasets` does."""
+    *folders, file = name.split(os.sep)
+    numbered = re.match(r"(\w+)-\d{5}-of-\d{5}", file)
+    if numbered:
+        return SPLITS.get(numbered[1].lower(), numbered[1])
+    words = [split_of(folder) for folder in folders]
+    words += [SPLITS.get(word) for word in re.split(r"[^a-z]+", file.lower())]
+    return next(filter(None, words), "train")
+
+
+def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bool, kind: str) -> dict:
+    """What else `datasets` may find there (Arrow, Lance, zip, a dataset card that names files elsewhere)."""
+    try:
+        return load_dataset(str(path), name=data.name, streaming=streaming)
+    except Exception as error:
+        there = listed(f"{count} {extension}" for extension, count in found.others.most_common())
+        said = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"data.path={data.path} could not be loaded: there are no {kind}s that can be read in it"
+            f"{f' ({there})' if there else ''}, and `datasets` says: {said}"
+        ) from error
+
+
+def _open_shards(parts: dict[str, list[str]], data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
+    """Split -> Parquet or tar files."""
+    files = [file for part in parts.values() for file in part]
+    if shard_kind(files[0]) == "parquet":
+        paths = {split: [one if "://" in one else escape(one) for one in part] for split, part in parts.items()}
+        return _load_parquet("parquet", files, data, streaming, kind, only_media, data_files=paths)
+    layout = tar_layout(files, data)
+    made = {}
+    for split, part in parts.items():
+        given = {"features": layout.features, "split": NamedSplit(split)}
+        if streaming:
+            kwargs = {"files": part, "layout": layout}
+            made[split] = IterableDataset.from_generator(read_tars, gen_kwargs=kwargs, **given)
+        else:  # it is copied into the cache of `datasets`, which must know when a shard changes
+            versions = tuple(str(_version(file)) for file in part)
+            kwargs = {"files": part, "layout": replace(layout, versions=versions)}
+            made[split] = Dataset.from_generator(read_tars, gen_kwargs=kwargs, **given)
+    return made
+
+
+def _version(file: str) -> str:
+    system, path = fsspec.url_to_fs(file)
+    return system.ukey(path)
+
+
+def _load_parquet(
+    what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, **options
+) -> dict:
+    """`load_dataset`, which learns the columns from the first file; when that is corrupt, from the first that is not,
+    so that a stream can pass over it; and where files have different columns, from all: what a file lacks is null.
+    """
+    try:
+        parts = load_dataset(what, streaming=streaming, **options)
+        if only_media and streaming:
+            features = next(iter(parts.values())).features
+            columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
+            parts = load_dataset(what, streaming=True, columns=columns, **options)
+        return parts
+    except Exception:
+        with suppress(Exception):  # the first error is the one to tell
+            features = Features()
+            for own in filter(None, map(_features_of, files)):
+                features |= {name: feature for name, feature in own.items() if name not in features}
+            if only_media and streaming:
+                columns = find_columns(features, wanted_columns(data, kind), data.path).values()
+                options["columns"], features = list(columns), Features({name: features[name] for name in columns})
+            return load_dataset(what, streaming=streaming, features=features, **options)
+        raise
+
+
+def _features_of(file: str) -> Features | None:
+    with suppress(Exception), fsspec.open(file, "rb") as opened:  # corrupt
+        return Features.from_arrow_schema(pq.read_schema(opened))
+    return None
+
+
+def _open_places(data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
+    """The splits that all places of a list have, one place after the other; see `DataConfig.path` for the weights.
+
+    Raises:
+        RecipeError: see `open_place`, or weights that the data cannot have.
+    """
+    opened = [open_place(replace(data, path=place.path), streaming, kind, only_media) for place in data.path]
+    shared = [split for split in opened[0] if all(split in parts for parts in opened)]
+    return {split: _joined([parts[split] for parts in opened], data, split, kind, only_media) for split in shared}
+
+
+def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bool):
+    """Datasets as one, with columns that are called after their kind; labels where all have the same classes."""
+    parts = [part if part.features is not None else part._resolve_features() for part in parts]
+    labels = [None if only_media else find_label_column(part.features, data.label_column) for part in parts]
+    types = [part.features[label] if label else None for part, label in zip(parts, labels, strict=True)]
+    labelled = types[0] is not None and all(one == types[0] for one in types)
+    listed_alike = all(isinstance(part, Dataset) for part in parts)
+    uniform = []
+    for part, label, place in zip(parts, labels, data.path, strict=True):
+        columns = find_columns(part.features, wanted_columns(data, kind), place.path)
+        names = {column: name for name, column in columns.items()} | ({label: "label"} if labelled else {})
+        part = part.select_columns(list(names))
+        for name, column in columns.items():
+            part = part.cast_column(column, MEDIA[name](decode=False))
+        renamed = {old: new for old, new in names.items() if old != new}
+        part = part.rename_columns(renamed) if renamed else part
+        if isinstance(part, Dataset) and not listed_alike:
+            part = part.to_iterable_dataset(num_shards=min(len(part), FOLDER_SHARDS))
+        uniform += _repeated(part, place, kind)
+    return concatenate_datasets(uniform, split=NamedSplit(split))
+
+
+def _repeated(dataset, place: Place, kind: str) -> list:
+    """A place's examples as often as its weight says: whole times, and a seeded part of them."""
+    times, part = divmod(place.weight, 1)
+    if kind != "image" and times + (part > 0) > 1:
+        raise RecipeError(
+            f"data.path: {place.path} has weight {place.weight:g}, but a clip is needed once; set 1 or less."
+        )
+    if isinstance(dataset, IterableDataset):
+        if part:
+            raise RecipeError(
+                f"data.path: {place.path} has weight {place.weight:g}; those of streams are whole numbers."
+            )
+        return [dataset] * int(times)
+    chosen = np.random.default_rng(0).permutation(len(dataset))[: round(part * len(dataset))]
+    return [dataset] * int(times) + ([dataset.select(np.sort(chosen))] if len(chosen) else [])

@@ -1,0 +1,144 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Tar shards as WebDataset has them: the members of one key, which follow each other, are an example.
+
+The reader of `datasets` takes the columns of the first five examples for those of all, and ends a shard at the first
+member that does not fit. People's shards mix jpg and png, or have dots in their names.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from datasets import Features, Value
+
+from ..recipe import DataConfig
+from .columns import MEDIA, STORAGE
+from .folders import media_kind
+
+
+_LOOKED_AT = 100  # members of a shard that show how its names are meant
+
+
+@dataclass(frozen=True)
+class TarLayout:
+    """How the names of members are meant.
+
+    Args:
+        kinds: column -> "image", "video" or "audio". A column that is called like its kind is the only member of the
+            kind that an example has, whatever its extension; any other is the member of this extension.
+        label: extension of a member that holds the label, if any.
+        dotted: a key ends at its last dot, since names have others; else at the first, as WebDataset has it.
+        versions: of the shards, for what is kept of them.
+    """
+
+    kinds: tuple[tuple[str, str], ...]
+    label: str | None
+    dotted: bool
+    versions: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> Features:
+        media = {name: STORAGE if kind == "audio" else MEDIA[kind](decode=False) for name, kind in self.kinds}
+        label = {self.label: Value("int64" if self.label == "cls" else "string")} if self.label else {}
+        return Features(media | label)
+
+
+def tar_layout(files: list[str], data: DataConfig) -> TarLayout:
+    """The layout of the first readable shard.
+
+    Raises:
+        OSError, tarfile.ReadError: none of some can be read.
+    """
+    for file in files[:20]:
+        with suppress(Exception):  # corrupt; a stream passes over it
+            return _layout_of(_first_names(file), data)
+    return _layout_of(_first_names(files[0]), data)
+
+
+def _first_names(file: str) -> list[str]:
+    names = []
+    with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r|*") as tar:
+        for member in tar:
+            if _counts(member):
+                names.append(member.name)
+            if len(names) == _LOOKED_AT:
+                break
+    return names
+
+
+def _counts(member: tarfile.TarInfo) -> bool:
+    """Files with an extension, without hidden ones and those of macOS (._photo.jpg)."""
+    name = member.name.rpartition("/")[2]
+    return member.isfile() and not name.startswith(".") and "." in name
+
+
+def _layout_of(names: list[str], data: DataConfig) -> TarLayout:
+    media = [name for name in names if media_kind(name)]
+    dotted = len({_key(name, False)[1] for name in media}) > max(1, len({_key(name, False)[0] for name in media}))
+    members: dict[tuple[str, str], list[str]] = {}  # (key, kind) -> extensions
+    for key, extension in (_key(name, dotted) for name in media):
+        members.setdefault((key, media_kind(f"_.{extension}")), []).append(extension)
+    kinds = {}
+    for kind in MEDIA:
+        groups = [extensions for (_, k), extensions in members.items() if k == kind]
+        named, all_of = getattr(data, f"{kind}_column"), {one for group in groups for one in group}
+        if named in all_of:
+            kinds[named] = kind
+        elif any(len(group) > 1 for group in groups):
+            kinds |= dict.fromkeys(sorted(all_of), kind)
+        elif groups:
+            kinds[kind] = kind
+    wanted = data.label_column or "cls"
+    label = wanted if any(_key(name, dotted)[1] == wanted for name in names) else None
+    return TarLayout(tuple(kinds.items()), label, dotted)
+
+
+def _key(name: str, dotted: bool) -> tuple[str, str]:
+    """Key and extension of a member."""
+    folder, slash, file = name.rpartition("/")
+    key, _, extension = file.rpartition(".") if dotted else file.partition(".")
+    return folder + slash + key, extension.lower()
+
+
+def read_tars(files: list[str], layout: TarLayout) -> Iterator[dict[str, Any]]:
+    """Examples of shards; members of other kinds are passed over, and keys that have only those are no examples."""
+    for file in files:
+        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r|*") as tar:
+            last, example = None, {}
+            for member in filter(_counts, tar):
+                key, extension = _key(member.name, layout.dotted)
+                if key != last:
+                    yield from _finished(example, layout)
+                    last, example = key, {}
+                column = _column(extension, layout, example)
+                if column is not None:
+                    example[column] = _value(tar, member, column == layout.label)
+            yield from _finished(example, layout)
+
+
+def _column(extension: str, layout: TarLayout, example: dict[str, Any]) -> str | None:
+    if extension == layout.label or extension in dict(layout.kinds):
+        return extension
+    kind = media_kind(f"_.{extension}")
+    return kind if dict(layout.kinds).get(kind) == kind and kind not in example else None
+
+
+def _value(tar: tarfile.TarFile, member: tarfile.TarInfo, is_label: bool) -> Any:
+    content = tar.extractfile(member).read()
+    if not is_label:
+        return {"bytes": content, "path": member.name}
+    text = content.decode(errors="replace").strip()
+    if not member.name.lower().endswith("cls"):
+        return text
+    with suppress(ValueError):
+        return int(text)
+    return None
+
+
+def _finished(example: dict[str, Any], layout: TarLayout) -> Iterator[dict[str, Any]]:
+    if any(column in example for column, _ in layout.kinds):
+        columns = [column for column, _ in layout.kinds] + [layout.label] * bool(layout.label)
+        yield {column: example.get(column) for column in columns}

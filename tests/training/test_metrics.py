@@ -1,0 +1,32 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What a run says about files that it cannot read."""
+
+import logging
+
+from accelerate import Accelerator
+
+from hf_ssl.training.metrics import Totals
+
+
+def test_a_broken_file_is_named_once_in_a_run_and_summed_up_at_its_end(caplog):
+    caplog.set_level(logging.INFO)
+    accelerator = Accelerator(cpu=True)
+    totals = Totals(accelerator)
+    for _ in range(3):  # epochs
+        totals.add_skipped([("b.jpg", "cut off"), ("a.jpg", "not an image")])
+        totals.synchronize()
+    continued = Totals(accelerator, **totals.to_dict())
+    continued.add_skipped([("a.jpg", "not an image"), ("c.jpg", "cut off")])
+    continued.synchronize()
+    continued.summarize()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [sum(f"Skipped {name}" in line for line in lines) for name in ("a.jpg", "b.jpg", "c.jpg")] == [1, 1, 1]
+    assert continued.skipped == 8 and "3 different file(s) could not be read, 8 times in all" in lines[-1]
+
+
+def test_a_run_without_broken_files_says_nothing(caplog):
+    totals = Totals(Accelerator(cpu=True))
+    totals.add_skipped([])
+    totals.synchronize()
+    totals.summarize()
+    assert not caplog.records and totals.to_dict() == {"skipped": 0, "seconds": 0.0}
