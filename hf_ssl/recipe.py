@@ -550,7 +550,7 @@ def _check_values(recipe: Recipe) -> None:
     if recipe.method != "avid" and train.batch_size < 2 * train.accumulation:
         raise RecipeError(
             f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image to a "
-            "forward, which has no statistics of a batch; raise it to at least two."
+            f"forward, of which BatchNorm has no statistics; set train.batch_size to {2 * train.accumulation} or more."
         )
     if optim.warmup_steps is not None and optim.warmup_epochs:
         raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, and only one of them.")

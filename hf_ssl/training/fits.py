@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from ..data.views import View
-from ..models import METHODS, SSLConfig
+from ..models import SSLConfig
 from ..models.backbones_ssl import create_backbone
-from ..recipe import Recipe, RecipeError
+from ..recipe import RecipeError
 
 
-def check_fits(recipe: Recipe, views: list[View], config: SSLConfig, world_size: int) -> None:
-    """Try the network of a recipe for images with every size, and with the number of images of one forward.
+def check_fits(views: list[View], config: SSLConfig) -> None:
+    """Try the network of a recipe for images with every size.
 
     Raises:
-        RecipeError: a size that the backbone does not take, or one image for a BatchNorm.
+        RecipeError: a size that the backbone does not take.
     """
     sizes = {config.image_size: "model.image_size"}
     sizes |= {view.size: "views.local.size" if view.local else "views.all.size" for view in reversed(views)}
@@ -25,13 +25,6 @@ def check_fits(recipe: Recipe, views: list[View], config: SSLConfig, world_size:
     if fault and _first_refused(config, [usual])[1] is None:  # else it is not for the size
         remedy = f"set {' and '.join(sizes.values())} to {usual}{_arguments(config, size, list(sizes))}"
         raise RecipeError(f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); {remedy}.")
-    if recipe.per_process_batch(world_size) == 1 and world_size == 1 and _needs_two(recipe, views, config):
-        parts = recipe.train.accumulation
-        raise RecipeError(
-            f"train.batch_size={recipe.train.batch_size} leaves one image for a forward, of which BatchNorm has no "
-            f"statistics; set train.batch_size to {2 * parts} or more"
-            + (", or a smaller train.accumulation." if parts > 1 else ".")
-        )
 
 
 def _usual_size(config: SSLConfig) -> int:
@@ -73,18 +66,3 @@ def _arguments(config: SSLConfig, wanted: int, sizes: list[int]) -> str:
         if _first_refused(changed, sizes)[1] is None:
             return f", or model.backbone_args={{{name}: {str(value).lower()}}}"
     return ""
-
-
-def _needs_two(recipe: Recipe, views: list[View], config: SSLConfig) -> bool:
-    sides = {view.local: view.size for view in views}
-    counts = {local: sum(view.local == local for view in views) for local in sides}
-    names = {False: "pixel_values", True: "local_pixel_values"}
-    try:
-        with torch.device("meta"):
-            model = METHODS[recipe.method][1](config).train()
-        model(**{names[local]: _images((1, counts[local]), config, side) for local, side in sides.items()})
-    except ValueError as error:
-        return "more than 1 value per channel" in str(error)
-    except Exception:  # of something that the meta device cannot do
-        return False
-    return False

@@ -108,7 +108,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     accelerator = build_accelerator(recipe.train)
     recipe.per_process_batch(accelerator.num_processes)
     if kind == "image":
-        check_fits(recipe, views, config, accelerator.num_processes)
+        check_fits(views, config)
     folder = Path(recipe.train.output_dir)
     with run_lock(folder, accelerator):
         every = recipe.train.keep_every
@@ -157,16 +157,16 @@ class _Run:
         state = found.state if found else None
         self.num_examples = source.num_examples if self.streamed else len(source)
         self.data = gather_object([fingerprint(source, made_in_python) if accelerator.is_main_process else None])[0]
-        if state:
-            refuse_other_data(recipe, state, self.data, None if self.streamed else self.num_examples)
-        counted = state.stream["num_examples"] if state and state.stream else self.num_examples
-        # The epoch stays as long as it was when a shard has become unreadable since.
-        self.num_steps, self.steps_per_epoch = count_steps(recipe.train, counted)
         if self.kind == "video":
             stream = state.stream if state else None
             instances = int(source.rows(stream)[-1]) if self.streamed else self.num_examples
             before = state.num_instances if state and state.num_instances is not None else instances
             count_instances(self.config, instances, before, self.folder)
+        if state:
+            refuse_other_data(recipe, state, self.data, None if self.streamed else self.num_examples)
+        counted = state.stream["num_examples"] if state and state.stream else self.num_examples
+        # The epoch stays as long as it was when a shard has become unreadable since.
+        self.num_steps, self.steps_per_epoch = count_steps(recipe.train, counted)
 
     def finished(self) -> PretrainResult | None:
         """The result of a run that has ended and whose model is there; nothing is written again."""

@@ -393,9 +393,9 @@ def test_a_dataset_without_videos_or_with_several_is_told_so(videos):
     assert np.allclose(eval_clip(clips_of(two, "r").cell(0), CONFIG)[0], 0, atol=3)
     with pytest.raises(RecipeError, match="no column 'sound'"):
         clips_of(two, "r", "sound")
-    text = Dataset.from_dict({"v": paths, "t": ["a"]}, features=Features({"v": Video(), "t": Value("string")}))
+    other = Dataset.from_dict({"v": paths, "t": [1]}, features=Features({"v": Video(), "t": Value("int64")}))
     with pytest.raises(RecipeError, match="'t' of the dataset does not hold audios"):
-        clips_of(text, audio="t")
+        clips_of(other, audio="t")
     with pytest.raises(RecipeError, match="has no image column"):
         check_source(DataConfig(path=str(videos[0].parent)))
 

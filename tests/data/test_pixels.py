@@ -362,7 +362,7 @@ def test_evaluate_takes_the_range_and_names_what_it_could_not_read(tmp_path, cap
 
     def evaluate(protocol, model, data, monitor, **more):
         seen.append(data.value_range)
-        return {"failed": ["a.png", "b.png"], "knn": 0.5}
+        return {"failed": ["a.png", "b.png"], "knn": 0.5, "measured": {}}
 
     monkeypatch.setattr("hf_ssl.evaluation.evaluate.evaluate", evaluate)
     for given in (["full"], ["0", "4095"], ["-1000", "2e3"]):

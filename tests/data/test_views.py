@@ -78,7 +78,7 @@ def test_lightlys_cifar_views_are_overrides_of_the_presets():
         ("swav", (0.4, 0.4, 0.4, 0.1), (0.0, 0.0), (0.14, 1.0)),
     ):
         everywhere.jitter = (0.4, 0.4, 0.4, 0.1) if method == "swav" else None
-        views = resolve_views(ViewsConfig(all=everywhere, local=ViewOverride(count=0)), method)
+        views = resolve_views(ViewsConfig(colors="torchvision", all=everywhere, local=ViewOverride(count=0)), method)
         wanted = View(
             size=32, interpolation="bilinear", blur=0.0, jitter=jitter, scale=scale, flip=0.5, jitter_prob=0.8
         )
@@ -155,7 +155,7 @@ def test_each_thing_happens_as_often_and_as_strongly_as_the_view_says():
     view = View(jitter=(0.8, 0.6, 0.4, 0.1), flip=0.3, grayscale=0.2, blur=0.5, solarize=0.25, solarize_threshold=0.4)
     drawn = [draw_views([view], 50, 50, (0, 0, i))[0] for i in range(4000)]
     rows = np.array([d.params for d in drawn])
-    multiply, add, contrast, saturation, hue, order, gray, sigma, threshold = rows.T
+    multiply, add, contrast, saturation, hue, order, gray, sigma, threshold, deepmind = rows.T
     jittered = multiply != 1
     shares = (np.mean([d.flip for d in drawn]), jittered.mean(), gray.mean(), (sigma > 0).mean())
     assert np.allclose(shares, (0.3, 0.8, 0.2, 0.5), atol=0.03)
@@ -172,7 +172,7 @@ def test_each_thing_happens_as_often_and_as_strongly_as_the_view_says():
     ):
         uniform = np.random.default_rng(0).uniform(low, high, 4000)
         assert ks_2samp(values, uniform).pvalue > 1e-3
-    assert (rows[~jittered, :6] == NEUTRAL[:6]).all() and (add == 0).all()
+    assert (rows[~jittered, :6] == NEUTRAL[:6]).all() and (add == 0).all() and (deepmind == 0).all()
     counts = np.bincount(order[jittered].astype(int), minlength=24)
     assert len(counts) == 24 and counts.min() > 80, "all orders are drawn"
 

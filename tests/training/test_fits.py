@@ -15,7 +15,7 @@ def check(model: dict, views: dict | None = None, method: str = "simsiam", **tra
     sections = {"views": views or {"all": {"size": 32}}, "train": {"epochs": 1, "batch_size": 8} | train}
     recipe = recipe_from_dict({"method": method, "model": model, **sections})
     views, config, _ = described(recipe)
-    check_fits(recipe, views, config, 1)
+    check_fits(views, config)
 
 
 @pytest.mark.parametrize(
