@@ -219,7 +219,7 @@ def with_usable_labels(source: Source) -> Source:
         check_classes(source.classes(), source.label_column, source.split)
     except NoLabels as error:
         logger.warning(f"Labels are not used: {error}")
-        return source.numbered(np.full(len(source), -1))
+        return source.unlabelled()
     return source
 
 

@@ -101,6 +101,12 @@ class Source:
         copied._numbers = numbers
         return copied
 
+    def unlabelled(self) -> Self:
+        """The source without its labels."""
+        copied = copy.copy(self)
+        copied.label_column = copied._labels = copied._numbers = None
+        return copied
+
     def name(self, index: int) -> str:
         """What a message calls an example: its file, or its row."""
         return self.named(index)[0]

@@ -160,7 +160,7 @@ MEASURED = {"queries": "validation", "num_queries": 30, "bank": "train", "num_ba
         (
             MEASURED,
             "validation",
-            "the split `train` (90) by cosine similarity vote, weighted, on the split `validation`",
+            "of the split `train` (90) by cosine similarity vote, weighted, on the split `vali",
         ),
         (MEASURED | {"queries": "20 % of train"}, "20 % of train", "on 20 % of train (30), of uoft-cs/cifar10"),
         (MEASURED | {"notes": ["All of them vote."]}, "validation", "\n- All of them vote."),
