@@ -143,7 +143,7 @@ def _open(av, stack: ExitStack, source, kind: str) -> tuple:
     source = str(source) if isinstance(source, Path) else source
     try:
         container = av.open(source, metadata_errors="replace")
-    except TypeError:  # PyAV 19 decodes a tag when it is asked for, and has no such argument
+    except TypeError:  # PyAV 19 reads tags in any encoding and has no such argument
         container = av.open(source)
     stack.enter_context(container)
     return container, _stream(container, kind)
