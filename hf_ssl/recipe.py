@@ -547,6 +547,8 @@ def _check_values(recipe: Recipe) -> None:
         for number in value if isinstance(value, list) else [value]:
             if interval and number is not None and not _lies_in(number, interval):
                 raise RecipeError(f"{key} must be in {interval}, not {number}.")
+    if not isinstance(recipe.model.get("init_from", ""), str | None):
+        raise RecipeError("model.init_from must be a text: timm/NAME, a Hub id or a folder.")
     if recipe.method != "avid" and train.batch_size < 2 * train.accumulation:
         raise RecipeError(
             f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image to a "

@@ -79,7 +79,7 @@ def test_an_unknown_key_is_named_with_the_nearest_one(content, named):
         (minimal(train={"epochs": 1, "batch_size": True}), "train.batch_size"),
         (minimal(train={"epochs": 1, "precision": "fp8"}), "train.precision"),
         (minimal(train=3), "train"),
-        (minimal(data={"path": 7}), "data.path"),
+        (minimal(data={"path": 7.5}), "data.path"),
         (minimal(optim={"exclude_bias_and_norm": "yes please"}), "optim.exclude_bias_and_norm"),
         (minimal(views={"all": {"scale": 0.2}}), "views.all.scale"),
         (minimal(views={"all": {"scale": [0.2]}}), "views.all.scale"),

@@ -40,7 +40,8 @@ views.second.blur_sigma=[1,1e9] views.all.scale=[0,1] views.all.scale=[.nan,1] v
 views.all.solarize_threshold=1.5 model.temperature=0 model.temperature=.nan model.epsilon=0 model.num_prototypes=1
 model.num_prototypes=1000000000000 model.projector_dims=[1000000000] model.projector_dims=[-1] model.queue_length=-1
 model.queue_length=3 model.crops_for_assign=[7] model.image_size=0 model.image_size=1000000 model.image_std=[0,1,1]
-model.image_mean=[.nan,0,0] model.sinkhorn_iterations=0 model.crop_pct=.nan model.backbone_args={depth: 1000000000}
+model.image_mean=[.nan,0,0] model.sinkhorn_iterations=0 model.crop_pct=.nan model.init_from=7
+model.backbone_args={depth: 1000000000}
 model.backbone_args={checkpoint_path: x.pth}
 """.replace("{depth: ", "{depth:~").replace("{checkpoint_path: ", "{checkpoint_path:~")
 

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from ..files import read_text
 from ..recipe import RecipeError
 
 
@@ -64,6 +65,7 @@ def push(
     for names in (("config.json",), ("README.md",), ("model.safetensors", "model.safetensors.index.json")):
         if not any((folder / name).exists() for name in names):
             raise RecipeError(f"{folder} is no exported model: it has no {names[0]}; see `hf-ssl export`.")
+    read_text(folder / "README.md")  # before anything is made there
     create_repo(repo_id, private)
     api = HfApi()
     try:
@@ -80,12 +82,12 @@ def push(
 
 def _name_in_card(card: Path, repo_id: str) -> None:
     """The card's lines to copy, with the name under which they work."""
-    text = card.read_text()
+    text = read_text(card)
     named = text.replace('"REPO"', f'"{repo_id}"').replace("hf-hub:REPO", f"hf-hub:{repo_id}")
     if named != text:
         named = named.replace("Replace `REPO` by the name of this repository or by its folder.\n\n", "")
         partial = card.with_name(".partial_README.md")
-        partial.write_text(named)
+        partial.write_text(named, encoding="utf-8")
         os.replace(partial, card)
 
 

@@ -53,7 +53,10 @@ def refresh_card(
         said = results.card | {key: value for key, value in given.items() if value is not None}
         results = replace(results, card={key: value for key, value in said.items() if value})
         recipe = recipe_from_dict(read_yaml(read_text(folder / "recipe.yaml"), "recipe.yaml"))
-        config = METHODS[recipe.method][0].from_dict(read_json(folder / "pretraining/config.json"))
+        content = read_json(folder / "pretraining/config.json")
+        if content.get("model_type") != recipe.method:
+            raise ValueError(f"recipe.yaml is of {recipe.method}, and pretraining/config.json is not")
+        config = METHODS[recipe.method][0].from_dict(content)
         text = render_card(config, recipe, results, sharded=sharded)
     except Exception as error:  # whatever damaged or foreign files bring about
         raise RecipeError(

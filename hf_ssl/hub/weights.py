@@ -33,7 +33,6 @@ from .shards import read_shards
 
 
 logger = logging.getLogger(__name__)
-INDEX = "model.safetensors.index.json"
 _LARGEST = 10_000_000  # whole number in the configuration of a network of others
 _SLACK = 10_000_000  # numbers that a network may have beyond twice those of its files: a pooler, a new head
 
@@ -84,19 +83,19 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise RecipeError(f"The weights in {folder} cannot be read ({said}).") from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, which its index, if any, names.
+def weight_files(folder: Path, name: str = "model.safetensors") -> list[Path]:
+    """The file `name` of a folder, or those that its index names in place of it.
 
     Raises:
         RecipeError: the index is none, or names what is not a file of this folder.
     """
-    if not (folder / INDEX).exists():
-        return [folder / "model.safetensors"]
-    names = read_json(folder / INDEX).get("weight_map")
+    index = folder / f"{name}.index.json"
+    if not index.exists():
+        return [folder / name]
+    names = read_json(index).get("weight_map")
     names = set(names.values()) if isinstance(names, dict) and all(map(_is_name, names.values())) else {""}
-    outside = [name for name in names if not (folder / name).is_file()]
-    if outside or not names:
-        raise RecipeError(f"{folder / INDEX} does not name files of its own folder.")
+    if not names or not all((folder / name).is_file() for name in names):
+        raise RecipeError(f"{index} does not name files of its own folder.")
     return [folder / name for name in sorted(names)]
 
 
@@ -198,10 +197,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _shapes(folder: Path) -> list[tuple[int, ...]]:
-    """Of all tensors of a folder, without reading them."""
-    pickled = folder / "pytorch_model.bin"
-    if pickled.exists() and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
-        return [tuple(tensor.shape) for tensor in read_file(pickled).values()]
+    """Of all tensors of a folder, without taking memory for them."""
+    if not any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
+        files = map(read_file, weight_files(folder, "pytorch_model.bin"))
+        return [tuple(t.shape) for content in files for t in content.values() if isinstance(t, torch.Tensor)]
     shapes = []
     for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:

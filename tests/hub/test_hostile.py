@@ -64,6 +64,15 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+@pytest.mark.parametrize("name", ["convert", "weights", "encoder", "export", "torch", "card", "knn"])
+def test_every_command_reads_what_is_whole(place, capsys, name):
+    status = run(commands("mapped" if name == "export" else "mapped/model")[name])
+    if name == "convert":  # all is read, and the original has no such network
+        assert status == 2 and "does not have these tensors" in capsys.readouterr().err
+    else:
+        assert status == 0
+
+
 def every_pickle(folder: Path, bomb: Bomb) -> None:
     """Put a bomb in every file that is, or might be taken for, a pickle."""
     names = ["pytorch_model.bin", "model.pt", "weights.pth", "training_args.bin", "original.pth", "optimizer.pt"]
