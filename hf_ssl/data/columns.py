@@ -27,8 +27,8 @@ def find_columns(
     """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
 
     Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
-    and path. Where nothing has the type, a video is looked for among plain bytes. A column of plain bytes, or of the
-    files' paths, can be named. Sound may have no column.
+    and path. Where nothing has the type, a video is looked for among plain bytes. A column of plain bytes, or images'
+    paths, can be named. Sound may have none.
 
     Raises:
         RecipeError: not there, or several.
@@ -42,7 +42,7 @@ def find_columns(
         choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed or structs}[kind]
         if name is None and kind == "audio" and "video" in wanted and not typed and "audio" not in structs:
             continue
-        possible = [*typed, *structs, *binary, *texts]
+        possible = [*typed, *structs, *binary, *(texts if kind == "image" else ())]
         if name is not None:
             check_column(name, features, possible, f"{kind}s", where)
         elif len(choice) != 1:

@@ -4,6 +4,7 @@
 import logging
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from glob import escape, glob, has_magic
@@ -219,26 +220,36 @@ def _version(file: str) -> str:
 def _load_parquet(
     what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, **options
 ) -> dict:
-    """`load_dataset`, which learns the columns from the first file; when that is corrupt, from the first that is not,
-    so that a stream can pass over it; and where files have different columns, from all: what a file lacks is null.
+    """`load_dataset`, which learns the columns from the first file: here from all where they differ, and what a file
+    lacks is null; a stream, which may have very many, only looks at media, and passes over a corrupt file.
     """
+    narrow = only_media and streaming
+    if not narrow and "://" not in files[0]:
+        schemas = list(filter(None, map(_features_of, files)))
+        if any(schema != schemas[0] for schema in schemas):
+            options["features"] = _all_columns(schemas)
     try:
         parts = load_dataset(what, streaming=streaming, **options)
-        if only_media and streaming:
+        if narrow:
             features = next(iter(parts.values())).features
             columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
             parts = load_dataset(what, streaming=True, columns=columns, **options)
         return parts
     except Exception:
         with suppress(Exception):  # the first error is the one to tell
-            features = Features()
-            for own in filter(None, map(_features_of, files)):
-                features |= {name: feature for name, feature in own.items() if name not in features}
-            if only_media and streaming:
+            features = _all_columns(filter(None, map(_features_of, files)))
+            if narrow:
                 columns = find_columns(features, wanted_columns(data, kind), data.path).values()
                 options["columns"], features = list(columns), Features({name: features[name] for name in columns})
-            return load_dataset(what, streaming=streaming, features=features, **options)
+            return load_dataset(what, streaming=streaming, **options | {"features": features})
         raise
+
+
+def _all_columns(schemas: Iterable[Features]) -> Features:
+    features = Features()
+    for schema in schemas:
+        features |= {name: feature for name, feature in schema.items() if name not in features}
+    return Features(features)
 
 
 def _features_of(file: str) -> Features | None:
