@@ -242,7 +242,9 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _print_result(result, k: int, start: str) -> None:
     if "knn" in result.final and "knn" in result.baseline:
-        print(f"\nkNN accuracy (k={k})\n  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
+        print(f"\nkNN accuracy (k={k})")
+        if result.measured:  # unknown of a model of before
+            print(f"  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
         print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
         print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
         print(f"  trained network   {result.final['knn']:6.1%}")
