@@ -47,7 +47,12 @@ RENAMED = {"train.keep_checkpoints": "train.keep"}
 
 # What a run did whose checkpoint is of a format below the number and does not know the key; it goes on doing so.
 MEANT_BEFORE: dict[int, dict[str, Any]] = {
-    2: {"data.exif": "ignore", "views.colors": "torchvision", "optim.cosine_over": "after_warmup"},
+    2: {
+        "data.exif": "ignore",
+        "data.value_range": "full",
+        "views.colors": "torchvision",
+        "optim.cosine_over": "after_warmup",
+    },
 }
 
 # Interval -> the keys that must lie in it; `views.*` stands for all, first, second and local.

@@ -109,7 +109,7 @@ def test_damaged_images_are_skipped_counted_and_named(amount):
     rng = np.random.default_rng(amount)
     contents = [damaged(IMAGES[i % len(IMAGES)], rng) for i in range(amount)]
     cells = [{"bytes": content, "path": f"{i}.bin"} for i, content in enumerate(contents)]
-    cells += [{"bytes": IMAGES[0], "path": "good.png"}] * 200
+    cells += [{"bytes": IMAGES[0], "path": "good.png"}] * amount  # of bad ones alone, ten in a row end a run
     dataset = Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
     source = Source(dataset, {"image": None}, max_megapixels=MEGAPIXELS)
     wanted = {f"{i}.bin (row {i} of the dataset)" for i, content in enumerate(contents) if not readable(content)}
