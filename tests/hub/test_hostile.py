@@ -109,10 +109,7 @@ def test_a_resumed_run_executes_no_pickle_of_its_checkpoints(runs, tmp_path, dig
             with file.open("wb") as out:
                 pickle.dump(Bomb(tmp_path / "executed"), out)
         Path("recipe.yaml").write_text(recipe if kind == "mapped" else (runs / "sharded/recipe.yaml").read_text())
-        try:
-            run(["pretrain", "recipe.yaml", f"train.output_dir={kind}"])
-        except pickle.UnpicklingError:  # refused by torch
-            pass
+        assert run(["pretrain", "recipe.yaml", f"train.output_dir={kind}"]) in (0, 2)
         assert not (tmp_path / "executed").exists()
 
 
