@@ -52,6 +52,7 @@ MEANT_BEFORE: dict[int, dict[str, Any]] = {
         "data.value_range": "full",
         "views.colors": "torchvision",
         "optim.cosine_over": "after_warmup",
+        "model.first_shortcut": "identity",
     },
 }
 
@@ -426,12 +427,13 @@ def find_recipe(source: str | Path) -> Path:
 
 def continued(recipe: Recipe, kept: dict[str, Any], format: int) -> Recipe:
     """The recipe with which a run goes on whose checkpoint has the recipe `kept`: where that does not know a key, and
-    `recipe` has its default, the run keeps what it did before there was the key.
+    `recipe` has its default or what the shipped recipe of its name says today, the run keeps what it did before.
     """
     old, new = _flatten(kept), recipe.to_dict()
     flat, defaults = _flatten(new), _flatten(Recipe(recipe.method).to_dict())
+    shipped = _flatten(load_recipe(recipe.name).to_dict()) if recipe.name in shipped_recipes() else {}
     for key, value in _meant_before(format).items():
-        if key not in old and flat.get(key) == defaults.get(key):
+        if key in flat and key not in old and flat[key] in (defaults.get(key), shipped.get(key)):
             *sections, last = key.split(".")
             place = new
             for section in sections:
@@ -446,8 +448,8 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], format: float = math.
     A key that an older version did not know has had its default, or what MEANT_BEFORE says of the checkpoint's format.
     """
     defaults = _flatten(Recipe(METHODS[0]).to_dict())
-    a = defaults | _meant_before(format) | _flatten(_with_new_names(old))
     b = defaults | _flatten(new)
+    a = defaults | {k: v for k, v in _meant_before(format).items() if k in b} | _flatten(_with_new_names(old))
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]
 

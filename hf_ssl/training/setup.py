@@ -4,6 +4,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
@@ -16,6 +17,9 @@ from ..data.views import View, resolve_views
 from ..models import METHODS, SSLConfig
 from ..recipe import Recipe, RecipeError, TrainConfig, changed_keys, continued, model_config
 from .checkpoint import Found, RunState
+
+
+logger = get_logger(__name__)
 
 
 def described(recipe: Recipe) -> tuple[list[View], SSLConfig, str]:
@@ -32,7 +36,9 @@ def continue_recipe(recipe: Recipe, found: Found) -> Recipe:
         RecipeError: the checkpoint was made by another one.
     """
     state = found.state
-    recipe = continued(recipe, state.recipe, state.format)
+    asked, recipe = recipe, continued(recipe, state.recipe, state.format)
+    if kept := changed_keys(asked.to_dict(), recipe.to_dict()):
+        logger.warning(f"The run goes on as an earlier version began it, with the {', '.join(kept)} of then.")
     changed = changed_keys(state.recipe, recipe.to_dict(), state.format)
     if not changed:
         return recipe

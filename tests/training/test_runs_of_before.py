@@ -93,5 +93,30 @@ def test_a_key_that_a_checkpoint_does_not_know_keeps_its_meaning(monkeypatch):
     assert changed_keys(kept, continued(own, kept, 2).to_dict(), 2) == ["optim.final_lr_fraction"]
 
 
+@pytest.mark.parametrize(
+    "name, section, key, before",
+    [
+        ("seer/regnety_080", "optim", "cosine_over", "after_warmup"),
+        ("byol/imagenette_resnet18_deepmind", "model", "first_shortcut", "identity"),
+    ],
+)
+def test_a_run_of_a_shipped_recipe_that_has_a_new_key_since_goes_on_without_it(name, section, key, before):
+    recipe = load_recipe(name)
+    kept = recipe.to_dict()
+    del kept[section][key]
+    going_on = continued(recipe, kept, 1).to_dict()
+    assert going_on[section][key] == before and changed_keys(kept, going_on, 1) == []
+    assert continued(recipe, kept, 2).to_dict()[section][key] == recipe.to_dict()[section][key]
+
+
+def test_a_new_key_that_the_person_sets_is_refused_and_not_overridden():
+    kept = load_recipe("quickstart").to_dict()
+    del kept["optim"]["cosine_over"]
+    asked = load_recipe("quickstart", ["optim.cosine_over=run"])
+    assert changed_keys(kept, continued(asked, kept, 1).to_dict(), 1) == ["optim.cosine_over"]
+    asked = load_recipe("quickstart", ["model.first_shortcut=projection"])
+    assert changed_keys(kept, continued(asked, kept, 1).to_dict(), 1) == ["model.first_shortcut"]
+
+
 def test_the_name_that_a_key_had_before_is_still_understood():
     assert load_recipe("quickstart", ["train.keep_checkpoints=5"]).train.keep == 5
