@@ -55,6 +55,7 @@ from .setup import (
     count_steps,
     described,
     monitor_sources,
+    note_other_examples,
     refuse_other_data,
     training_source,
 )
@@ -163,6 +164,7 @@ class _Run:
             before = state.num_instances if state and state.num_instances is not None else instances
             count_instances(self.config, instances, before, self.folder)
         if state:
+            note_other_examples(self.measured, state)
             refuse_other_data(recipe, state, self.data, None if self.streamed else self.num_examples)
         counted = state.stream["num_examples"] if state and state.stream else self.num_examples
         # The epoch stays as long as it was when a shard has become unreadable since.

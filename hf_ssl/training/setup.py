@@ -66,6 +66,18 @@ def refuse_other_data(recipe: Recipe, state: RunState, now: dict, num_examples: 
         )
 
 
+def note_other_examples(measured: dict, state: RunState) -> None:
+    """Add to the notes of `measured_on` where a run's first figures may be of other examples than its next ones:
+    because `monitor.*` changed, or because an earlier version chose others.
+    """
+    chosen = ("bank", "num_bank", "queries", "num_queries")
+    before = state.results.get("measured", {})
+    if measured and state.results.get("baseline") and any(before.get(key) != measured.get(key) for key in chosen):
+        measured["notes"].append(
+            "The figures before training may be of other examples: the choice has changed since the run began."
+        )
+
+
 def count_instances(config, instances: int, before: int, output_dir: Path) -> None:
     """Give the memories a row for each of the data's clips.
 
