@@ -4,6 +4,7 @@
 import logging
 import os
 import re
+import tarfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import (
     Dataset,
@@ -63,6 +65,8 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
         said = " ".join(str(error).split())[:300] or type(error).__name__
         elsewhere = "://" in data.path or os.path.exists(data.path)
         where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
+        if isinstance(error, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
+            said += ". Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
         raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
 
 

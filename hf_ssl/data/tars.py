@@ -2,13 +2,18 @@
 """Tar shards as WebDataset has them: the members of one key, which follow each other, are an example.
 
 The reader of `datasets` takes the columns of the first five examples for those of all, and ends a shard at the first
-member that does not fit. People's shards mix jpg and png, or have dots in their names.
+member that does not fit. People's shards mix jpg and png, or have dots in their names. And tarfile takes a header that
+it cannot read for the end of the shard, so that what follows would be missing without a word.
 """
 
+import logging
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import fsspec
@@ -18,6 +23,8 @@ from ..recipe import DataConfig
 from .columns import MEDIA, STORAGE
 from .folders import media_kind
 
+
+logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 100  # members of a shard that show how its names are meant
 
@@ -61,11 +68,15 @@ def tar_layout(files: list[str], data: DataConfig) -> TarLayout:
 def _first_names(file: str) -> list[str]:
     names = []
     with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r|*") as tar:
-        for member in tar:
-            if _counts(member):
-                names.append(member.name)
-            if len(names) == _LOOKED_AT:
-                break
+        try:
+            for member in tar:
+                if _counts(member):
+                    names.append(member.name)
+                if len(names) == _LOOKED_AT:
+                    break
+        except Exception:  # cut off; reading it says so
+            if not names:
+                raise
     return names
 
 
@@ -103,20 +114,55 @@ def _key(name: str, dotted: bool) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
+class _Header(tarfile.TarInfo):
+    """A member; a header that is damaged is an error and not the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Header":
+        at = tar.offset
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # the two blocks of zeros that every tar ends with
+            raise
+        except tarfile.EmptyHeaderError:
+            if at:
+                _warn(f"{tar.name} has no end mark, so it may be cut off after {at:,} bytes.")
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"the member at byte {at:,} is damaged ({error})") from None
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once, not every epoch."""
+    logger.warning(message)
+
+
 def read_tars(files: list[str], layout: TarLayout) -> Iterator[dict[str, Any]]:
-    """Examples of shards; members of other kinds are passed over, and keys that have only those are no examples."""
+    """Examples of shards; members of other kinds are passed over, and keys that have only those are no examples.
+
+    Raises:
+        tarfile.ReadError: a shard is damaged; the examples before the place have been given.
+    """
     for file in files:
-        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r|*") as tar:
-            last, example = None, {}
-            for member in filter(_counts, tar):
-                key, extension = _key(member.name, layout.dotted)
-                if key != last:
-                    yield from _finished(example, layout)
-                    last, example = key, {}
-                column = _column(extension, layout, example)
-                if column is not None:
-                    example[column] = _value(tar, member, column == layout.label)
-            yield from _finished(example, layout)
+        try:
+            yield from _read_tar(file, layout)
+        except (tarfile.ReadError, zlib.error, lzma.LZMAError, EOFError) as error:
+            raise tarfile.ReadError(f"{file}: {error}") from error
+
+
+def _read_tar(file: str, layout: TarLayout) -> Iterator[dict[str, Any]]:
+    with fsspec.open(file, "rb") as opened, tarfile.open(file, fileobj=opened, mode="r|*", tarinfo=_Header) as tar:
+        last, example = None, {}
+        for member in filter(_counts, tar):
+            key, extension = _key(member.name, layout.dotted)
+            if key != last:
+                yield from _finished(example, layout)
+                last, example = key, {}
+            column = _column(extension, layout, example)
+            if column is not None:
+                example[column] = _value(tar, member, column == layout.label)
+        yield from _finished(example, layout)
 
 
 def _column(extension: str, layout: TarLayout, example: dict[str, Any]) -> str | None:

@@ -168,8 +168,9 @@ def test_a_damaged_shard_is_skipped_or_refused_by_one_sentence(kind, amount, tmp
         else:
             skipped += bool(found)
             assert all(name and reason and "\n" not in reason for name, reason in found), i
+            assert found or i % 10 or len(load_source(DataConfig(path=str(path), label_column=None))) == 12, i
         path.unlink()
-    assert refused + skipped > amount / 10
+    assert refused + skipped > amount / 2
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,14 +3,17 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.sources import load_source
 from hf_ssl.data.streams import open_stream
-from hf_ssl.recipe import DataConfig, RecipeError
+from hf_ssl.data.views import resolve_views
+from hf_ssl.recipe import DataConfig, RecipeError, ViewsConfig
 
 
 def picture(shade: int, kind: str = "PNG") -> bytes:
@@ -106,3 +109,40 @@ def test_a_shard_without_images_is_one_sentence(tmp_path):
     for content in ([("notes.txt", b"hello")], []):
         with pytest.raises(RecipeError, match="no image column"):
             load_source(DataConfig(path=str(write(tmp_path / "a.tar", *content))))
+
+
+def broken_header(content: bytes) -> bytes:
+    """The checksum of the fourth of members of two blocks each is wrong, so the third may lack members of its own."""
+    return content[: 3 * 1024 + 148] + b"99999999" + content[3 * 1024 + 156 :]
+
+
+@pytest.mark.parametrize(
+    "damage, whole",
+    [(broken_header, 2), (lambda content: content[: 5 * 1024 + 600], 5), (lambda content: content[:-1000], None)],
+    ids=["header", "cut in a member", "cut in the padding"],
+)
+def test_what_follows_damage_is_not_missing_without_a_word(damage, whole, tmp_path):
+    content = write(tmp_path / "good.tar", *numbered("{:04}.png")).read_bytes()
+    (tmp_path / "damaged").mkdir()
+    path = tmp_path / "damaged" / "0.tar"
+    path.write_bytes(damage(content))
+    data = DataConfig(path=str(path.parent), label_column=None)
+    if whole is None:  # there is an end mark; only zeros are lost
+        assert len(load_source(data)) == 24
+        return
+    with pytest.raises(RecipeError, match=r"0\.tar: .*(damaged|unexpected end).*data.streaming=true"):
+        load_source(data)
+    source = open_stream(replace(data, streaming=True, num_examples=24))
+    loader = TrainLoader(
+        source, resolve_views(ViewsConfig(), "simsiam"), batch_size=4, num_steps=2, max_failed_share=1
+    )
+    skipped = [skip for batch in loader for skip in batch["skipped"]]
+    assert skipped and all(name == str(path) and f"after {whole} examples" in reason for name, reason in skipped)
+
+
+def test_a_shard_without_an_end_is_said(tmp_path, caplog):
+    """Of a writer that was killed, or a download that was cut between two members."""
+    content = write(tmp_path / "0.tar", *numbered("{:04}.png")).read_bytes()
+    (tmp_path / "0.tar").write_bytes(content[: 8 * 1024])
+    assert len(load_source(DataConfig(path=str(tmp_path), label_column=None))) == 8
+    assert "has no end mark" in caplog.text
