@@ -4,6 +4,7 @@
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,11 +65,24 @@ def batches(loader: DataLoader) -> Iterator[Any]:
                 f"--shm-size) or {_REMEDY}."
             ) from None
         raise
+    except (EOFError, OSError):  # the memory of a batch is fetched from its worker, which is there no more
+        if _any_ended(workers):
+            raise WorkerError(_ended(workers)) from None
+        raise
     finally:
         del iterator  # asks the workers to end, and waits for them
         for worker in workers:
             if worker.is_alive():  # stuck in a read, and deaf to SIGTERM
                 worker.kill()
+
+
+def _any_ended(workers: set) -> bool:
+    """Whether a worker has died, or does so within seconds: its sockets close before it is gone."""
+    for _ in range(50):
+        if any(worker.exitcode for worker in workers):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _ended(workers: set) -> str:

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
+from ..coerce import listed
 from ..data.views import resolve_views
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..files import read_json
@@ -76,8 +77,16 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
             model = METHODS[recipe.method][1](config)
     except (KeyError, TypeError) as error:
         raise RecipeError(f"{found / 'state.json'} is not complete ({error!r}); give an older checkpoint.") from error
+    tensors = read_weights(found)
+    described = model.state_dict()
+    wrong = [name for name, own in described.items() if name not in tensors or tensors[name].shape != own.shape]
+    if wrong:
+        raise RecipeError(
+            f"{found} does not hold the model that its state.json describes: {listed(wrong)} missing or of another "
+            "size; give an older checkpoint."
+        )
     folder = found.parent.parent / "model" if folder is None else folder
-    return export(model, recipe, folder, tensors=read_weights(found), results=results)
+    return export(model, recipe, folder, tensors=tensors, results=results)
 
 
 def write_repo(

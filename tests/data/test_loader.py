@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import pickle
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.sources import ImageSource
 from hf_ssl.data.views import View
+from hf_ssl.data.workers import WorkerError
 from hf_ssl.recipe import RecipeError
 
 
@@ -155,6 +157,18 @@ def test_global_random_states_are_left_alone(source):
         batches(source, num_steps=1, num_workers=workers)
     after = states()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_worker_that_dies_with_a_batch_not_yet_handed_over_is_one_sentence(source, which):
+    loader = iter(TrainLoader(source, VIEWS, batch_size=BATCH, num_steps=50, num_workers=2))
+    before = set(multiprocessing.active_children())
+    next(loader)
+    time.sleep(1)  # the next batches lie ready, in memory that their workers hold
+    workers = sorted(set(multiprocessing.active_children()) - before, key=lambda worker: worker.pid)
+    workers[which].kill()
+    with pytest.raises(WorkerError, match="no memory left.*data.num_workers"):
+        list(loader)
 
 
 # ---------------------------------------------------------------------------------------------- what can be wrong

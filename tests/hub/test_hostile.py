@@ -219,6 +219,24 @@ def test_tensors_that_only_claim_their_size_are_refused(tmp_path, capsys, kind):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
+def test_a_checkpoint_that_lacks_a_tensor_is_not_exported(place, capsys):
+    """As those of an earlier version, whose files have no digests."""
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = place / "mapped/checkpoints/step_00000008"
+    tensors = load_file(checkpoint / "model.safetensors")
+    whole = dict(tensors)
+    for change in ("missing", "turned"):
+        tensors = dict(whole)
+        weight = tensors.pop("projector.0.weight")
+        if change == "turned":
+            tensors["projector.0.weight"] = weight.view(weight.shape[1], weight.shape[0])
+            assert tensors["projector.0.weight"].shape != weight.shape
+        save_file(tensors, checkpoint / "model.safetensors")
+        assert run(["export", "mapped", "--output", "exported"]) == 2
+        assert "projector.0.weight missing or of another size" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------- fuzz
 
 
