@@ -18,6 +18,8 @@ from hf_ssl.hub.weights import find_weights, read_weights
 from hf_ssl.models import AvidModel, SimSiamConfig, SimSiamModel
 from hf_ssl.models.processing_avid import avid_processor
 from hf_ssl.recipe import RecipeError, load_recipe
+from hf_ssl.training import pretrain as loop
+from hf_ssl.training.accelerator import fit_model
 from hf_ssl.training.metrics import read_metrics
 from hf_ssl.training.pretrain import pretrain
 from tests.runs import start
@@ -50,6 +52,21 @@ def run(output: Path, videos: Path, *more: str):
     common = [f"data.path={videos}", f"train.output_dir={output}", "data.num_workers=0", "views.all.size=32"]
     changes = ["train.steps=6", "monitor.every=1", "model.cma=false", *more]
     return pretrain(load_recipe(recipe, [*common, *METHOD_OVERRIDES["avid"], *changes]))
+
+
+def run_in_float64(output: Path, videos: Path, *more: str):
+    """As `run`; in float32 the order of sums decides the third digit after a few steps."""
+
+    def inputs_too(module, args, kwargs):
+        return tuple(x.double() for x in args), kwargs
+
+    def fit_in_float64(model, *args):
+        model.double().encoder.register_forward_pre_hook(inputs_too, with_kwargs=True)
+        return fit_model(model, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "fit_model", fit_in_float64)
+        return run(output, videos, *more)
 
 
 def checkpoint(output: Path) -> dict[str, torch.Tensor]:
@@ -141,20 +158,22 @@ def test_cma_starts_from_the_memories_of_a_run(avid, videos, tmp_path):
 def test_sharded_over_two_processes_it_learns_and_warms_up_the_same(videos, tmp_path):
     plain = ["optim.name=sgd", "optim.lr=0.001", "train.log_every=1"]  # Adam blows up rounding where gradients vanish
     sharded, whole, log = tmp_path / "sharded", tmp_path / "whole", tmp_path / "stderr"
-    process = start(run, sharded, videos, *plain, processes=2, config="fsdp2", cpu=False, log=log)
+    process = start(run_in_float64, sharded, videos, *plain, processes=2, config="fsdp2", cpu=False, log=log)
     assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-    run(whole, videos, *plain)
+    run_in_float64(whole, videos, *plain)
     found = [[m["loss"] for m in read_metrics(o / "metrics.jsonl") if "loss" in m] for o in (sharded, whole)]
-    assert len(found[0]) == 6 and found[0] == pytest.approx(found[1], rel=2e-3)
+    assert len(found[0]) == 6 and found[0] == pytest.approx(found[1], rel=1e-5)
     kept, expected = read_weights(find_weights(sharded)), checkpoint(whole)
     assert kept.keys() == expected.keys()
     for name in ("video_memory", "audio_memory"):
         assert torch.nn.functional.cosine_similarity(kept[name], expected[name]).min() > 0.99, name
     # CMA from the sharded checkpoint, on one process: its memories and normalisers are taken over.
-    run(tmp_path / "cma", videos, f"train.init_from={sharded}", "model.cma=true", "optim.lr=0", "train.steps=1")
+    run_in_float64(
+        tmp_path / "cma", videos, f"train.init_from={sharded}", "model.cma=true", "optim.lr=0", "train.steps=1"
+    )
     after = checkpoint(tmp_path / "cma")
-    assert (after["video_memory"] != kept["video_memory"]).any(1).sum() == 8, "the rows of one batch"
-    assert after["normalizer"][0] == kept["normalizer"][0]
+    assert (after["video_memory"] != kept["video_memory"].float()).any(1).sum() == 8, "the rows of one batch"
+    assert after["normalizer"][0] == kept["normalizer"][0].float()
 
 
 @pytest.mark.parametrize("part", ["model", pytest.param("model/pretraining", marks=pytest.mark.slow)])
