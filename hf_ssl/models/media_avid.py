@@ -221,7 +221,7 @@ def _decoded(av, container, stream) -> Iterator:
 def _decoded_from(av, container, stream, time: float) -> Iterator:
     """Frames from one that is not later than `time` on, or from the first."""
     begin = float((stream.start_time or 0) * stream.time_base)
-    for back in (0.0, 4.0, math.inf):  # indices go by decoding time: a key frame may be shown a little too late
+    for back in (0.0, 0.25, 4.0, math.inf):  # indices go by decoding time: a frame may be shown a little too late
         target = max(time - back, begin)
         container.seek(math.floor(target / stream.time_base), stream=stream)
         frames = _decoded(av, container, stream)
