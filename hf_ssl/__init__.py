@@ -15,7 +15,7 @@ _WHERE = {
     "Recipe": ".recipe",
     "RecipeError": ".recipe",
     "TrainLoader": ".data.loader",
-    "ViewCollator": ".data.loader",
+    "ViewCollator": ".data.images",
     "export": ".hub.export",
     "export_checkpoint": ".hub.export",
     "export_for_serving": ".hub.serve",

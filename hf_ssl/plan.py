@@ -26,8 +26,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from .data.modality import modality_of
 from .data.views import View, resolve_views
-from .models import METHODS, SSLConfig
+from .models import METHODS
 from .recipe import Recipe, RecipeError, model_config
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
 
@@ -172,7 +173,8 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
         else:
             track_frozen(model)
         model.to_empty(device="cpu")
-        inputs = _inputs(views, batch, config)
+        shapes = modality_of(config).input_shapes(views, batch, config)
+        inputs = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes.values()]
         model.assume_started()
         tracker = FSDPMemTracker(model) if world > 1 else MemTracker()
         if world > 1:
@@ -210,16 +212,6 @@ def track_frozen(model: nn.Module) -> None:
     """torch's plain tracker hooks every gradient, which a frozen parameter refuses; a target gets none anyway."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-
-
-def _inputs(views: list[View], batch: int, config) -> list[torch.Tensor]:
-    """Images, global views and small crops; or frames, spectrograms and rows of the memories."""
-    if not isinstance(config, SSLConfig):
-        frames = torch.empty(batch, config.num_frames, config.num_channels, config.image_size, config.image_size)
-        sound = torch.empty(batch, config.num_audio_frames, config.num_bands)
-        return [frames, sound, torch.empty(batch, dtype=torch.long)]
-    groups = [[view for view in views if view.local == local] for local in (False, True)]
-    return [torch.empty(batch, len(g), config.num_channels, g[0].size, g[0].size) for g in groups if g]
 
 
 @contextmanager

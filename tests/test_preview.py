@@ -12,11 +12,14 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_ssl.data.clips import ClipViews
+from hf_ssl.data.images import ImageTransform, ImageViews
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric
 from hf_ssl.data.sources import load_source
 from hf_ssl.data.views import Drawn, resolve_views
-from hf_ssl.preview import _CELL, describe, preview, terminal_image
+from hf_ssl.preview import preview, terminal_image
+from hf_ssl.preview.images import describe
+from hf_ssl.preview.pictures import CELL
 from hf_ssl.recipe import Recipe, RecipeError, model_config, recipe_from_dict
 
 
@@ -34,9 +37,9 @@ def recipe_of(digits, method: str = "barlow_twins", photometric: str = "fast", *
 
 def contains(canvas: np.ndarray, picture: np.ndarray) -> bool:
     """Whether a picture, enlarged to a cell with hard pixels, stands somewhere on the canvas."""
-    shown = np.asarray(Image.fromarray(picture).resize((_CELL, _CELL), Image.Resampling.NEAREST))
-    corners = np.argwhere((canvas[: 1 - _CELL, : 1 - _CELL] == shown[0, 0]).all(2))
-    return any(np.array_equal(canvas[y : y + _CELL, x : x + _CELL], shown) for y, x in corners)
+    shown = np.asarray(Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST))
+    corners = np.argwhere((canvas[: 1 - CELL, : 1 - CELL] == shown[0, 0]).all(2))
+    return any(np.array_equal(canvas[y : y + CELL, x : x + CELL], shown) for y, x in corners)
 
 
 @pytest.mark.parametrize("photometric", ["fast", "reference"])
@@ -46,10 +49,9 @@ def test_the_pictures_are_the_views_of_the_first_training_batch(digits, tmp_path
     assert path == tmp_path / "grid.png"
     canvas = np.asarray(Image.open(path).convert("RGB"))
     views = resolve_views(recipe.views, recipe.method)
-    loader = TrainLoader(
-        load_source(recipe.data), views, batch_size=4, num_steps=1, reference=photometric == "reference"
-    )
-    inputs = Photometric([0.0] * 3, [1.0] * 3)(next(iter(loader)))
+    stage1 = ImageViews(views, reference=photometric == "reference")
+    loader = TrainLoader(load_source(recipe.data), stage1, batch_size=4, num_steps=1)
+    inputs = ImageTransform([0.0] * 3, [1.0] * 3)(next(iter(loader)))
     for name, count in (("pixel_values", 2), ("local_pixel_values", 1)):
         pixels = (inputs[name] * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
         for image in range(3):
@@ -152,8 +154,8 @@ def test_a_row_of_a_clip_is_its_frames_as_trained_and_its_sound(videos, tmp_path
     views = ClipViews(resolve_views(recipe.views, "avid")[0], config, recipe.clips)
     loader = TrainLoader(load_source(recipe.data, kind="video"), views, batch_size=2, num_steps=1)
     batch = next(iter(loader))
-    rows = batch["params"][:, None].expand(-1, 3, -1).contiguous()
-    frames = Photometric([0.0] * 3, [1.0] * 3).apply(batch["pixel_values_videos"], rows)
-    pixels = (frames * 255).round().byte().permute(0, 1, 3, 4, 2).flatten(0, 1).numpy()
+    rows = batch["params"].repeat_interleave(3, 0)
+    frames = Photometric([0.0] * 3, [1.0] * 3)(batch["frames"].flatten(0, 1), rows)
+    pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert len(pixels) == 6 and all(contains(canvas, picture) for picture in pixels)
-    assert canvas.shape[1] > 4 * _CELL, "three frames and a spectrogram"
+    assert canvas.shape[1] > 4 * CELL, "three frames and a spectrogram"

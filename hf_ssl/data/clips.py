@@ -15,8 +15,10 @@ from PIL import Image
 from ..models.configuration_avid import AvidConfig
 from ..models.feature_extraction_avid import log_spectrogram
 from ..models.media_avid import MediaError, even_draws, import_av, read_clips, read_sounds
-from ..recipe import ClipsConfig, RecipeError
-from .photometric import NEUTRAL, PARAMS, Photometric, reference_photometric
+from ..recipe import ClipsConfig, DataConfig, Recipe, RecipeError
+from .modality import Modality
+from .photometric import NEUTRAL, Photometric, reference_photometric
+from .sources import Source, available_splits, check_source
 from .views import DRAWS, View, crop_image, draw_views, eval_image
 
 
@@ -31,28 +33,26 @@ class ClipViews:
         RecipeError: PyAV is not installed, or frames without colours are wanted.
     """
 
-    what: ClassVar[str] = "clips"
+    name: ClassVar[str] = "clips"
+    numbered: ClassVar[bool] = True
     view: View
     config: AvidConfig
     clips: ClipsConfig
     reference: bool = False
 
     def __post_init__(self):
-        try:
-            import_av()
-        except ImportError as error:
-            raise RecipeError(str(error)) from None
+        require_av()
         if self.config.num_channels != 3:
             raise RecipeError(f"model.num_channels={self.config.num_channels} is not possible for videos; set 3.")
 
-    def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
+    def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], source: Any):
         """Frames uint8 (T, S, S, 3), the row of `PARAMS`, and the waveform float32 (samples,); `key` as for images.
 
         Raises:
             MediaError: the file cannot be read.
         """
         *draw, volume = np.random.default_rng(key).random(DRAWS + 3)[DRAWS:].tolist()
-        frames, sound = _read(cell, [tuple(draw)], self.config, self.clips.offset, max_megapixels)[0]
+        frames, sound = _read(cell, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
         drawn = draw_views([self.view], frames.shape[2], frames.shape[1], key)[0]
         images = [crop_image(Image.fromarray(frame), self.view, drawn) for frame in frames]
         if self.reference:
@@ -68,7 +68,7 @@ class ClipViews:
         return frames, NEUTRAL, np.zeros(int(c.audio_seconds * c.sampling_rate), np.float32)
 
     def stack(self, made: list) -> dict[str, np.ndarray]:
-        names = ("pixel_values_videos", "params", "waveforms")
+        names = ("frames", "params", "waveforms")
         return {name: np.stack(part) for name, part in zip(names, zip(*made, strict=True), strict=True)}
 
 
@@ -85,7 +85,7 @@ class ClipTransform:
         """`pixel_values_videos` (B, T, C, H, W), `input_values` (B, frames, bands), and `indices` (B,): rows of the
         training set.
         """
-        inputs = self.normalize(batch["pixel_values_videos"], batch["waveforms"], device, batch["params"])
+        inputs = self.normalize(batch["frames"], batch["waveforms"], device, batch["params"])
         return {**inputs, "indices": batch["index"].to(device, non_blocking=True)}
 
     def normalize(
@@ -97,9 +97,80 @@ class ClipTransform:
         inputs = {"input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes)}
         if frames is not None:
             params = torch.from_numpy(NEUTRAL).expand(len(frames), -1) if params is None else params
-            rows = params[:, None].expand(-1, frames.shape[1], len(PARAMS)).contiguous()
-            inputs["pixel_values_videos"] = self.photometric.apply(frames, rows, device).transpose(0, 1)
+            rows = params.repeat_interleave(frames.shape[1], 0)
+            made = self.photometric(frames.flatten(0, 1), rows, device)  # (B*T, C, S, S)
+            inputs["pixel_values_videos"] = made.unflatten(0, frames.shape[:2])
         return inputs
+
+
+class ClipInference:
+    """Inference preprocessing of `num_clips` evenly spaced clips of each video with sound, or of sound alone."""
+
+    def __init__(self, config: AvidConfig, num_clips: int = 1):
+        self.config, self.num_clips = config, num_clips
+        self.normalize = ClipTransform(config).normalize
+
+    def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
+        """Frames uint8 (clips, T, S, S, C), where there are any, and sound (clips, samples)."""
+        cell = source.cell(index)
+        if "video" in source.columns:
+            return eval_clip(cell, self.config, self.num_clips)
+        return (eval_sound(cell, self.config, self.num_clips),)
+
+    def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
+        c = self.config
+        black = torch.zeros(1, c.num_frames, c.image_size, c.image_size, c.num_channels, dtype=torch.uint8)
+        silence = torch.zeros(1, int(c.audio_seconds * c.sampling_rate))
+        return (black, silence) if "video" in source.columns else (silence,)
+
+    def inputs(self, *clips: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        return self.normalize(clips[0] if len(clips) == 2 else None, clips[-1], device)
+
+
+class Clips(Modality):
+    name, medium = "clips", "video"
+    needs_labels, numbered = False, True
+    towers = ("video", "audio")
+
+    def stage1(self, views: list[View], config: AvidConfig, recipe: Recipe) -> ClipViews:
+        return ClipViews(views[0], config, recipe.clips, recipe.views.photometric == "reference")
+
+    def stage2(self, config: AvidConfig) -> ClipTransform:
+        return ClipTransform(config)
+
+    def inference(self, config: AvidConfig, num_clips: int = 1) -> ClipInference:
+        require_av()
+        return ClipInference(config, num_clips)
+
+    def input_shapes(self, views: list[View], batch: int, config) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        frames = (batch, config.num_frames, config.num_channels, config.image_size, config.image_size)
+        return {
+            "pixel_values_videos": (frames, torch.float32),
+            "input_values": ((batch, config.num_audio_frames, config.num_bands), torch.float32),
+            "indices": ((batch,), torch.int64),
+        }
+
+    def medium_of(self, data: DataConfig) -> str:
+        """Videos, or sounds where there are only those."""
+        faults = []
+        for medium in ("video", "audio"):
+            try:
+                check_source(data, next(iter(available_splits(data, medium))), medium)
+                return medium
+            except RecipeError as error:
+                faults.append(error)
+        raise faults[0]
+
+
+MODALITY = Clips()
+
+
+def require_av() -> None:
+    """Raises RecipeError where PyAV is not installed."""
+    try:
+        import_av()
+    except ImportError as error:
+        raise RecipeError(str(error)) from None
 
 
 def eval_clip(

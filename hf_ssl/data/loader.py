@@ -8,25 +8,19 @@ continuing at a step is arithmetic. Streams have an order of their own: see `str
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
-from .photometric import PARAMS, Photometric
-from .pixels import DEFAULT, Decoding, open_image
+from .images import ImageViews
 from .sources import Source
 from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
-from .views import View, make_views
+from .views import View
 from .workers import batches, share, start_worker
 
-
-if TYPE_CHECKING:  # images need none of what clips import
-    from .clips import ClipViews
 
 _ATTEMPTS = 10  # images tried in place of one that cannot be read
 _WINDOW = 1000  # images over which the share of failures is counted
@@ -35,33 +29,30 @@ _WINDOW = 1000  # images over which the share of failures is counted
 class TrainLoader:
     """Micro-batches of views of images, or of clips, from `start_step` to `num_steps`.
 
-    Yields dicts: `pixel_values` uint8 (V, B, S, S, C) and `params` (V, B, P) of the global views, `local_pixel_values`
-    and `local_params` of the small crops, `index` (B,) of the examples whose turn it was, and `skipped`, a list of
-    (name, reason) of those that could not be read; another one, drawn for it, is in the place of each. In a stream
-    `index` is shard * 2^32 + place in the shard, and `skipped` also names the shards that were given up.
+    Yields dicts: `views` uint8 (V, B, S, S, C) and `params` (V, B, P) of the global views, `local_views` and
+    `local_params` of the small crops, `index` (B,) of the examples whose turn it was, and `skipped`, a list of (name,
+    reason) of those that could not be read; another one, drawn for it, is in the place of each. In a stream `index` is
+    shard * 2^32 + place in the shard, and `skipped` also names the shards that were given up.
 
-    Of clips: `pixel_values_videos` uint8 (B, T, S, S, C), `params` (B, P), `waveforms` (B, samples), `skipped`, and
+    Of clips: `frames` uint8 (B, T, S, S, C), `params` (B, P), `waveforms` (B, samples), `skipped`, and
     `index` (B,), the row in 0..N-1 of the clip that is there, be it drawn for another, of a stream too (`rows`).
 
     Args:
-        views: of images, see `resolve_views`, or of clips.
+        stage1: what a worker does to a record, see `Modality.stage1`; a list of views is `ImageViews` of them.
         batch_size: images of one optimiser step over all processes and micro-batches, which must divide it.
-        reference: do the colours in the workers, per image, as published (see `make_views`).
-        channels: 3 (RGB) or 1 (grey).
         max_failed_share: of the last 1,000 images of this process; counted once 100 were tried.
         shuffle_block: examples of a stream that are permuted together.
         state: where a stream continues, from `state()` of all processes.
 
     Raises:
-        RecipeError: fewer images than a batch, or impossible channels; while iterating, too many images that cannot
-            be read.
+        RecipeError: fewer images than a batch; while iterating, too many images that cannot be read.
         WorkerError: while iterating, a worker was killed.
     """
 
     def __init__(
         self,
         source: Source | ImageStream,
-        views: "list[View] | ClipViews",
+        stage1: list[View] | Any,
         *,
         batch_size: int,
         num_steps: int,
@@ -71,30 +62,22 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        reference: bool = False,
-        channels: int = 3,
         max_failed_share: float = 0.1,
         shuffle_block: int = 256,
         state: dict[str, Any] | None = None,
     ):
-        if channels not in (1, 3):
-            raise RecipeError(f"model.num_channels={channels} is not possible for images; set 3 (RGB) or 1 (grey).")
-        self.max_failed_share = max_failed_share
-        if isinstance(views, list):
-            views = _ImageViews(views, reference, channels, source.decoding)
-        else:
-            views = replace(views, reference=reference)
-        self._what = views.what
+        stage1 = ImageViews(stage1) if isinstance(stage1, list) else stage1
+        self.max_failed_share, self._name = max_failed_share, stage1.name
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
         turns = Turns(batch_size, num_steps, seed, start_step, accumulation, rank, world_size)
         if isinstance(source, ImageStream):
             order = StreamOrder(source, turns, shuffle_block, source.cursors_of(state))
             self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
-            examples = _StreamViews(source, views, seed)
+            examples = _StreamViews(source, stage1, seed)
         else:
             order = _Order(len(source), turns)
-            examples = _ViewBatches(source, views, seed)
+            examples = _ViewBatches(source, stage1, seed)
         self._loader = DataLoader(
             examples,
             batch_sampler=order,
@@ -115,7 +98,7 @@ class TrainLoader:
             if batch.pop("exhausted") or (tried >= 100 and failed > self.max_failed_share * tried):
                 name, reason = batch["skipped"][-1]
                 raise RecipeError(
-                    f"{failed} of the last {tried} {self._what} could not be read, the last one {name} ({reason}); "
+                    f"{failed} of the last {tried} {self._name} could not be read, the last one {name} ({reason}); "
                     "mend the data or raise data.max_failed_share."
                 )
             self._cursors.update(batch.pop("cursors", {}))
@@ -144,42 +127,6 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
-class ViewCollator:
-    """Examples of a `datasets.Dataset` -> model inputs, for `transformers.Trainer` and plain DataLoaders.
-
-    Unlike `TrainLoader` it knows neither epoch nor step: the views follow torch's global random state, which Trainer
-    seeds in every worker. Broken images raise.
-
-    Args:
-        views: see `resolve_views`.
-        mean, std: a number a channel, of the model's config.
-        reference: colours per image as published.
-        decoding: how images become 8-bit pixels.
-    """
-
-    def __init__(
-        self,
-        views: list[View],
-        mean,
-        std,
-        *,
-        image_column: str = "image",
-        reference: bool = False,
-        decoding: Decoding = DEFAULT,
-    ):
-        self.views, self.image_column = _ImageViews(views, reference, len(mean), decoding), image_column
-        self.photometric = Photometric(mean, std)
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """[{image column: PIL image}, ...] -> `pixel_values` (B, V, C, S, S) and, with small crops,
-        `local_pixel_values`.
-        """
-        keys = torch.randint(2**31, (len(examples), 2)).tolist()
-        images = [example[self.image_column] for example in examples]
-        made = [self.views.of(image, key) for image, key in zip(images, keys, strict=True)]
-        return self.photometric(_as_tensors(self.views.stack(made)))
-
-
 class _Order(Sampler):
     """(epoch, example) pairs of a process's micro-batches."""
 
@@ -201,65 +148,30 @@ class _Order(Sampler):
             yield [(epoch, int(index)) for index in order[first : first + own]]
 
 
-@dataclass(frozen=True)
-class _ImageViews:
-    """Stage 1 of images, as `ClipViews` of clips."""
-
-    what: ClassVar[str] = "images"
-    views: list[View]
-    reference: bool
-    channels: int
-    decoding: Decoding
-
-    def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], max_megapixels: float):
-        return self.of(open_image(cell, max_megapixels), key)
-
-    def of(self, image: Image.Image, key: tuple[int, ...]):
-        return make_views(
-            image, self.views, key, reference=self.reference, channels=self.channels, decoding=self.decoding
-        )
-
-    def blank(self):
-        blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
-        return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
-
-    def stack(self, made: list[tuple[list[np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
-        """Arrays of B images, view by view; small crops apart from global views."""
-        params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
-        batch = {}
-        for prefix, local in (("", False), ("local_", True)):
-            group = [v for v, view in enumerate(self.views) if view.local == local]
-            if group:
-                batch[f"{prefix}pixel_values"] = np.stack([[pixels[v] for pixels, _ in made] for v in group])
-                batch[f"{prefix}params"] = params[group]
-        return batch
-
-
 class _ViewBatches(Dataset):
     """A list of (epoch, example) pairs -> arrays of their views."""
 
-    def __init__(self, source: Source | ImageStream, views: "_ImageViews | ClipViews", seed: int):
-        self.source, self.views, self.seed = source, views, seed
-        self.clips = views.what == "clips"
+    def __init__(self, source: Source | ImageStream, stage1: Any, seed: int):
+        self.source, self.stage1, self.seed = source, stage1, seed
 
     def __getitems__(self, items: list[tuple[int, int]]) -> dict[str, Any]:
         batch: dict[str, Any] = {"skipped": [], "exhausted": False}
         made, chosen = zip(*[self._example(epoch, index, batch) for epoch, index in items], strict=True)
-        index = chosen if self.clips else [index for _, index in items]
-        return {**batch, "index": np.array(index), **self.views.stack(made)}
+        index = chosen if self.stage1.numbered else [index for _, index in items]
+        return {**batch, "index": np.array(index), **self.stage1.stack(made)}
 
     def _example(self, epoch: int, index: int, batch: dict[str, Any]):
         """Views of an example, or of another drawn for it while it cannot be read; and which it is."""
         key, chosen = (self.seed, epoch, index), index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self.views.make(self.source.cell(chosen), key, self.source.max_megapixels), chosen
+                return self.stage1.make(self.source.cell(chosen), key, self.source), chosen
             except Exception as error:  # whatever a decoder raises: the image is skipped
                 batch["skipped"].append((self.source.name(chosen), _reason(error)))
             key = (self.seed, epoch, index, attempt)
             chosen = int(np.random.default_rng(key).integers(len(self.source)))
         batch["exhausted"] = True
-        return self.views.blank(), index
+        return self.stage1.blank(), index
 
 
 class _StreamViews(_ViewBatches):
@@ -279,8 +191,8 @@ class _StreamViews(_ViewBatches):
             "skipped": skipped,
             "exhausted": any(views is None for views in made),
             "cursors": batch.cursors,
-            "index": np.array(self._rows(shown) if self.clips else [i.shard << 32 | i.offset for i in batch.items]),
-            **self.views.stack([views or self.views.blank() for views in made]),
+            "index": np.array(self._rows(shown) if self.stage1.numbered else list(map(_place, batch.items))),
+            **self.stage1.stack([views or self.stage1.blank() for views in made]),
         }
 
     def _rows(self, items: list[StreamItem]) -> list[int]:
@@ -291,10 +203,14 @@ class _StreamViews(_ViewBatches):
     def _try(self, item: StreamItem, key: tuple[int, ...], skipped: list[tuple[str, str]]):
         """Views of an item, or None when it cannot be read."""
         try:
-            return self.views.make(item.cell, key, self.source.max_megapixels)
+            return self.stage1.make(item.cell, key, self.source)
         except Exception as error:  # whatever a decoder raises
             skipped.append((self.source.item_name(item), _reason(error)))
             return None
+
+
+def _place(item: StreamItem) -> int:
+    return item.shard << 32 | item.offset
 
 
 def _reason(error: Exception) -> str:
@@ -302,8 +218,8 @@ def _reason(error: Exception) -> str:
 
 
 def _hand_over(batch: dict[str, Any]) -> dict[str, Any]:
-    return share(_as_tensors(batch))
+    return share(as_tensors(batch))
 
 
-def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+def as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}

@@ -14,7 +14,6 @@ levels off, about as much as it changes (1.5). tests/data/test_photometric.py me
 import math
 from functools import lru_cache
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,23 +52,12 @@ class Photometric:
     def __init__(self, mean, std):
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
-    def __call__(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-        """The loader's batch -> `pixel_values` (B, V, C, H, W) and, with small crops, `local_pixel_values`.
-
-        The storage is view-major and channels-last, so `pixel_values[:, v]` needs no copy.
-        """
-        inputs = {"pixel_values": self.apply(batch["pixel_values"], batch["params"], device)}
-        if "local_pixel_values" in batch:
-            inputs["local_pixel_values"] = self.apply(batch["local_pixel_values"], batch["local_params"], device)
-        return inputs
-
-    def apply(self, pixels: torch.Tensor, params: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
-        """uint8 (V, B, S, S, C), rows (V, B, P) on the CPU -> float32 (B, V, C, S, S) on `device`."""
+    def __call__(self, pixels: torch.Tensor, rows: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+        """uint8 (N, S, S, C), drawn numbers (N, P) on the CPU -> float32 (N, C, S, S) on `device`, channels-last."""
         device = torch.device(device)
-        views, size, side, _, channels = pixels.shape
+        channels = pixels.shape[3]
         self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
-        pixels = pixels.view(-1, side, side, channels).to(device, non_blocking=True)
-        rows = params.view(-1, len(PARAMS))
+        pixels = pixels.to(device, non_blocking=True)
         rows_there = rows.to(device, non_blocking=True)
         out, maps = pixels.float().div_(255), None
         if (rows[:, :5] != torch.from_numpy(NEUTRAL[:5])).any() or rows[:, 6].any():
@@ -88,7 +76,7 @@ class Photometric:
             if (rows[part, 8] <= 1).any():
                 x.copy_(torch.where(x >= rows_there[part, 8].view(-1, 1, 1, 1), 1 - x, x))
             x.sub_(self.mean).div_(self.std)
-        return out.view(views, size, side, side, channels).permute(1, 0, 4, 2, 3)
+        return out.permute(0, 3, 1, 2)
 
 
 @lru_cache

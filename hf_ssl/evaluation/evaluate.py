@@ -9,21 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, PreTrainedModel, TimmWrapperConfig
 
-from .. import models  # registers our classes with AutoModel
 from ..data.bank import labelled_source, labelled_sources, measured_on, unlabelled_queries
-from ..data.sources import available_splits, check_source, open_place
+from ..data.modality import modality_of
+from ..data.places import open_place
 from ..hub.weights import open_encoder
-from ..models.media_avid import import_av
+from ..models import METHODS  # also registers our classes with AutoModel
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
-from .features import (
-    ClipEvalTransform,
-    EvalTransform,
-    Extracted,
-    ProcessorTransform,
-    Transform,
-    encoder_embedding,
-    extract,
-)
+from .features import Extracted, Transform, encoder_embedding, extract
+from .images import ProcessorTransform
 from .knn import knn_accuracy
 from .linear import kfold_accuracy, linear_accuracy, linear_svm_accuracy
 from .retrieval import evaluate_clips
@@ -46,15 +39,9 @@ def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, Trans
     inner = Path(model) / "model"
     location = str(inner) if inner.is_dir() else model
     encoder = open_encoder(location)
-    if isinstance(encoder.config, models.AvidConfig):
-        return encoder, ClipEvalTransform(encoder.config, num_clips)
-    if isinstance(encoder.config, models.SSLConfig):
-        return encoder, EvalTransform.of(encoder.config)
-    if not isinstance(encoder.config, TimmWrapperConfig):
-        return encoder, _processing_of(encoder, location)
-    timm = encoder.config.pretrained_cfg
-    mean, std = tuple(timm["mean"]), tuple(timm["std"])
-    return encoder, EvalTransform(timm["input_size"][-1], timm["crop_pct"], timm["interpolation"], mean, std)
+    if encoder.config.model_type in METHODS or isinstance(encoder.config, TimmWrapperConfig):
+        return encoder, modality_of(encoder.config).inference(encoder.config, num_clips)
+    return encoder, _processing_of(encoder, location)
 
 
 def _processing_of(encoder: PreTrainedModel, location: str) -> ProcessorTransform:
@@ -114,27 +101,22 @@ def evaluate(
         RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
     """
     encoder, transform = load_encoder(model, num_clips)
-    clips = isinstance(transform, ClipEvalTransform)
-    if protocol == "retrieval" and not clips:
+    modality = modality_of(encoder.config)
+    if protocol == "retrieval" and len(modality.towers) < 2:
         raise RecipeError(f"{model} is no model of video and sound; retrieval is between the two.")
-    if clips:
-        try:
-            import_av()
-        except ImportError as error:
-            raise RecipeError(str(error)) from None
-    kind = _kind(data) if clips else "image"
-    if protocol == "retrieval" and kind == "audio":
+    medium = modality.medium_of(data)
+    if protocol == "retrieval" and medium != modality.medium:
         raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
     k = monitor.k if protocol == "knn" else 0
     if folds is not None:
         where = replace(data, label_column=monitor.label_column)
-        sources = {"examples": labelled_source(where, monitor.bank_split, kind)}
+        sources = {"examples": labelled_source(where, monitor.bank_split, medium)}
     elif protocol == "retrieval":
-        sources = {"examples": unlabelled_queries(data, monitor, kind)}
+        sources = {"examples": unlabelled_queries(data, monitor, medium)}
     else:
-        bank, queries = labelled_sources(data, monitor, kind, trained_on=False)
+        bank, queries = labelled_sources(data, monitor, medium, trained_on=False)
         if bank is None:
             raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
         sources = {"bank": bank, "queries": queries}
@@ -155,34 +137,22 @@ def evaluate(
     if protocol == "retrieval":
         return result | evaluate_clips([], found[-1])
     fit = linear_svm_accuracy if classifier == "svm" else linear_accuracy
-    for tower in (name for name in ("", "video", "audio") if name in found[0].vectors):
+    for tower in (name for name in modality.towers if name in found[0].vectors):
         key = f"{protocol}_{tower}".rstrip("_")
         sides = [part.of(tower) for part in found]
         if protocol == "knn":
             result[key] = knn_accuracy(*sides, k=monitor.k, temperature=monitor.temperature)
         elif folds:
-            of_each = _folds(data, monitor.bank_split, folds, found[0], kind)
+            of_each = _folds(data, monitor.bank_split, folds, found[0], medium)
             result[key] = kfold_accuracy(sides[0], of_each, accuracy=fit)
         else:
             result[key] = fit(*sides)
     return result
 
 
-def _kind(data: DataConfig) -> str:
-    """ "video", or "audio" where there is only that."""
-    faults = []
-    for kind in ("video", "audio"):
-        try:
-            check_source(data, next(iter(available_splits(data, kind))), kind)
-            return kind
-        except RecipeError as error:
-            faults.append(error)
-    raise faults[0]
-
-
-def _folds(data: DataConfig, split: str, column: str, found: Extracted, kind: str) -> torch.Tensor:
+def _folds(data: DataConfig, split: str, column: str, found: Extracted, medium: str) -> torch.Tensor:
     """The folds of the labelled examples."""
-    dataset = open_place(data, False, kind)[split]
+    dataset = open_place(data, False, medium)[split]
     if column not in dataset.features:
         raise RecipeError(f"{data.path} has no column {column!r}{nearest(column, dataset.features)}")
     if found.failed:

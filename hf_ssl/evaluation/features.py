@@ -5,106 +5,34 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.functional as TF
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import BaseImageProcessor
 
-from ..data.clips import ClipTransform, eval_clip, eval_sound
-from ..data.pixels import open_image, to_channels
 from ..data.sources import Source
-from ..data.views import eval_image
 from ..data.workers import batches, share, start_worker
 
 
 Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class EvalTransform:
-    """Inference preprocessing: short side to `size / crop_pct`, centre crop of `size` pixels, normalisation."""
+class Transform(Protocol):
+    """Preprocessing at inference, see `Modality.inference`: `num_clips` of each example are embedded and averaged."""
 
-    num_clips: ClassVar[int] = 1
-    size: int
-    crop_pct: float
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, config) -> "EvalTransform":
-        """The preprocessing that a model's `SSLConfig` states."""
-        mean, std = tuple(config.image_mean), tuple(config.image_std)
-        return cls(config.image_size, config.crop_pct, config.interpolation, mean, std)
+    num_clips: int
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
-        """uint8 (1, S, S, C)."""
-        image = open_image(source.cell(index), source.max_megapixels)
-        how = (self.size, self.crop_pct, self.interpolation, len(self.mean), source.decoding)
-        return (eval_image(image, *how)[None],)
+        """The arrays of an example, (num_clips, ...) each."""
 
     def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
-        return (torch.zeros(1, self.size, self.size, len(self.mean), dtype=torch.uint8),)
+        """As many and as large arrays of nothing."""
 
-    def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        images = images.permute(0, 3, 1, 2).to(device, non_blocking=True)  # HWC storage = channels_last
-        return {"pixel_values": TF.normalize(images.float() / 255, self.mean, self.std)}
-
-
-class ProcessorTransform:
-    """Inference preprocessing as an image processor of transformers does it, for the encoders of others."""
-
-    num_clips: ClassVar[int] = 1
-
-    def __init__(self, processor: BaseImageProcessor):
-        self.processor = processor
-
-    def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
-        """float32 (1, C, H, W)."""
-        image = open_image(source.cell(index), source.max_megapixels)
-        return (self._prepared(to_channels(image, 3, source.decoding)),)
-
-    def blank(self, source: Source | None = None) -> tuple[torch.Tensor, ...]:
-        return (torch.from_numpy(self._prepared(Image.new("RGB", (64, 64)))),)
-
-    def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        return {"pixel_values": images.to(device, non_blocking=True)}
-
-    def _prepared(self, image: Image.Image) -> np.ndarray:
-        return np.asarray(self.processor(images=image, return_tensors="np")["pixel_values"], dtype=np.float32)
-
-
-class ClipEvalTransform:
-    """The same of `num_clips` evenly spaced clips of each video with sound, or of sound alone, of an `AvidConfig`."""
-
-    def __init__(self, config, num_clips: int = 1):
-        self.config, self.num_clips = config, num_clips
-        self.normalize = ClipTransform(config).normalize
-
-    def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
-        """Frames uint8 (clips, T, S, S, C), where there are any, and sound (clips, samples)."""
-        cell = source.cell(index)
-        if "video" in source.columns:
-            return eval_clip(cell, self.config, self.num_clips)
-        return (eval_sound(cell, self.config, self.num_clips),)
-
-    def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
-        c = self.config
-        black = torch.zeros(1, c.num_frames, c.image_size, c.image_size, c.num_channels, dtype=torch.uint8)
-        silence = torch.zeros(1, int(c.audio_seconds * c.sampling_rate))
-        return (black, silence) if "video" in source.columns else (silence,)
-
-    def inputs(self, *clips: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        return self.normalize(clips[0] if len(clips) == 2 else None, clips[-1], device)
-
-
-Transform = EvalTransform | ProcessorTransform | ClipEvalTransform
+    def inputs(self, *arrays: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        """The model's inputs of a batch of them."""
 
 
 @dataclass(frozen=True)
@@ -228,9 +156,3 @@ def encoder_embedding(encoder: nn.Module) -> Embed:
         return {name: output[key].flatten(1) for name, key in names.items() if output.get(key) is not None}
 
     return embed
-
-
-def raw_pixel_embedding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The image itself, averaged down to at most 32 x 32, as the baseline that needs no network."""
-    images = inputs["pixel_values"]
-    return {"": F.adaptive_avg_pool2d(images, min(32, images.shape[-1])).flatten(1)}

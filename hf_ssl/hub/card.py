@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import hf_ssl
 
+from ..data.modality import modality_of
 from ..models import SSLConfig, rebuildable_by_timm
 from ..recipe import Recipe
 from .published import beside
@@ -114,23 +115,22 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
         sharded: the encoder's weights are in several files, which timm does not read by itself.
     """
     method, title, paper = PAPERS[recipe.method]
-    plain, images = rebuildable_by_timm(config), isinstance(config, SSLConfig)
-    kind = "images" if images else "clips"
-    backbone = config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}"
+    plain, modality = rebuildable_by_timm(config), modality_of(config)
+    words, kind, backbone = modality.half(__package__), modality.name, " and ".join(config.backbones)
     template = Template((templates_folder() / "template.md").read_text())
     text = template.substitute(
-        metadata=_metadata(recipe, plain, results).to_yaml(),
+        metadata=_metadata(recipe, words.PIPELINE_TAG, plain, results).to_yaml(),
         name=results.card.get("name", f"{method}, {backbone}"),
         title=title,
         paper=paper,
         backbone=backbone,
-        purpose=_PURPOSE[kind].format(config=config),
+        purpose=words.PURPOSE.format(config=config),
         data=", ".join(results.card.get("datasets", ())) or recipe.data.path or _UNNAMED,
         examples=f"{results.num_examples:,} {kind}" if results.num_examples else f"a stream of {kind}",
         kind=kind,
         steps=f"{results.steps:,}",
         batch_size=f"{recipe.train.batch_size:,}",
-        usage=_usage(plain, images, sharded),
+        usage=words.usage(plain, sharded),
         results=_results(recipe, results),
         published=beside(recipe, results.final.get("knn")),
         environment=_environment(results),
@@ -152,36 +152,29 @@ def render_converted(
         subfolders: of "pretraining" and "classification", what there is beside the encoder.
     """
     method, title, paper = PAPERS[config.model_type]
-    plain, images = rebuildable_by_timm(config), isinstance(config, SSLConfig)
-    backbone = config.backbone if images else f"{config.video_backbone} and {config.audio_backbone}"
+    plain, words, backbone = rebuildable_by_timm(config), modality_of(config).half(__package__), config.backbones
     classes = {"pretraining": "AutoModelForPreTraining", "classification": "AutoModelForImageClassification"}
     load = '{}.from_pretrained("REPO", subfolder="{}", trust_remote_code=True)'
     metadata = ModelCardData(
         library_name="timm" if plain else "transformers",
-        pipeline_tag="image-feature-extraction" if images else "feature-extraction",
+        pipeline_tag=words.PIPELINE_TAG,
         tags=["timm", "transformers", "self-supervised-learning", config.model_type, "hf_ssl"],
     )
     return Template((templates_folder() / "converted.md").read_text()).substitute(
         origin | {"project": origin["project"] or "a project that its names do not tell"},
         metadata=metadata.to_yaml(),
-        name=f"{method}, {backbone}",
+        name=f"{method}, {' and '.join(backbone)}",
         title=title,
         paper=paper,
-        usage=_usage(plain, images, sharded),
-        inputs=_INPUTS if images or not isinstance(config.audio_mean, float | int) else _AVERAGED_INPUTS,
+        usage=words.usage(plain, sharded),
+        inputs=words.inputs(config),
         parts="\n".join(f"- `{load.format(classes[name], name)}`" for name in subfolders) or "- nothing",
         left_out=", ".join(left_out) or "nothing",
-        citation=bibtex("seer" if backbone.startswith("regnet") else config.model_type),
+        citation=bibtex("seer" if backbone[0].startswith("regnet") else config.model_type),
     )
 
 
-def _usage(plain: bool, images: bool, sharded: bool) -> str:
-    if not plain:
-        return _CODE_USAGE if images else _CLIP_USAGE
-    return _PLAIN_USAGE.replace(*_ONE_FILE) if sharded else _PLAIN_USAGE
-
-
-def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
+def _metadata(recipe: Recipe, pipeline_tag: str, plain: bool, results: Results) -> ModelCardData:
     method = PAPERS[recipe.method][0]
     said = {"name": f"{method} {recipe.model.get('backbone', '')}".strip()} | results.card
     measured = None
@@ -201,7 +194,7 @@ def _metadata(recipe: Recipe, plain: bool, results: Results) -> ModelCardData:
     return ModelCardData(
         license=said.get("license"),
         library_name="timm" if plain else "transformers",
-        pipeline_tag="feature-extraction" if recipe.method == "avid" else "image-feature-extraction",
+        pipeline_tag=pipeline_tag,
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
         datasets=said.get("datasets", _hub_ids(*recipe.data.paths)),
         base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
@@ -268,14 +261,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-_INPUTS = "Size and normalization of the input are in the configuration, as the original network had them."
-
-_AVERAGED_INPUTS = """\
-Size of the input and normalization of the frames are in the configuration, as the original network had them. The
-spectrogram is normalized by the average of all bands, where the original network had a mean and a deviation for each:
-its inputs, and so its features, are shifted by up to 1.4 deviations a band. `hf-ssl convert` with the authors' file as
-`--statistics` has the original ones."""
-
 _UNNAMED = "a dataset given from Python"
 
 _LICENSED = "The weights' licence is `{license}`, as whoever shares them has said."
@@ -284,48 +269,3 @@ _UNLICENSED = (
     "The weights carry no licence of their own until whoever shares them adds one to the metadata above\n"
     "(`hf-ssl card FOLDER --license apache-2.0`)."
 )
-
-_PURPOSE = {
-    "images": "It turns an image of {config.image_size} pixels into a feature vector for nearest-neighbour search, "
-    "linear classifiers or fine-tuning.",
-    "clips": "It turns {config.video_seconds:g} s of video ({config.num_frames} frames of {config.image_size} pixels) "
-    "and {config.audio_seconds:g} s of sound into vectors that can be compared with each other, and into features for "
-    "classifiers of either.",
-}
-
-_PLAIN_USAGE = """\
-```python
-from transformers import AutoModel, pipeline
-import timm
-
-encoder = AutoModel.from_pretrained("REPO")                       # no other code needed
-encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm
-features = pipeline("image-feature-extraction", model="REPO")("image.jpg")
-```"""
-
-_ONE_FILE = (  # and what stands for it where the weights are in several
-    'encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm',
-    "timm_model = encoder.timm_model                                   # timm by itself does not read several files",
-)
-
-_CODE_USAGE = """\
-This encoder is not one that timm builds by name, so it comes with its code, which you are asked to trust:
-
-```python
-from transformers import AutoModel, pipeline
-
-encoder = AutoModel.from_pretrained("REPO", trust_remote_code=True)
-features = pipeline("image-feature-extraction", model="REPO", trust_remote_code=True)("image.jpg")
-```"""
-
-_CLIP_USAGE = """\
-Both towers come with their code, which you are asked to trust, and read a video file with sound by PyAV
-(`pip install av`):
-
-```python
-from transformers import AutoModel, AutoProcessor
-
-processor = AutoProcessor.from_pretrained("REPO", trust_remote_code=True)
-model = AutoModel.from_pretrained("REPO", trust_remote_code=True)
-output = model(**processor("clip.mp4", return_tensors="pt"))      # output.video_embeds, output.audio_embeds
-```"""

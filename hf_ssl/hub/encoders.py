@@ -60,7 +60,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         return model.state_dict(), timm_fields(name, model)
     model = open_encoder(place).float()  # whatever it was saved in
     model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
-    if isinstance(model.config, SSLConfig):
+    if model.config.model_type in METHODS and hasattr(model, "backbone"):
         names = ("backbone", "backbone_args", "stem", "padding", "first_shortcut")
         names += ("num_channels", "image_mean", "image_std")
         return model.backbone.state_dict(), {name: getattr(model.config, name) for name in names}

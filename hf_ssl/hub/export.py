@@ -19,12 +19,11 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
 from ..coerce import listed
+from ..data.modality import modality_of
 from ..data.views import resolve_views
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..files import read_json
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
-from ..models.image_processing_ssl import image_processor
-from ..models.processing_avid import avid_processor
 from ..recipe import Recipe, RecipeError, continued, model_config, recipe_from_dict
 from .card import Results, render_card
 from .refresh import said_of
@@ -166,10 +165,7 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
         (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
         return
     model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)
-    if not isinstance(config, SSLConfig):
-        avid_processor(config).save_pretrained(folder)
-        return
-    image_processor(config).save_pretrained(folder)
+    modality_of(config).half(__package__).save_processor(config, folder)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..models import AvidConfig, SSLConfig
+from ..data.modality import modality_of
 from ..recipe import RecipeError
 from .weights import open_encoder
 
@@ -45,7 +45,7 @@ def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bo
     output = Path(output)
     if not output.parent.is_dir():
         raise RecipeError(f"There is no folder {output.parent}; name the file with --output.")
-    sizes, outputs = _shapes(model)
+    sizes, outputs = modality_of(model.config).half(__package__).serving(model.config)
     module = _Encoder(model, list(sizes), outputs)
     examples = [tuple(torch.rand(batch, *size) for size in sizes.values()) for batch in (2, 5)]
     batch = torch.export.Dim("batch", min=1)
@@ -62,19 +62,6 @@ def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bo
         output.unlink()
         raise RecipeError(f"The exported graph differs from the model by {error:.1e}; nothing was kept.")
     return output, error
-
-
-def _shapes(model: PreTrainedModel) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    config = model.config
-    if isinstance(config, AvidConfig):
-        frames = (config.num_frames, config.num_channels, config.image_size, config.image_size)
-        sound = (config.num_audio_frames, config.num_bands)
-        return {"pixel_values_videos": frames, "input_values": sound}, ["video_embeds", "audio_embeds"]
-    if isinstance(config, SSLConfig):
-        size = (config.num_channels, config.image_size, config.image_size)
-    else:
-        size = tuple(config.pretrained_cfg["input_size"])
-    return {"pixel_values": size}, ["pooler_output", "last_hidden_state"]
 
 
 def _onnx(module, examples, dynamic, inputs, outputs, file: Path) -> list[torch.Tensor]:

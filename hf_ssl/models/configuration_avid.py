@@ -66,6 +66,7 @@ class AvidConfig(PreTrainedConfig):
     """
 
     model_type = "avid"
+    modality = "clips"
 
     video_backbone: str = "r2plus1d_18"
     audio_backbone: str = "conv2d_10"
@@ -109,9 +110,14 @@ class AvidConfig(PreTrainedConfig):
     audio_std: float | int | list[float | int] | tuple[float | int, ...] = 19.7
 
     @property
+    def backbones(self) -> list[str]:
+        """Names of both towers' networks."""
+        return [self.video_backbone, self.audio_backbone]
+
+    @property
     def timm_backbones(self) -> list[str]:
         """Towers that are not the published networks."""
-        return [b for b in (self.video_backbone, self.audio_backbone) if b not in VIDEO_NETWORKS + AUDIO_NETWORKS]
+        return [b for b in self.backbones if b not in VIDEO_NETWORKS + AUDIO_NETWORKS]
 
     @property
     def video_seconds(self) -> float:

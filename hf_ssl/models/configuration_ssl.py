@@ -70,6 +70,7 @@ class SSLConfig(PreTrainedConfig):
             blocks can (ResNet, RegNet).
     """
 
+    modality = "images"  # what is trained on, see hf_ssl.data.modality
     backbone: str = "resnet50"
     backbone_args: dict[str, Any] | None = None
     stem: str = "imagenet"
@@ -82,6 +83,11 @@ class SSLConfig(PreTrainedConfig):
     crop_pct: float | int = 0.875
     interpolation: str = "bicubic"
     zero_init_residual: bool = False
+
+    @property
+    def backbones(self) -> list[str]:
+        """Names of the networks that the method is built on."""
+        return [self.backbone]
 
     @property
     def timm_backbones(self) -> list[str]:

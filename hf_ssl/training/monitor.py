@@ -9,26 +9,26 @@ effective rank (RankMe, https://huggingface.co/papers/2210.02885, eq. 1), alignm
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import nn
+from transformers import PreTrainedConfig
 
-from ..data.bank import with_usable_labels
+from .. import evaluation
+from ..data.modality import Modality
 from ..data.sources import Source
-from ..evaluation.features import ClipEvalTransform, EvalTransform, Extracted, extract, raw_pixel_embedding
-from ..evaluation.knn import knn_accuracy
-from ..evaluation.retrieval import evaluate_clips, positive_precision
+from ..evaluation.features import Extracted, extract
 from ..recipe import MonitorConfig
 
 
 logger = get_logger(__name__)
 
-_WAYS = ("video_to_audio", "audio_to_video")
 COLLAPSED_STD = 0.1  # of the healthy value 1/sqrt(d); a trained network stays above a half
 
 COLLAPSE_ADVICE = (
@@ -39,25 +39,28 @@ COLLAPSE_ADVICE = (
 
 
 class Monitor:
-    """kNN and collapse diagnostics of one run.
+    """Accuracy and collapse diagnostics of one run.
 
     Args:
-        bank, queries: labelled sources for kNN, see `hf_ssl.data.bank.paired`, or None.
+        model_config: of the model, which says how large images are, or how long clips.
+        bank, queries: what is measured on, see `hf_ssl.data.bank.paired`, or None.
+        trained_on: the source of the training batches.
     """
-
-    examples = "images"
 
     def __init__(
         self,
         config: MonitorConfig,
-        transform: EvalTransform | ClipEvalTransform,
+        modality: Modality,
+        model_config: PreTrainedConfig,
         accelerator: Accelerator,
         bank: Source | None = None,
         queries: Source | None = None,
         num_workers: int = 0,
+        trained_on: Any = None,
     ):
-        self.config, self.transform, self.accelerator = config, transform, accelerator
-        self.bank, self.queries, self.num_workers = bank, queries, num_workers
+        self.config, self.accelerator, self.num_workers = config, accelerator, num_workers
+        self.transform = modality.inference(model_config)
+        self.measures = modality.half(evaluation.__name__).Measures(config, self._extract, bank, queries, trained_on)
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
     def observe(self, output) -> None:
@@ -85,7 +88,8 @@ class Monitor:
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """All measurements of the present weights; every process must call it."""
-        results = {**self.diagnostics(), **self.evaluate(model)}
+        with evaluating(model):
+            results = {**self.diagnostics(), **self.measures.of(model)}
         ratio = results.get("embedding_std")
         if ratio is not None and ratio < COLLAPSED_STD:
             logger.warning(COLLAPSE_ADVICE.format(ratio=ratio), main_process_only=True)
@@ -93,27 +97,11 @@ class Monitor:
 
     def baseline(self, model: nn.Module) -> dict[str, float]:
         """What there is to measure before training."""
-        if self.bank is None:
-            return {}
-        return {"knn_raw_pixels": self.knn(raw_pixel_embedding), **self.measure(model)}
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Measurements on other data than the training batches."""
-        if self.bank is None:
-            return {}
-        # Through the whole model: under FSDP a part of it cannot be called by itself.
-        with evaluating(model):
-            return {"knn": self.knn(lambda inputs: {"": model(**inputs).features[:, 0]})}
+        return {**self.measures.untrained(), **self.measure(model)} if self.measures.ready() else {}
 
     def headline(self, values: dict[str, float]) -> str | None:
         """What a person wants to see of a measurement at once."""
-        return f"kNN {values['knn']:.1%}" if "knn" in values else None
-
-    def knn(self, embed) -> float:
-        """Weighted kNN accuracy (0..1) of the queries against the bank under `embed`."""
-        sides = [self._extract(embed, part).of("") for part in (self.bank, self.queries)]
-        sides = [replace(side, vectors=side.vectors.flatten(1)) for side in sides]
-        return knn_accuracy(*sides, k=self.config.k, temperature=self.config.temperature)
+        return self.measures.headline(values)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
@@ -156,53 +144,6 @@ class Monitor:
         vectors, labels = self.accelerator.gather((self.accelerator.pad_across_processes(found.vectors), labels))
         known = labels != padding
         return replace(found, vectors={name: v[known] for name, v in vectors.items()}, labels=labels[known])
-
-
-class ClipMonitor(Monitor):
-    """The same for videos with sound: retrieval between the towers, kNN of each, and how pure CMA's positives are.
-
-    Args:
-        config, accelerator, num_workers: as for images.
-        inputs: `AvidConfig`, which says how long and how large clips are.
-        bank, queries: training and unseen clips, or None; kNN needs labels.
-        source: what is trained on, of whose labels the positives' precision is.
-    """
-
-    examples = "clips"
-
-    def __init__(self, config, inputs, accelerator, bank=None, queries=None, num_workers=0, source=None):
-        super().__init__(config, ClipEvalTransform(inputs), accelerator, bank, queries, num_workers)
-        self._labels = None
-        if isinstance(source, Source) and source.label_column is not None:
-            self._labels = torch.from_numpy(with_usable_labels(source).numbers)
-
-    def baseline(self, model: nn.Module) -> dict[str, float]:
-        return self.measure(model) if self.queries is not None else {}
-
-    def headline(self, values: dict[str, float]) -> str | None:
-        for key, name in {"p1": "class precision at 1", "r1": "R@1"}.items():
-            found = [values[f"{way}_{key}"] for way in _WAYS if f"{way}_{key}" in values]
-            if found:
-                return f"{name} of video to audio {found[0]:.1%}, audio to video {found[1]:.1%}"
-        return None
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            output = model(**inputs)
-            video, audio = output.embeddings.unbind(1)
-            features = {"video": output.features[:, 0], "audio": output.audio_features[:, 0]}
-            return {"video_embeds": video, "audio_embeds": audio, **features}
-
-        results = {}
-        if self.queries is not None:
-            with evaluating(model):
-                parts = [self._extract(embed, part) for part in (self.bank, self.queries) if part is not None]
-            results = evaluate_clips(parts[:-1], parts[-1], k=self.config.k, temperature=self.config.temperature)
-        positives = getattr(model, "positive_set", None)
-        if positives is not None and self._labels is not None and positives[0, 0] >= 0:
-            with suppress(ValueError):  # no pair has labels
-                results["positive_precision"] = positive_precision(positives, self._labels.to(positives.device))
-        return results
 
 
 @contextmanager

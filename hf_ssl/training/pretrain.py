@@ -24,15 +24,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.bank import measured_line, measured_on
-from ..data.clips import ClipTransform, ClipViews
 from ..data.fingerprint import fingerprint
 from ..data.loader import TrainLoader
-from ..data.photometric import Photometric
 from ..data.sources import Source, check_source
 from ..data.streams import ImageStream, merge_states
 from ..data.workers import WorkerError
 from ..errors import RunError
-from ..evaluation.features import EvalTransform
 from ..hub.card import Results, hardware, versions
 from ..hub.encoders import start_from_encoder
 from ..hub.export import export
@@ -42,11 +39,10 @@ from ..recipe import Recipe, RecipeError
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found, RunState
 from .finite import all_finite, features_finite
-from .fits import check_fits
 from .fsdp import build_once, full_state_dict
 from .lock import run_lock
 from .metrics import Journal, Meter, Totals, peak_memory
-from .monitor import ClipMonitor, Monitor, evaluating
+from .monitor import Monitor, evaluating
 from .publish import Publisher
 from .setup import (
     build,
@@ -103,13 +99,12 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
     if dataset is not None:  # what the recipe names was not trained on, and no card may say so
         recipe = replace(recipe, data=replace(recipe.data, path=None))
     encoder = start_from_encoder(recipe)
-    views, config, kind = described(recipe)
+    views, config, modality = described(recipe)
     if dataset is None:
-        check_source(recipe.data, kind=kind)
+        check_source(recipe.data, kind=modality.medium)
     accelerator = build_accelerator(recipe.train)
     recipe.per_process_batch(accelerator.num_processes)
-    if kind == "image":
-        check_fits(views, config)
+    modality.check(views, config)
     folder = Path(recipe.train.output_dir)
     with run_lock(folder, accelerator):
         every = recipe.train.keep_every
@@ -120,8 +115,8 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         if found is not None:
             recipe = continue_recipe(recipe, found)
         with accelerator.main_process_first():  # one process fills the cache of `datasets`
-            source = training_source(recipe, dataset, kind)
-            bank, queries = monitor_sources(recipe, dataset, bank, queries, kind)
+            source = training_source(recipe, dataset, modality)
+            bank, queries = monitor_sources(recipe, dataset, bank, queries, modality)
         run = _Run(recipe, accelerator, checkpoints, found, source, encoder, (bank, queries), dataset is not None)
         if every is not None:
             checkpoints.keep_every = max(1, round(every * run.steps_per_epoch))
@@ -152,13 +147,13 @@ class _Run:
         self.recipe, self.accelerator, self.checkpoints, self.found = recipe, accelerator, checkpoints, found
         self.source, self.encoder, self.labelled = source, encoder, labelled
         self.measured = measured_on(*labelled, recipe.monitor.k)
-        self.views, self.config, self.kind = described(recipe)
+        self.views, self.config, self.modality = described(recipe)
         self.folder = checkpoints.folder.parent
         self.streamed = isinstance(source, ImageStream)
         state = found.state if found else None
         self.num_examples = source.num_examples if self.streamed else len(source)
         self.data = gather_object([fingerprint(source, made_in_python) if accelerator.is_main_process else None])[0]
-        if self.kind == "video":
+        if self.modality.numbered:
             stream = state.stream if state else None
             instances = int(source.rows(stream)[-1]) if self.streamed else self.num_examples
             before = state.num_instances if state and state.num_instances is not None else instances
@@ -224,25 +219,19 @@ class _Run:
         totals = Totals(accelerator, **(state.totals if state else {}))
 
         workers = min(recipe.data.num_workers, os.cpu_count() or 1)
-        if self.kind == "image":
-            views, to_inputs = self.views, Photometric(config.image_mean, config.image_std)
-            monitor = Monitor(recipe.monitor, EvalTransform.of(config), accelerator, *self.labelled, workers)
-        else:
-            views, to_inputs = ClipViews(self.views[0], config, recipe.clips), ClipTransform(config)
-            monitor = ClipMonitor(recipe.monitor, config, accelerator, *self.labelled, workers, self.source)
+        stage1, to_inputs = self.modality.stage1(self.views, config, recipe), self.modality.stage2(config)
+        monitor = Monitor(recipe.monitor, self.modality, config, accelerator, *self.labelled, workers, self.source)
         monitor.restore(own.get("monitor", {}))
         make_loader = partial(
             TrainLoader,
             self.source,
-            views,
+            stage1,
             batch_size=train.batch_size,
             seed=train.seed,
             accumulation=train.accumulation,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             num_workers=workers,
-            reference=recipe.views.photometric == "reference",
-            channels=config.num_channels,
             max_failed_share=recipe.data.max_failed_share,
             shuffle_block=recipe.data.shuffle_block,
         )
@@ -287,7 +276,7 @@ class _Run:
                 if accelerator.is_main_process:  # who has the journal and the monitor's window, and writes the state
                     kept.results = asdict(results(step))
                     remembered = {"monitor": monitor.state(), "meter": meter.state()}
-                if self.kind == "video":
+                if self.modality.numbered:
                     kept.num_instances = config.num_instances
                 if self.streamed:
                     kept.stream = merge_states(gather_object([consumed]))
@@ -376,12 +365,12 @@ class _Run:
                 if logged:
                     check(done, weights=False)
                     totals.synchronize()
-                    values = meter.read(done, train.batch_size, monitor.examples)
+                    values = meter.read(done, train.batch_size, self.modality.name)
                     totals.seconds += values.pop("seconds")
                     values["lr"] = max(group["lr"] for group in optimizer.param_groups)
                     values |= {"grad_norm": _whole(norm).item(), **peak_memory(accelerator.device)}
                     journal.record(done, {**values, "skipped": totals.skipped, **model.metrics()})
-                    speed = f"{values[f'{monitor.examples}_per_second']:.0f} {monitor.examples}/s"
+                    speed = f"{values[f'{self.modality.name}_per_second']:.0f} {self.modality.name}/s"
                     shown = f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {speed}"
                     progress.set_postfix_str(shown, refresh=False)
                 if last or done % every_monitor == 0:

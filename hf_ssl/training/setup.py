@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..data.bank import labelled_sources, paired_by_hand, part_held_out, unlabelled_queries
 from ..data.fingerprint import difference
 from ..data.loader import steps_in_epoch
+from ..data.modality import Modality, modality_of
 from ..data.sources import Source, available_splits, load_source, source_of
 from ..data.streams import ImageStream, open_stream
 from ..data.views import View, resolve_views
@@ -22,11 +23,11 @@ from .checkpoint import Found, RunState
 logger = get_logger(__name__)
 
 
-def described(recipe: Recipe) -> tuple[list[View], SSLConfig, str]:
-    """The views of a recipe, its model's config, and whether it is of an "image" or a "video"."""
+def described(recipe: Recipe) -> tuple[list[View], SSLConfig, Modality]:
+    """The views of a recipe, its model's config, and what it is trained on."""
     views = resolve_views(recipe.views, recipe.method)
     config = model_config(recipe, image_size=views[0].size)
-    return views, config, "image" if isinstance(config, SSLConfig) else "video"
+    return views, config, modality_of(config)
 
 
 def continue_recipe(recipe: Recipe, found: Found) -> Recipe:
@@ -119,36 +120,34 @@ def count_steps(train: TrainConfig, num_examples: int | None) -> tuple[int, int]
     return train.steps, train.steps
 
 
-def training_source(recipe: Recipe, dataset, kind: str) -> Source | ImageStream:
-    data = recipe.data
+def training_source(recipe: Recipe, dataset, modality: Modality) -> Source | ImageStream:
+    data, medium = recipe.data, modality.medium
     if data.streaming or isinstance(dataset, IterableDataset):
-        return open_stream(data, dataset, kind)
-    return load_source(data, kind=kind) if dataset is None else source_of(dataset, data, kind)
+        return open_stream(data, dataset, medium)
+    return load_source(data, kind=medium) if dataset is None else source_of(dataset, data, medium)
 
 
-def monitor_sources(recipe: Recipe, dataset, bank, queries, kind: str) -> tuple[Source | None, Source | None]:
+def monitor_sources(recipe: Recipe, dataset, bank, queries, modality: Modality) -> tuple[Source | None, Source | None]:
     """Labelled bank and queries of the monitor, or None where nothing is labelled; videos need no labels."""
-    data, monitor = recipe.data, recipe.monitor
+    data, monitor, medium = recipe.data, recipe.monitor, modality.medium
     if (bank is None) != (queries is None):
         raise RecipeError("Give pretrain both a bank and queries, or neither.")
     if bank is not None:
         columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
-        return paired_by_hand(source_of(bank, columns, kind), source_of(queries, columns, kind), monitor)
+        return paired_by_hand(source_of(bank, columns, medium), source_of(queries, columns, medium), monitor)
     if monitor.path is None and isinstance(dataset, Dataset):
         columns = replace(data, label_column=monitor.label_column or data.label_column)
-        return part_held_out(source_of(dataset, columns, kind), monitor)
+        return part_held_out(source_of(dataset, columns, medium), monitor)
     if monitor.path is None and (dataset is not None or data.streaming):
         return None, None  # a stream is not indexed for the sake of its labels
-    if kind == "image":
-        return labelled_sources(data, monitor, kind)
     where = replace(data, path=monitor.path or data.path, max_examples=None)
-    unseen = monitor.query_split in available_splits(where, kind)
+    unlabeled = not modality.needs_labels and monitor.query_split in available_splits(where, medium)
     try:
-        found = labelled_sources(data, monitor, kind)
+        found = labelled_sources(data, monitor, medium)
     except RecipeError:
-        if monitor.label_column is not None or not unseen:
+        if monitor.label_column is not None or not unlabeled:
             raise
         found = None, None
-    if found[1] is not None or not unseen:
+    if found[1] is not None or not unlabeled:
         return found
-    return None, unlabelled_queries(where, monitor, kind)
+    return None, unlabelled_queries(where, monitor, medium)

@@ -299,7 +299,7 @@ def test_whatever_is_wrong_with_files_each_is_a_clip_or_skipped_counted_and_name
     for batch in loader:
         skipped += batch["skipped"]
         made += len(batch["index"])
-        assert batch["pixel_values_videos"].shape[1:] == (3, 16, 16, 3) and batch["waveforms"].isfinite().all()
+        assert batch["frames"].shape[1:] == (3, 16, 16, 3) and batch["waveforms"].isfinite().all()
     named = {name.split()[0] for name, _ in skipped}
     assert made == 2 * count and named <= {f"{i}.mp4" for i in range(count)} and count / 5 < len(named) < count
     assert all(reason and "\n" not in reason for _, reason in skipped)
@@ -414,7 +414,7 @@ def stream_of(path, **data):
 
 def shown(batch: dict) -> list[int]:
     """The videos that are in a batch, by their grey, which the tests' colours leave alone."""
-    return (batch["pixel_values_videos"].float().mean((1, 2, 3, 4)) / 20).round().long().tolist()
+    return (batch["frames"].float().mean((1, 2, 3, 4)) / 20).round().long().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -424,7 +424,7 @@ def source(videos) -> Source:
 
 def test_a_batch_has_frames_numbers_sound_and_rows(source):
     batch = next(iter(loader_of(source)))
-    assert batch["pixel_values_videos"].shape == (4, 3, 16, 16, 3)
+    assert batch["frames"].shape == (4, 3, 16, 16, 3)
     assert batch["params"].shape == (4, len(NEUTRAL)) and batch["waveforms"].shape == (4, 4000)
     assert shown(batch) == batch["index"].tolist() and batch["skipped"] == []
     inputs = ClipTransform(CONFIG)(batch)
@@ -543,7 +543,8 @@ def test_volume_and_reference_colours(source):
     plain = next(iter(TrainLoader(source, quiet, batch_size=4, num_steps=6, seed=3)))
     factor = batch["waveforms"].abs().amax(1) / plain["waveforms"].abs().amax(1)
     assert ((factor - 1).abs() < 0.1).all() and factor.std() > 0.01
-    done = next(iter(loader_of(source, reference=True)))
+    stage1 = ClipViews(VIEW, CONFIG, ClipsConfig(), reference=True)
+    done = next(iter(TrainLoader(source, stage1, batch_size=4, num_steps=6, seed=3)))
     assert (done["params"] == torch.from_numpy(NEUTRAL)).all()
     fast, slow = (ClipTransform(CONFIG)(b)["pixel_values_videos"].mean((1, 2, 3, 4)) for b in (batch, done))
     assert torch.allclose(fast, slow, atol=0.1)

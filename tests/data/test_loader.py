@@ -15,6 +15,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from hf_ssl.data.images import ImageViews
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.sources import ImageSource
 from hf_ssl.data.views import View
@@ -47,7 +48,8 @@ def source() -> ImageSource:
 
 def batches(source: ImageSource, **changes) -> list[dict]:
     options = {"batch_size": BATCH, "num_steps": 7, "seed": 3} | changes
-    return list(TrainLoader(source, options.pop("views", VIEWS), **options))
+    how = {name: options.pop(name) for name in ("reference", "channels") if name in options}
+    return list(TrainLoader(source, ImageViews(options.pop("views", VIEWS), **how), **options))
 
 
 def assert_same(ours: list[dict], theirs: list[dict]) -> None:
@@ -71,20 +73,18 @@ def joined(parts: list[dict]) -> dict:
 
 def test_a_batch_is_a_few_large_tensors_view_by_view(source):
     batch = batches(source, num_steps=1)[0]
-    assert batch["pixel_values"].shape == (2, 12, 16, 16, 3) and batch["pixel_values"].dtype == torch.uint8
-    assert batch["local_pixel_values"].shape == (1, 12, 8, 8, 3)
+    assert batch["views"].shape == (2, 12, 16, 16, 3) and batch["views"].dtype == torch.uint8
+    assert batch["local_views"].shape == (1, 12, 8, 8, 3)
     assert batch["params"].shape[:2] == (2, 12) and batch["local_params"].shape[:2] == (1, 12)
     assert batch["index"].shape == (12,) and batch["skipped"] == []
-    assert "local_pixel_values" not in batches(source, num_steps=1, views=VIEWS[:2])[0]
+    assert "local_views" not in batches(source, num_steps=1, views=VIEWS[:2])[0]
 
 
 def test_an_epoch_shows_no_example_twice_and_every_epoch_has_its_own_order_and_views(source):
     run = batches(source, num_steps=6)
     epochs = [torch.cat([b["index"] for b in run[i : i + 3]]).tolist() for i in (0, 3)]
     assert all(len(set(epoch)) == 36 for epoch in epochs) and epochs[0] != epochs[1]
-    seen = [
-        {int(i): b["pixel_values"][:, n] for b in run[e : e + 3] for n, i in enumerate(b["index"])} for e in (0, 3)
-    ]
+    seen = [{int(i): b["views"][:, n] for b in run[e : e + 3] for n, i in enumerate(b["index"])} for e in (0, 3)]
     both = seen[0].keys() & seen[1].keys()
     assert both and not any(torch.equal(seen[0][i], seen[1][i]) for i in both)
 
@@ -96,14 +96,14 @@ def test_another_seed_is_another_run(source):
 
 
 def test_grey_images_come_with_one_channel(source):
-    assert batches(source, num_steps=1, channels=1)[0]["pixel_values"].shape == (2, 12, 16, 16, 1)
+    assert batches(source, num_steps=1, channels=1)[0]["views"].shape == (2, 12, 16, 16, 1)
 
 
 def test_reference_colours_are_done_by_the_loader(source):
     plain, done = batches(source, num_steps=1)[0], batches(source, num_steps=1, reference=True)[0]
     assert torch.equal(plain["index"], done["index"])
     assert (done["params"] == done["params"][0, 0]).all() and not (plain["params"] == plain["params"][0, 0]).all()
-    assert not torch.equal(plain["pixel_values"], done["pixel_values"])
+    assert not torch.equal(plain["views"], done["views"])
 
 
 # ---------------------------------------------------------------------------------------------- whoever loads it
@@ -190,16 +190,16 @@ def test_images_that_cannot_be_read_are_replaced_and_named_the_same_by_any_worke
         assert [n for n, _ in skipped].count(name) >= turns.count(index)
     assert {name for name, _ in skipped} <= set(names.values()) and all(reason for _, reason in skipped)
     good = {
-        int(i): batch["pixel_values"][:, n]
+        int(i): batch["views"][:, n]
         for batch in batches(source_of(), num_steps=3)
         for n, i in enumerate(batch["index"])
     }
     for batch in run:
         for n, index in enumerate(batch["index"].tolist()):
             if index in broken:
-                assert batch["pixel_values"][:, n].float().std() > 10, "another image is in its place"
+                assert batch["views"][:, n].float().std() > 10, "another image is in its place"
             else:
-                assert torch.equal(batch["pixel_values"][:, n], good[index])
+                assert torch.equal(batch["views"][:, n], good[index])
     assert_same(run, batches(source, num_steps=3, max_failed_share=1.0, num_workers=2))
 
 
@@ -215,7 +215,7 @@ def test_too_many_unreadable_images_stop_the_run_and_few_do_not():
     source = source_of(120, broken)
     options = {"views": [replace(VIEWS[0], size=4)] * 2, "batch_size": 30, "num_steps": 8}
     assert len(batches(source, max_failed_share=0.5, **options)) == 8
-    loader = iter(TrainLoader(source, **options, max_failed_share=0.1))
+    loader = iter(TrainLoader(source, options.pop("views"), **options, max_failed_share=0.1))
     next(loader)  # under a hundred images say nothing yet
     with pytest.raises(RecipeError, match=r"could not be read.*photo.*max_failed_share"):
         list(loader)
@@ -234,4 +234,4 @@ def test_a_batch_larger_than_the_dataset_is_refused(source):
 
 def test_channels_that_no_image_has_are_refused(source):
     with pytest.raises(RecipeError, match="num_channels=4"):
-        TrainLoader(source, VIEWS, batch_size=4, num_steps=1, channels=4)
+        ImageViews(VIEWS, channels=4)

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from hf_ssl.data import photometric
+from hf_ssl.data.images import ImageTransform
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, colour_maps, reference_photometric
 from hf_ssl.data.views import draw_views, resolve_views
 from hf_ssl.recipe import ViewsConfig, recipes_folder
@@ -44,8 +45,8 @@ def fast(images: list[Image.Image], rows: list[np.ndarray]) -> np.ndarray:
     """(B, S, S, C) in 0..255."""
     channels = len(images[0].getbands())
     plain = Photometric([0.0] * channels, [1.0] * channels)
-    out = plain.apply(pixels_of(images), torch.from_numpy(np.stack(rows))[None])
-    return out[:, 0].permute(0, 2, 3, 1).numpy() * 255
+    out = plain(pixels_of(images)[0], torch.from_numpy(np.stack(rows)))
+    return out.permute(0, 2, 3, 1).numpy() * 255
 
 
 def reference(images: list[Image.Image], rows: list[np.ndarray]) -> np.ndarray:
@@ -206,17 +207,17 @@ def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
 
 def test_neutral_rows_are_normalised_and_nothing_else(crops):
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    out = Photometric(mean, std).apply(pixels_of(crops), torch.from_numpy(np.stack(same(NEUTRAL)))[None])
+    out = Photometric(mean, std)(pixels_of(crops)[0], torch.from_numpy(np.stack(same(NEUTRAL))))
     expected = (pixels_of(crops)[0].numpy() / 255 - mean) / std
-    assert np.allclose(out[:, 0].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+    assert np.allclose(out.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
 
 def test_every_view_is_dense_and_channels_last_for_global_and_local_crops(crops):
     pixels = pixels_of(crops)
     rows = torch.from_numpy(np.stack([row(hue=0.1, sigma=1.0)] * 32)).view(2, 16, -1)
-    batch = {"pixel_values": pixels.repeat(2, 1, 1, 1, 1), "params": rows}
-    batch |= {"local_pixel_values": pixels[:, :, :24, :24].contiguous(), "local_params": rows[:1]}
-    inputs = Photometric([0.5] * 3, [0.2] * 3)(batch)
+    batch = {"views": pixels.repeat(2, 1, 1, 1, 1), "params": rows}
+    batch |= {"local_views": pixels[:, :, :24, :24].contiguous(), "local_params": rows[:1]}
+    inputs = ImageTransform([0.5] * 3, [0.2] * 3)(batch)
     assert inputs["pixel_values"].shape == (16, 2, 3, 48, 48)
     assert inputs["local_pixel_values"].shape == (16, 1, 3, 24, 24)
     for views in inputs.values():
@@ -253,14 +254,14 @@ def test_solarising_comes_after_blur_and_colour(crops):
 def test_a_gpu_gives_the_same_views_and_is_never_waited_for(crops):
     view = resolve_views(ViewsConfig(), "barlow_twins")[1]
     rows = np.stack([d.params for d in draw_views([view] * 16, 48, 48, (0, 0, 0))])
-    batch = {"pixel_values": pixels_of(crops).pin_memory(), "params": torch.from_numpy(rows)[None].pin_memory()}
-    on_device = Photometric([0.5] * 3, [0.2] * 3)
+    batch = {"views": pixels_of(crops).pin_memory(), "params": torch.from_numpy(rows)[None].pin_memory()}
+    on_device = ImageTransform([0.5] * 3, [0.2] * 3)
     on_device(batch, "cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         views = on_device(batch, "cuda")["pixel_values"]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    expected = Photometric([0.5] * 3, [0.2] * 3)(batch)["pixel_values"]
+    expected = ImageTransform([0.5] * 3, [0.2] * 3)(batch)["pixel_values"]
     close = (views.cpu() - expected).abs() < 1e-2
     assert close.float().mean() > 0.999  # solarising turns a rounding at its threshold into a large difference

@@ -13,12 +13,12 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
+from hf_ssl.data.images import ImageInference, ImageViews
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.pixels import Decoding, open_image, to_channels
 from hf_ssl.data.sources import Source, load_source, source_of
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View, eval_image, make_views
-from hf_ssl.evaluation.features import EvalTransform
 from hf_ssl.preview import preview
 from hf_ssl.recipe import DataConfig, RecipeError, recipe_from_dict
 
@@ -296,16 +296,16 @@ def test_preview_training_and_evaluation_show_the_same_pixels(kind, exif, tmp_pa
 
     views = resolve_views(recipe.views, "byol")
     drawn = []
-    monkeypatch.setattr("hf_ssl.preview._picture", lambda p: drawn.append(p) or Image.new("RGB", (9, 9)))
+    monkeypatch.setattr("hf_ssl.preview.images.picture_of", lambda p: drawn.append(p) or Image.new("RGB", (9, 9)))
     preview(recipe, 1, tmp_path / "grid.png")
     source, stream = load_source(recipe.data), open_stream(recipe.data)
     seen = {"preview": (drawn[0].permute(1, 2, 0) * 255).round().byte().numpy()}
     for name, place in (("training", source), ("stream", stream)):
-        (batch,) = TrainLoader(place, views, batch_size=1, num_steps=1, reference=True)
-        seen[name] = batch["pixel_values"][0, 0].numpy()
+        (batch,) = TrainLoader(place, ImageViews(views, reference=True), batch_size=1, num_steps=1)
+        seen[name] = batch["views"][0, 0].numpy()
     whole = np.asarray(to_channels(source.image(0), 3, source.decoding))
     left, top = (whole.shape[1] - side) // 2, (whole.shape[0] - side) // 2
-    transform = EvalTransform(side, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    transform = ImageInference(side, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
     assert np.array_equal(transform.read(source, 0)[0][0], whole[top : top + side, left : left + side])
     crop_of_training = np.asarray(Image.fromarray(whole))
     from hf_ssl.data.views import crop_image, draw_views

@@ -162,7 +162,7 @@ def test_a_stream_of_several_places_shows_each_as_often_as_its_weight(kind, tmp_
     plain = View(size=8, scale=(1.0, 1.0), jitter_prob=0, grayscale=0, blur=0)
     counts = Counter()
     for batch in TrainLoader(stream, [plain] * 2, batch_size=4, num_steps=6):
-        counts.update(batch["pixel_values"][0, :, 0, 0, 0].tolist())
+        counts.update(batch["views"][0, :, 0, 0, 0].tolist())
     assert counts == Counter(dict.fromkeys(range(8), 2)) + Counter(dict.fromkeys(range(20, 28), 1))
 
 

@@ -76,7 +76,7 @@ def shown(stream, steps: int, workers: int = 0) -> list[int]:
     loader = TrainLoader(stream, [PLAIN] * 2, batch_size=2, num_steps=steps, num_workers=workers)
     batches = list(loader)
     assert not any(batch["skipped"] for batch in batches)
-    return sorted(value for batch in batches for value in batch["pixel_values"][0, :, 0, 0, 0].tolist())
+    return sorted(value for batch in batches for value in batch["views"][0, :, 0, 0, 0].tolist())
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -102,7 +102,7 @@ def test_a_stream_of_python_images_continues_to_the_example():
     for a, b in zip(
         whole[2:], TrainLoader(open_stream(DataConfig(), GIVEN["generated"]()), [PLAIN] * 2, **rest), strict=True
     ):
-        assert np.array_equal(a["pixel_values"], b["pixel_values"])
+        assert np.array_equal(a["views"], b["views"])
 
 
 def test_plain_bytes_of_a_generator_are_read_when_they_are_named():
@@ -146,7 +146,7 @@ def test_a_datasets_own_transform_is_followed(caplog):
     assert [source.image(i).getpixel((0, 0))[0] for i in range(6)] == list(range(100, 106))
     assert source.select([3]).image(0).getpixel((0, 0))[0] == 103
     (batch,) = TrainLoader(source, [PLAIN] * 2, batch_size=6, num_steps=1, num_workers=1)
-    assert sorted(batch["pixel_values"][0, :, 0, 0, 0].tolist()) == list(range(100, 106))
+    assert sorted(batch["views"][0, :, 0, 0, 0].tolist()) == list(range(100, 106))
     assert not caplog.text
     source_of(dataset.with_transform(lambda rows: {"n": [1] * len(rows["image"])}), DataConfig())
     assert "not applied" in caplog.text

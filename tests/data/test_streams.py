@@ -98,7 +98,7 @@ def test_an_epoch_shows_every_example_once_and_the_next_one_in_another_order_wit
         assert len(seen(epoch)) == 96 and set(seen(epoch).values()) == {1}
     assert [b["index"].tolist() for b in batches[:6]] != [b["index"].tolist() for b in batches[6:]]
     assert batches[0]["index"].tolist() != sorted(batches[0]["index"].tolist())
-    assert not batches[0]["pixel_values"].equal(batches[6]["pixel_values"])
+    assert not batches[0]["views"].equal(batches[6]["views"])
 
 
 def test_the_order_and_the_views_are_the_seeds(parquet):
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_other_shards_is_refused(parquet, tmp_path):
 def stand_in_batches(path: Path, **changes) -> tuple[list[dict], list[tuple[str, str]]]:
     batches = list(loader_of(path, **{"max_failed_share": 1.0} | changes))
     for batch in batches:
-        assert batch["pixel_values"].flatten(2).any(2).all()  # no blank stands in for an image
+        assert batch["views"].flatten(2).any(2).all()  # no blank stands in for an image
     return batches, [skip for batch in batches for skip in batch["skipped"]]
 
 

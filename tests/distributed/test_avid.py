@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_ssl.data.modality import modality_of
 from hf_ssl.data.sources import ImageSource, load_source
-from hf_ssl.evaluation.features import EvalTransform, raw_pixel_embedding
-from hf_ssl.models import AvidForPreTraining
+from hf_ssl.evaluation.images import raw_pixel_embedding
+from hf_ssl.models import AvidForPreTraining, SimSiamConfig
 from hf_ssl.models.modeling_avid import negatives_of_draws
 from hf_ssl.recipe import DataConfig, MonitorConfig
 from hf_ssl.training.accelerator import synchronize_batchnorm
-from hf_ssl.training.monitor import ClipMonitor, Monitor
+from hf_ssl.training.monitor import Monitor
 from tests.conftest import digit_dataset
 from tests.distributed.processes import run_on_ranks, share
 from tests.models.test_avid import of_case, tiny
@@ -138,11 +139,11 @@ def measure_one(videos: str) -> dict:
     torch.manual_seed(0)
     model = AvidForPreTraining(tiny())
     clip = load_source(DataConfig(path=videos), "test", "video").select([0])
-    clips = ClipMonitor(MonitorConfig(), model.config, accelerator, None, clip).measure(model)
+    clips = Monitor(MonitorConfig(), modality_of(model.config), model.config, accelerator, None, clip).measure(model)
     image = ImageSource(digit_dataset(0, 1))
-    transform = EvalTransform(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    images = Monitor(MonitorConfig(), transform, accelerator, image, image)
-    return {"clips": clips["video_to_audio_r1"], "images": images.knn(raw_pixel_embedding)}
+    config = SimSiamConfig(image_size=32)
+    images = Monitor(MonitorConfig(), modality_of(config), config, accelerator, image, image)
+    return {"clips": clips["video_to_audio_r1"], "images": images.measures.knn(raw_pixel_embedding)}
 
 
 def test_a_process_without_any_clip_or_image_of_the_monitor_waits_for_the_others(videos, tmp_path):

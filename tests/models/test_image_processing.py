@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import AutoImageProcessor, BitImageProcessor
 
+from hf_ssl.data.images import ImageInference
 from hf_ssl.data.views import eval_image
-from hf_ssl.evaluation.features import EvalTransform
 from hf_ssl.hub.export import write_repo
 from hf_ssl.models import AvidConfig, SimSiamConfig, SimSiamForPreTraining
 from hf_ssl.models.image_processing_ssl import image_processor
@@ -42,7 +42,7 @@ def test_an_exported_processor_resizes_crops_and_normalizes_as_the_evaluation_an
     image = photo.resize(shape)
     config = SimSiamConfig(image_size=size, crop_pct=crop_pct, interpolation=interpolation)
     exported = image_processor(config)(image, return_tensors="pt")["pixel_values"]
-    transform = EvalTransform.of(config)
+    transform = ImageInference.of(config)
     pixels = torch.from_numpy(eval_image(image, size, crop_pct, interpolation))[None]
     evaluated = transform.inputs(pixels, torch.device("cpu"))["pixel_values"]
     as_timm = timm.data.create_transform(
@@ -78,5 +78,5 @@ def test_frames_of_a_video_are_cropped_where_the_evaluation_crops_them(photo, sh
     frames = np.stack([np.asarray(frame)] * 2)
     seen = avid_processor(config).video_processor(frames, input_data_format="channels_last")["pixel_values_videos"][0]
     pixels = torch.from_numpy(eval_image(frame, 32, config.crop_pct, "bilinear"))[None]
-    evaluated = EvalTransform.of(config).inputs(pixels, torch.device("cpu"))["pixel_values"]
+    evaluated = ImageInference.of(config).inputs(pixels, torch.device("cpu"))["pixel_values"]
     assert (torch.as_tensor(np.asarray(seen[0])) - evaluated[0]).abs().max() < 2.5 / 255 / 0.224

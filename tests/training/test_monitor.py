@@ -7,16 +7,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_ssl.evaluation.features import EvalTransform
+from hf_ssl.data.modality import modality_of
+from hf_ssl.models import SimSiamConfig
 from hf_ssl.recipe import MonitorConfig
 from hf_ssl.training.monitor import Monitor, effective_rank
 
 
-TRANSFORM = EvalTransform(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-
-
 def monitor(num_samples: int = 64) -> Monitor:
-    return Monitor(MonitorConfig(num_samples=num_samples), TRANSFORM, Accelerator(cpu=True))
+    config = SimSiamConfig(image_size=32)
+    return Monitor(MonitorConfig(num_samples=num_samples), modality_of(config), config, Accelerator(cpu=True))
 
 
 def batch(embeddings: torch.Tensor) -> SimpleNamespace:

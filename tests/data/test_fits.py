@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 
+from hf_ssl.data.fits import check_fits
 from hf_ssl.recipe import RecipeError, recipe_from_dict
-from hf_ssl.training.fits import check_fits
 from hf_ssl.training.setup import described
 
 

@@ -1,0 +1,190 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Images, in two stages: decode, crop and flip in the worker, colors on the device."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+
+from ..recipe import Recipe, RecipeError
+from .fits import check_fits
+from .modality import Modality
+from .photometric import PARAMS, Photometric
+from .pixels import DEFAULT, Decoding, open_image
+from .sources import Source
+from .views import View, eval_image, make_views
+
+
+@dataclass(frozen=True)
+class ImageViews:
+    """Stage 1: an encoded image -> uint8 views, and what was drawn for stage 2.
+
+    Args:
+        reference: do the colors here, per image, as published (see `make_views`).
+        channels: 3 (RGB) or 1 (gray).
+
+    Raises:
+        RecipeError: impossible channels.
+    """
+
+    name: ClassVar[str] = "images"
+    numbered: ClassVar[bool] = False
+    views: list[View]
+    reference: bool = False
+    channels: int = 3
+
+    def __post_init__(self):
+        if self.channels not in (1, 3):
+            raise RecipeError(
+                f"model.num_channels={self.channels} is not possible for images; set 3 (RGB) or 1 (gray)."
+            )
+
+    def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any):
+        """Views uint8 (S, S, C), one after another, and their rows of `PARAMS` (V, P); `source` says how images are
+        decoded.
+        """
+        return self.of(open_image(record, source.max_megapixels), key, source.decoding)
+
+    def of(self, image: Image.Image, key: tuple[int, ...], decoding: Decoding = DEFAULT):
+        """The same of an image that is open."""
+        how = {"reference": self.reference, "channels": self.channels, "decoding": decoding}
+        return make_views(image, self.views, key, **how)
+
+    def blank(self):
+        blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
+        return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
+
+    def stack(self, made: list[tuple[list[np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays of B images, view by view; small crops apart from global views."""
+        params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
+        batch = {}
+        for prefix, local in (("", False), ("local_", True)):
+            group = [v for v, view in enumerate(self.views) if view.local == local]
+            if group:
+                batch[f"{prefix}views"] = np.stack([[pixels[v] for pixels, _ in made] for v in group])
+                batch[f"{prefix}params"] = params[group]
+        return batch
+
+
+class ImageTransform:
+    """Stage 2: the loader's batches -> model inputs."""
+
+    def __init__(self, mean, std):
+        self.photometric = Photometric(mean, std)
+
+    def __call__(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """`views` uint8 (V, B, S, S, C) -> `pixel_values` (B, V, C, S, S) and, with small crops,
+        `local_pixel_values`.
+
+        The storage is view-major and channels-last, so `pixel_values[:, v]` needs no copy.
+        """
+        inputs = {}
+        for prefix in ("", "local_"):
+            if f"{prefix}views" in batch:
+                views, params = batch[f"{prefix}views"], batch[f"{prefix}params"]
+                made = self.photometric(views.flatten(0, 1), params.flatten(0, 1), device)  # (V*B, C, S, S)
+                inputs[f"{prefix}pixel_values"] = made.unflatten(0, views.shape[:2]).transpose(0, 1)
+        return inputs
+
+
+class ViewCollator:
+    """Examples of a `datasets.Dataset` -> model inputs, for `transformers.Trainer` and plain DataLoaders.
+
+    Unlike `TrainLoader` it knows neither epoch nor step: the views follow torch's global random state, which Trainer
+    seeds in every worker. Broken images raise.
+
+    Args:
+        views: see `resolve_views`.
+        mean, std: a number a channel, of the model's config.
+        reference: colours per image as published.
+        decoding: how images become 8-bit pixels.
+    """
+
+    def __init__(
+        self,
+        views: list[View],
+        mean,
+        std,
+        *,
+        image_column: str = "image",
+        reference: bool = False,
+        decoding: Decoding = DEFAULT,
+    ):
+        self.views, self.decoding = ImageViews(views, reference, len(mean)), decoding
+        self.image_column, self.stage2 = image_column, ImageTransform(mean, std)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """[{image column: PIL image}, ...] -> `pixel_values` (B, V, C, S, S) and, with small crops,
+        `local_pixel_values`.
+        """
+        keys = torch.randint(2**31, (len(examples), 2)).tolist()
+        images = [example[self.image_column] for example in examples]
+        made = [self.views.of(image, key, self.decoding) for image, key in zip(images, keys, strict=True)]
+        return self.stage2({name: torch.from_numpy(array) for name, array in self.views.stack(made).items()})
+
+
+@dataclass(frozen=True)
+class ImageInference:
+    """Inference preprocessing: short side to `size / crop_pct`, center crop of `size` pixels, normalization."""
+
+    num_clips: ClassVar[int] = 1
+    size: int
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, config) -> "ImageInference":
+        """The preprocessing that a model's `SSLConfig`, or transformers' config of a network of timm, states."""
+        timm = getattr(config, "pretrained_cfg", None)
+        if timm:
+            mean, std = tuple(timm["mean"]), tuple(timm["std"])
+            return cls(timm["input_size"][-1], timm["crop_pct"], timm["interpolation"], mean, std)
+        mean, std = tuple(config.image_mean), tuple(config.image_std)
+        return cls(config.image_size, config.crop_pct, config.interpolation, mean, std)
+
+    def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
+        """uint8 (1, S, S, C)."""
+        image = open_image(source.cell(index), source.max_megapixels)
+        how = (self.size, self.crop_pct, self.interpolation, len(self.mean), source.decoding)
+        return (eval_image(image, *how)[None],)
+
+    def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(1, self.size, self.size, len(self.mean), dtype=torch.uint8),)
+
+    def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        images = images.permute(0, 3, 1, 2).to(device, non_blocking=True)  # HWC storage = channels_last
+        return {"pixel_values": TF.normalize(images.float() / 255, self.mean, self.std)}
+
+
+class Images(Modality):
+    name, medium = "images", "image"
+
+    def check(self, views: list[View], config) -> None:
+        if len(views) < 2 or all(view.local for view in views):
+            raise RecipeError("An image needs at least two views, one of them global; raise views.first.count.")
+        check_fits(views, config)
+
+    def stage1(self, views: list[View], config, recipe: Recipe) -> ImageViews:
+        return ImageViews(views, recipe.views.photometric == "reference", config.num_channels)
+
+    def stage2(self, config) -> ImageTransform:
+        return ImageTransform(config.image_mean, config.image_std)
+
+    def inference(self, config, num_clips: int = 1) -> ImageInference:
+        return ImageInference.of(config)
+
+    def input_shapes(self, views: list[View], batch: int, config) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        shapes = {}
+        for name, local in (("pixel_values", False), ("local_pixel_values", True)):
+            sizes = [view.size for view in views if view.local == local]
+            if sizes:
+                shapes[name] = ((batch, len(sizes), config.num_channels, sizes[0], sizes[0]), torch.float32)
+        return shapes
+
+
+MODALITY = Images()

@@ -1,0 +1,57 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""A model of videos with sound on the Hub: its processor, the words of its card, and its graph for serving."""
+
+from pathlib import Path
+
+from ..models.configuration_avid import AvidConfig
+from ..models.processing_avid import avid_processor
+from .images import INPUTS
+
+
+PIPELINE_TAG = "feature-extraction"
+
+PURPOSE = (
+    "It turns {config.video_seconds:g} s of video ({config.num_frames} frames of {config.image_size} pixels) "
+    "and {config.audio_seconds:g} s of sound into vectors that can be compared with each other, and into features for "
+    "classifiers of either."
+)
+
+_AVERAGED_INPUTS = """\
+Size of the input and normalization of the frames are in the configuration, as the original network had them. The
+spectrogram is normalized by the average of all bands, where the original network had a mean and a deviation for each:
+its inputs, and so its features, are shifted by up to 1.4 deviations a band. `hf-ssl convert` with the authors' file as
+`--statistics` has the original ones."""
+
+_USAGE = """\
+Both towers come with their code, which you are asked to trust, and read a video file with sound by PyAV
+(`pip install av`):
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("REPO", trust_remote_code=True)
+model = AutoModel.from_pretrained("REPO", trust_remote_code=True)
+output = model(**processor("clip.mp4", return_tensors="pt"))      # output.video_embeds, output.audio_embeds
+```"""
+
+
+def usage(plain: bool, sharded: bool) -> str:
+    """How the model is loaded."""
+    return _USAGE
+
+
+def inputs(config: AvidConfig) -> str:
+    """What a converted model's inputs are."""
+    return _AVERAGED_INPUTS if isinstance(config.audio_mean, float | int) else INPUTS
+
+
+def save_processor(config: AvidConfig, folder: Path) -> None:
+    """The processor, which takes video files."""
+    avid_processor(config).save_pretrained(folder)
+
+
+def serving(config: AvidConfig) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Inputs without the batch, and outputs of a graph."""
+    frames = (config.num_frames, config.num_channels, config.image_size, config.image_size)
+    sound = (config.num_audio_frames, config.num_bands)
+    return {"pixel_values_videos": frames, "input_values": sound}, ["video_embeds", "audio_embeds"]

@@ -1,0 +1,133 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What will the network see? A PNG: a row for each image, each view labelled with what was applied to it.
+
+The views come from the very code that trains, so what is drawn is what is learnt from.
+"""
+
+import base64
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..data.loader import epoch_order
+from ..data.modality import modality_of
+from ..data.sources import load_source, source_of
+from ..data.streams import open_stream
+from ..data.views import resolve_views
+from ..recipe import Recipe, RecipeError, model_config
+from .pictures import CELL, INK, Picture
+
+
+logger = logging.getLogger(__name__)
+
+_GAP, _LINE = 20, 17  # pixels: space around a picture, height of a line of text
+_PALE, _PAPER, _FRAME = "#5d6673", "#ffffff", "#d5dae0"
+
+
+def preview(
+    recipe: Recipe,
+    num_images: int = 4,
+    output: str | Path = "preview.png",
+    seed: int | None = None,
+    dataset=None,
+) -> Path:
+    """Draw the first images of a run's first epoch with all their views; the crops are framed in the original.
+
+    Of videos with sound: the frames of a clip, and its normalised spectrogram, from low to high.
+
+    Args:
+        seed: other images and other views than those of `recipe.train.seed`.
+        dataset: a `datasets.Dataset` instead of `recipe.data.path`.
+
+    Returns:
+        The absolute path of the PNG.
+
+    Raises:
+        RecipeError: the recipe's data or views cannot work, no image can be read, or `output` cannot be written.
+    """
+    if num_images <= 0:
+        raise RecipeError("The number of images must be greater than 0.")
+    views = resolve_views(recipe.views, recipe.method)
+    config = model_config(recipe, image_size=views[0].size)
+    modality = modality_of(config)
+    drawing, stage1, medium = modality.half(__package__), modality.stage1(views, config, recipe), modality.medium
+    if recipe.data.streaming:
+        source = open_stream(recipe.data, kind=medium).head(num_images + 100)
+    else:
+        source = load_source(recipe.data, kind=medium) if dataset is None else source_of(dataset, recipe.data, medium)
+    seed = recipe.train.seed if seed is None else seed
+    rows, problem = [], ""
+    for index in epoch_order(len(source), seed, 0)[: num_images + 100].tolist():
+        try:
+            rows.append(drawing.row(source, index, stage1, (seed, 0, index)))
+        except Exception as error:  # a loader takes another image too
+            problem = f"{source.name(index)} ({error})"
+            logger.warning(f"Skipped {problem}")
+        if len(rows) == num_images:
+            break
+    if not rows:
+        raise RecipeError(f"No image could be read, the last one tried was {problem}.")
+    title = f"{recipe.method}: {drawing.title(views)}, colors by the {recipe.views.photometric} pipeline"
+    path = Path(output).expanduser().resolve()
+    try:
+        _grid(rows, title).save(path, "PNG")
+    except OSError as error:
+        raise RecipeError(f"The preview could not be written to {path} ({error}).") from error
+    return path
+
+
+def terminal_image(path: Path, environment: Mapping[str, str]) -> str | None:
+    """Escape codes that show a PNG in the terminal whose `environment` this is; None for one that has no pictures.
+
+    Kitty's protocol (kitty, Ghostty, Konsole) and iTerm2's (iTerm2, WezTerm, mintty); neither passes tmux or screen.
+    """
+    if environment.get("TMUX") or environment.get("TERM", "").startswith("screen"):
+        return None
+    content = base64.standard_b64encode(path.read_bytes()).decode()
+    kitty = ("KITTY_WINDOW_ID", "GHOSTTY_RESOURCES_DIR", "KONSOLE_VERSION")
+    if any(name in environment for name in kitty):
+        parts = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+        keys = ["a=T,f=100,m=1"] + ["m=1"] * (len(parts) - 1)
+        keys[-1] = keys[-1].replace("m=1", "m=0")
+        return "".join(f"\033_G{key};{part}\033\\" for key, part in zip(keys, parts, strict=True))
+    if environment.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm", "mintty"):
+        return f"\033]1337;File=inline=1;width=100%;preserveAspectRatio=1:{content}\a"
+    return None
+
+
+def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
+    bold, plain = ImageFont.load_default(size=14), ImageFont.load_default(size=13)
+    texts = [[_wrapped(lines, plain) for _, _, lines, _ in row] for row in rows]
+    heights = [CELL + (2 + max(map(len, lines))) * _LINE + _GAP for lines in texts]
+    columns, top = len(rows[0]), _GAP + 2 * _LINE
+    canvas = Image.new("RGB", (_GAP + columns * (CELL + _GAP), top + sum(heights)), _PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((_GAP, _GAP - 4), title, INK, font=ImageFont.load_default(size=18))
+    for row, row_texts, height in zip(rows, texts, heights, strict=True):
+        for c, ((picture, name, _, color), lines) in enumerate(zip(row, row_texts, strict=True)):
+            left = _GAP + c * (CELL + _GAP)
+            width, tall = picture.size
+            pen.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline=_FRAME)
+            canvas.paste(picture, (left + (CELL - width) // 2, top + (CELL - tall) // 2))
+            below = top + CELL + 6
+            pen.rectangle((left - 1, below, left + CELL, below + 2), fill=color)
+            pen.text((left, below + 6), name, color, font=bold)
+            for n, line in enumerate(lines, 1):
+                pen.text((left, below + 8 + n * _LINE), line, _PALE, font=plain)
+        top += height
+    return canvas
+
+
+def _wrapped(lines: list[str], font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines no wider than a cell, cut between words, or anywhere in a word that is too long."""
+    wrapped = []
+    for line in lines:
+        while font.getlength(line) > CELL:
+            fits = max(n for n in range(1, len(line)) if font.getlength(line[:n]) <= CELL)
+            cut = line.rfind(" ", 1, fits + 1) + 1 or fits
+            wrapped.append(line[:cut])
+            line = line[cut:]
+        wrapped.append(line)
+    return wrapped
