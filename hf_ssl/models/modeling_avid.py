@@ -26,8 +26,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones_ssl import backbone_blocks, use_checkpointing
 from .configuration_avid import AvidConfig
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision, gather_batch, rank, world_size
 from .modeling_ssl import MLP, SSLForPreTrainingOutput, SSLPreTrainedModel
-from .processes_ssl import all_reduce_mean, at_least_float32, full_precision, gather_batch, rank, world_size
 from .towers_avid import AudioTower, VideoTower
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_barlow_twins import BarlowTwinsConfig
+from .distributed_ssl import all_reduce_sum, at_least_float32, full_precision, world_size
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
@@ -19,7 +20,6 @@ from .modeling_ssl import (
     SSLPreTrainedModel,
     two_views,
 )
-from .processes_ssl import all_reduce_sum, at_least_float32, full_precision, world_size
 
 
 def barlow_twins_loss(

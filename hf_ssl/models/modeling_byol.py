@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_byol import ByolConfig
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
@@ -21,7 +22,6 @@ from .modeling_ssl import (
     SSLPreTrainedModel,
     two_views,
 )
-from .processes_ssl import all_reduce_mean, at_least_float32, full_precision
 
 
 def byol_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simsiam import SimSiamConfig
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
@@ -18,7 +19,6 @@ from .modeling_ssl import (
     SSLPreTrainedModel,
     two_views,
 )
-from .processes_ssl import all_reduce_mean, at_least_float32, full_precision
 
 
 def simsiam_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:

@@ -14,16 +14,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_swav import SwavConfig
-from .modeling_ssl import (
-    MLP,
-    SSLForImageClassification,
-    SSLForPreTrainingOutput,
-    SSLModel,
-    SSLPreTrainedModel,
-    init_linear_as_torch,
-    split_views,
-)
-from .processes_ssl import (
+from .distributed_ssl import (
     all_reduce_max,
     all_reduce_mean,
     all_reduce_sum,
@@ -32,6 +23,15 @@ from .processes_ssl import (
     gather_batch,
     rank,
     world_size,
+)
+from .modeling_ssl import (
+    MLP,
+    SSLForImageClassification,
+    SSLForPreTrainingOutput,
+    SSLModel,
+    SSLPreTrainedModel,
+    init_linear_as_torch,
+    split_views,
 )
 
 
