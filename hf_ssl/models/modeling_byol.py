@@ -67,10 +67,7 @@ class ByolModel(SSLModel):
 
 
 class ByolForPreTraining(SSLPreTrainedModel):
-    """Online encoder, projector and predictor; target encoder and projector, their moving average.
-
-    Only parameters are averaged: the target normalises by its own batches and keeps its own running statistics.
-    """
+    """Online encoder, projector and predictor; target encoder and projector, their moving average."""
 
     config: ByolConfig
 
@@ -85,8 +82,6 @@ class ByolForPreTraining(SSLPreTrainedModel):
         self.target_projector = MLP(width, (config.projector_hidden, config.projector_dim), **biases)
         self._tau = config.tau_base
         self.post_init()
-        self.copy_missing_targets({name for name, _ in self.named_parameters()})
-        self.freeze_targets()
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SSLForPreTrainingOutput:
@@ -103,35 +98,14 @@ class ByolForPreTraining(SSLPreTrainedModel):
             loss=loss, embeddings=torch.stack(predictions, 1), features=torch.stack(features, 1).detach()
         )
 
-    @torch.no_grad()
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         """xi <- tau xi + (1 - tau) theta, with the updated theta and the tau of `step`."""
         cosine = self.config.tau_schedule == "cosine"
         self._tau = tau_at(step, num_steps, self.config.tau_base) if cosine else self.config.tau_base
-        online, target = zip(*self._pairs().values(), strict=True)
-        torch._foreach_lerp_(list(target), list(online), 1 - self._tau)
+        self.update_targets(self._tau)
 
     def metrics(self) -> dict[str, float]:
         return {"tau": self._tau}
-
-    def freeze_targets(self) -> None:
-        self.target_encoder.requires_grad_(False)
-        self.target_projector.requires_grad_(False)
-
-    @torch.no_grad()
-    def copy_missing_targets(self, missing: set[str]) -> None:
-        for name, (online, target) in self._pairs().items():
-            if name in missing:
-                target.copy_(online)
-
-    def _pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Name of every target parameter -> (online, target)."""
-        online = dict(self.named_parameters())
-        return {
-            name: (online[name.removeprefix("target_")], parameter)
-            for name, parameter in self.named_parameters()
-            if name.startswith("target_")
-        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -112,17 +112,46 @@ class SSLPreTrainedModel(PreTrainedModel):
         """The weights that are of use to others."""
         return self.state_dict()
 
-    def freeze_targets(self) -> None:
-        """Take the gradient from whatever must not learn; loading gives it back, so it is repeated after loading."""
+    def post_init(self) -> None:
+        """Targets start as copies of the online modules. What `__init__` froze stays frozen after loading."""
+        super().post_init()
+        self.copy_to_targets()
+        self.freeze_targets()
+        self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
 
-    def copy_missing_targets(self, missing: set[str]) -> None:
-        """Copy online weights to the target where a checkpoint had none (`missing`: names)."""
+    def target_pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Name of every target parameter -> (online, target).
+
+        A module named `target_x` is the target of the module `x`. Only parameters belong to a pair: a target
+        normalizes by its own batches and keeps its own running statistics.
+        """
+        own = dict(self.named_parameters())
+        return {n: (own[n.removeprefix("target_")], p) for n, p in own.items() if n.startswith("target_")}
+
+    @torch.no_grad()
+    def update_targets(self, tau: float) -> None:
+        """target <- tau target + (1 - tau) online."""
+        online, target = zip(*self.target_pairs().values(), strict=True)
+        torch._foreach_lerp_(list(target), list(online), 1 - tau)
+
+    @torch.no_grad()
+    def copy_to_targets(self, names: set[str] | None = None) -> None:
+        """target <- online, for the target parameters of these names, or for all."""
+        for name, (online, target) in self.target_pairs().items():
+            if names is None or name in names:
+                target.copy_(online)
+
+    def freeze_targets(self) -> None:
+        """Targets get no gradient."""
+        for _, target in self.target_pairs().values():
+            target.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model.copy_missing_targets(set(info["missing_keys"]))
-        model.freeze_targets()
+        model.copy_to_targets(set(info["missing_keys"]))
+        for name in model._frozen:  # loading gives them a gradient again
+            model.get_parameter(name).requires_grad_(False)
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -159,8 +188,7 @@ class SSLPreTrainedModel(PreTrainedModel):
         """
         encoder = self if isinstance(self, SSLModel) else self.encoder
         load_backbone(encoder.backbone, tensors, source)
-        self.copy_missing_targets({name for name, _ in self.named_parameters()})
-        self.freeze_targets()
+        self.copy_to_targets()
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with the code of every class of the method beside the weights."""
