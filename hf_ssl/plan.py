@@ -173,7 +173,7 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
             track_frozen(model)
         model.to_empty(device="cpu")
         inputs = _inputs(views, batch, config)
-        model.assume_started()
+        model.before_simulation()
         tracker = FSDPMemTracker(model) if world > 1 else MemTracker()
         if world > 1:
             tracker.track_inputs(tuple(inputs))

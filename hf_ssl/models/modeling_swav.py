@@ -247,8 +247,8 @@ class SwavForPreTraining(SSLPreTrainedModel):
             "prototypes_used": used / sum(self.config.prototype_counts),
         }
 
-    def export_state_dict(self) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.state_dict().items() if name != "queue"}
+    def export_parts(self) -> tuple[SwavConfig, dict[str, torch.Tensor]]:
+        return self.config, {name: tensor for name, tensor in self.state_dict().items() if name != "queue"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -632,8 +632,8 @@ def test_the_queue_is_in_checkpoints_but_not_in_what_is_exported(tmp_path):
     model = build("swav", queue_length=8, queue_start_epoch=0).train()
     step(model, learner(model), {"pixel_values": views()}, 0)
     assert model.state_dict()["queue"].any()
-    assert model.export_state_dict().keys() == model.state_dict().keys() - {"queue"}
-    model.save_pretrained(tmp_path, state_dict=model.export_state_dict())
+    assert model.export_parts()[1].keys() == model.state_dict().keys() - {"queue"}
+    model.save_pretrained(tmp_path, state_dict=model.export_parts()[1])
     loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not loaded.queue.any() and not info["missing_keys"]
     assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
@@ -685,7 +685,7 @@ def test_several_matrices_of_prototypes_are_swav_on_each_and_the_loss_is_their_m
 
 def test_several_matrices_of_prototypes_are_exported(tmp_path):
     model = trained_a_little("swav", num_prototypes=(6, 9), queue_length=8, queue_start_epoch=0)
-    model.save_pretrained(tmp_path, state_dict=model.export_state_dict())
+    model.save_pretrained(tmp_path, state_dict=model.export_parts()[1])
     loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.num_prototypes == [6, 9]
     inputs = views()
