@@ -244,6 +244,12 @@ class AvidForPreTraining(AvidPreTrainedModel):
     Everything remembered is a buffer, the same on every process.
     """
 
+    title = "AVID"
+    paper = "https://huggingface.co/papers/2004.12943"
+    citation = "morgado2021avid"
+    views = "avid"
+    collapse = "The embeddings of all clips stay nearly the same, and video_to_audio_r1 stays at chance."
+
     _keys_to_ignore_on_load_missing = _REMEMBERED
 
     def __init__(self, config: AvidConfig):

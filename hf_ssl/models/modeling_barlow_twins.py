@@ -78,6 +78,12 @@ class BarlowTwinsModel(SSLModel):
 class BarlowTwinsForPreTraining(SSLPreTrainedModel):
     """Encoder, projector, and a BatchNorm without scale that only keeps running statistics, as the released one."""
 
+    title = "Barlow Twins"
+    paper = "https://huggingface.co/papers/2103.03230"
+    citation = "zbontar2021barlow"
+    views = "barlow_twins"
+    collapse = "All entries of C vanish, and the loss stays near the width of the projections."
+
     config: BarlowTwinsConfig
 
     def __init__(self, config: BarlowTwinsConfig):

@@ -69,6 +69,12 @@ class ByolModel(SSLModel):
 class ByolForPreTraining(SSLPreTrainedModel):
     """Online encoder, projector and predictor; target encoder and projector, their moving average."""
 
+    title = "BYOL"
+    paper = "https://huggingface.co/papers/2006.07733"
+    citation = "grill2020byol"
+    views = "byol"
+    collapse = "The loss falls to 0 within a few steps, and the embeddings of all images become equal."
+
     config: ByolConfig
 
     def __init__(self, config: ByolConfig):

@@ -57,6 +57,12 @@ class SimSiamModel(SSLModel):
 class SimSiamForPreTraining(SSLPreTrainedModel):
     """Encoder, projector and predictor, shared by both views."""
 
+    title = "SimSiam"
+    paper = "https://huggingface.co/papers/2011.10566"
+    citation = "chen2021simsiam"
+    views = "simsiam"
+    collapse = "The loss falls to -1 within a few steps, and the embeddings of all images become equal."
+
     config: SimSiamConfig
 
     def __init__(self, config: SimSiamConfig):

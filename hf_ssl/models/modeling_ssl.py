@@ -68,13 +68,19 @@ class MLP(nn.Sequential):
 class SSLPreTrainedModel(PreTrainedModel):
     """Base of all models, and what the author of a method needs to know.
 
-    A method is a configuration and an `XForPreTraining`, whose `forward` returns an `SSLForPreTrainingOutput`. It has an
-    `encoder` (an `SSLModel`). Whatever it remembers between steps is a parameter or a buffer, so that checkpoints are
-    complete. It may override these seven hooks. `step` counts optimizer steps from 0.
+    A method is a configuration and an `XForPreTraining`, whose `forward` returns an `SSLForPreTrainingOutput`. Its
+    `encoder` is an `SSLModel`. Whatever it remembers between steps is a parameter or a buffer, so that checkpoints are
+    complete.
+
+    Class attributes state its facts: `title`, its name in cards; `paper`, a URL; `citation`, BibTeX (ours are keys of
+    `model_cards/citations.bib`); `views`, the preset of views that it uses by default; `collapse`, a sentence on how a
+    collapsed run shows.
+
+    It may override seven hooks. `step` counts optimizer steps from 0.
 
     - `before_step(step, num_steps, steps_per_epoch)`: before the first forward pass of a step.
-    - `before_optimizer_step(step, num_steps, steps_per_epoch)`: after the backward pass, when gradients are summed over
-      processes, for instance to drop some of them.
+    - `before_optimizer_step(step, num_steps, steps_per_epoch)`: after the backward pass, with the gradients of the
+      global batch, for instance to drop some of them.
     - `after_step(step, num_steps, steps_per_epoch)`: after the optimizer's step, for instance to update targets.
     - `metrics()`: scalars of the last step to log.
     - `prepare(missing, batches)`: once before the first step of a new run, in evaluation mode, without gradients.
@@ -88,6 +94,11 @@ class SSLPreTrainedModel(PreTrainedModel):
     it by `update_targets(tau)` or `copy_to_targets()`. Other parameters that `__init__` freezes stay frozen, too.
     """
 
+    title = ""
+    paper = ""
+    citation = ""
+    views = ""
+    collapse = ""
     config: SSLConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
@@ -142,16 +153,10 @@ class SSLPreTrainedModel(PreTrainedModel):
             ValueError: a target without an online module.
         """
         own = dict(self.named_parameters())
-        pairs = {}
-        for name, target in own.items():
-            if name.startswith("target_"):
-                online = own.get(name.removeprefix("target_"))
-                if online is None:
-                    raise ValueError(
-                        f"{name} follows no parameter; name a target as its online module, after target_."
-                    )
-                pairs[name] = online, target
-        return pairs
+        names = {name: name.removeprefix("target_") for name in own if name.startswith("target_")}
+        if alone := set(names.values()) - own.keys():
+            raise ValueError(f"target_{min(alone)} has no online parameter {min(alone)} to follow; rename its module.")
+        return {name: (own[online], own[name]) for name, online in names.items()}
 
     @torch.no_grad()
     def update_targets(self, tau: float) -> None:
@@ -195,9 +200,8 @@ class SSLPreTrainedModel(PreTrainedModel):
         source = timm.create_model(name, pretrained=True, num_classes=0)
         if config is None:
             fields = timm_fields(name, source)
-            config = cls.config_class(
-                **{cls.config_class.encoder_field(key): value for key, value in fields.items()} | changes
-            )
+            named = {cls.config_class.encoder_field(field): value for field, value in fields.items()}
+            config = cls.config_class(**named | changes)
         model = cls(config)
         model.load_encoder(source.state_dict(), name)
         return model

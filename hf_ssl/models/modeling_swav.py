@@ -116,6 +116,12 @@ class SwavForPreTraining(SSLPreTrainedModel):
     ones, and the queue starts at its epoch.
     """
 
+    title = "SwAV"
+    paper = "https://huggingface.co/papers/2006.09882"
+    citation = "caron2020swav"
+    views = "swav"
+    collapse = "All images get the same code: loss and assignment_entropy stay at the logarithm of num_prototypes."
+
     config: SwavConfig
     _keys_to_ignore_on_load_missing = [r"^queue$"]
 
