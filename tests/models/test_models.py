@@ -19,6 +19,7 @@ from hf_ssl import models
 from hf_ssl.models import METHODS as ALL_METHODS
 from hf_ssl.models import swav_loss
 from hf_ssl.models.backbones_ssl import backbone_blocks
+from hf_ssl.models.modeling_swav import Queue
 from hf_ssl.recipe import load_recipe
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
@@ -622,9 +623,9 @@ def test_the_queue_starts_at_its_epoch_and_holds_the_newest_features_first():
 def test_scores_of_the_queue_are_single_precision_under_autocast():
     model = build("swav", queue_length=8, queue_start_epoch=0).train()
     model.queue.copy_(F.normalize(torch.randn_like(model.queue), dim=2))
-    queue, rows, z = model.queue.clone(), torch.randn(4, 6), F.normalize(torch.randn(4, WIDTH), dim=1)
+    queue, rows = model.queue.clone(), torch.randn(4, 6)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = model._with_queue(0, rows, z)
+        scores = torch.cat([Queue(model.queue[0], len(rows)).scores(model.prototypes), rows])
     assert torch.allclose(scores, torch.cat([queue[0] @ model.prototypes.weight.T, rows]), atol=1e-6)
 
 
