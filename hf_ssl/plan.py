@@ -175,7 +175,7 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
         model.to_empty(device="cpu")
         shapes = modality_of(config).input_shapes(views, batch, config)
         inputs = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes.values()]
-        model.assume_started()
+        model.before_simulation()
         tracker = FSDPMemTracker(model) if world > 1 else MemTracker()
         if world > 1:
             tracker.track_inputs(tuple(inputs))

@@ -19,27 +19,12 @@ from huggingface_hub import EvalResult, ModelCardData
 import hf_ssl
 
 from ..data.modality import modality_of
-from ..models import SSLConfig, rebuildable_by_timm
+from ..models import METHODS, SSLConfig, rebuildable_by_timm
 from ..recipe import Recipe
 from .published import beside
 
 
-PAPERS = {
-    "avid": ("AVID", "Audio-Visual Instance Discrimination with Cross-Modal Agreement", "2004.12943"),
-    "barlow_twins": ("Barlow Twins", "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", "2103.03230"),
-    "byol": ("BYOL", "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", "2006.07733"),
-    "simsiam": ("SimSiam", "Exploring Simple Siamese Representation Learning", "2011.10566"),
-    "swav": ("SwAV", "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", "2006.09882"),
-}
-
-CITED = {  # method, or preset of the views -> entries of citations.bib
-    "avid": ("morgado2021avid",),
-    "barlow_twins": ("zbontar2021barlow",),
-    "byol": ("grill2020byol",),
-    "simsiam": ("chen2021simsiam",),
-    "swav": ("caron2020swav",),
-    "seer": ("goyal2021seer", "goyal2022seer", "caron2020swav"),
-}
+SEER = "goyal2021seer goyal2022seer caron2020swav"  # what its preset of views cites
 
 ROWS = (
     ("knn_raw_pixels", "kNN accuracy of raw pixels", "{:.1%}"),
@@ -100,11 +85,26 @@ def templates_folder() -> Path:
     return inside if inside.is_dir() else Path(hf_ssl.__file__).parent.parent / "model_cards"
 
 
+def entries(subject: str) -> str:
+    """The BibTeX of a method, or of "seer"; a method's class has it, or its keys in citations.bib."""
+    cited = SEER if subject == "seer" else METHODS[subject][1].citation
+    if "@" in cited:
+        return cited.strip()
+    known = (templates_folder() / "citations.bib").read_text().strip().split("\n\n")
+    found = {entry.partition("{")[2].partition(",")[0]: entry for entry in known}
+    return "\n\n".join(found[key] for key in cited.split())
+
+
 def bibtex(subject: str) -> str:
     """The entries of a method, or of "seer", as a fenced block."""
-    entries = (templates_folder() / "citations.bib").read_text().strip().split("\n\n")
-    found = {entry.partition("{")[2].partition(",")[0]: entry for entry in entries}
-    return "```bibtex\n" + "\n\n".join(found[key] for key in CITED[subject]) + "\n```"
+    return f"```bibtex\n{entries(subject)}\n```"
+
+
+def paper_link(method: str) -> str:
+    """The title of a method's paper, as BibTeX has it, with its link."""
+    model_class = METHODS[method][1]
+    found = re.search(r"\btitle\s*=\s*\{(.+)\},?$", entries(method), re.MULTILINE)
+    return f"[{found[1] if found else model_class.title}]({model_class.paper})"
 
 
 def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded: bool = False) -> str:
@@ -114,15 +114,14 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
         recipe: the one to share, `recipe.shareable()`.
         sharded: the encoder's weights are in several files, which timm does not read by itself.
     """
-    method, title, paper = PAPERS[recipe.method]
+    method = METHODS[recipe.method][1].title
     plain, modality = rebuildable_by_timm(config), modality_of(config)
     words, kind, backbone = modality.half(__package__), modality.name, " and ".join(config.backbones)
     template = Template((templates_folder() / "template.md").read_text())
     text = template.substitute(
         metadata=_metadata(recipe, words.PIPELINE_TAG, plain, results).to_yaml(),
         name=results.card.get("name", f"{method}, {backbone}"),
-        title=title,
-        paper=paper,
+        paper=paper_link(recipe.method),
         backbone=backbone,
         purpose=words.PURPOSE.format(config=config),
         data=", ".join(results.card.get("datasets", ())) or recipe.data.path or _UNNAMED,
@@ -151,7 +150,7 @@ def render_converted(
         left_out: parts of the file that were.
         subfolders: of "pretraining" and "classification", what there is beside the encoder.
     """
-    method, title, paper = PAPERS[config.model_type]
+    method = METHODS[config.model_type][1].title
     plain, words, backbone = rebuildable_by_timm(config), modality_of(config).half(__package__), config.backbones
     classes = {"pretraining": "AutoModelForPreTraining", "classification": "AutoModelForImageClassification"}
     load = '{}.from_pretrained("REPO", subfolder="{}", trust_remote_code=True)'
@@ -164,8 +163,7 @@ def render_converted(
         origin | {"project": origin["project"] or "a project that its names do not tell"},
         metadata=metadata.to_yaml(),
         name=f"{method}, {' and '.join(backbone)}",
-        title=title,
-        paper=paper,
+        paper=paper_link(config.model_type),
         usage=words.usage(plain, sharded),
         inputs=words.inputs(config),
         parts="\n".join(f"- `{load.format(classes[name], name)}`" for name in subfolders) or "- nothing",
@@ -175,7 +173,7 @@ def render_converted(
 
 
 def _metadata(recipe: Recipe, pipeline_tag: str, plain: bool, results: Results) -> ModelCardData:
-    method = PAPERS[recipe.method][0]
+    method = METHODS[recipe.method][1].title
     said = {"name": f"{method} {recipe.model.get('backbone', '')}".strip()} | results.card
     measured = None
     if "knn" in results.final and results.measured.get("num_classes") != 1:  # of which any encoder gets 100 %

@@ -28,8 +28,8 @@ def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
     ours, place = recipe.model, recipe.model.get("init_from")
     if place is None:
         return None
-    config_class, model_class = METHODS[recipe.method]
-    name = {field: model_class.encoder_field(field) for field in SSLConfig().to_dict()}
+    config_class = METHODS[recipe.method][0]
+    name = {field: config_class.encoder_field(field) for field in SSLConfig().to_dict()}
     key = name["backbone"]
     try:
         encoder, described = _open(place)

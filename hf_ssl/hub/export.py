@@ -42,7 +42,7 @@ def export(
         RecipeError: the disk refused it.
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
-        model = METHODS[model.config.model_type][1](model.export_config())
+        model = METHODS[model.config.model_type][1](model.export_parts()[0])
     recover_folder(Path(folder))
     recipe, results = recipe.shareable(), replace(results, card=results.card or said_of(folder))
     files = {
@@ -146,7 +146,7 @@ def save_pretraining(
 ) -> None:
     """`folder/pretraining`: every weight of the method; its code goes to `folder`, where transformers looks for it."""
     subfolder = folder / name
-    state = {name: tensors[name] for name in model.export_state_dict()}
+    state = {name: tensors[name] for name in model.export_parts()[1]}
     model.save_pretrained(subfolder, state_dict=state, max_shard_size=MAX_FILE_SIZE)
     for file in subfolder.glob("*.py"):
         os.replace(file, folder / file.name)

@@ -4,8 +4,10 @@
 Every file here ships inside model repositories: flat, importing only from its siblings.
 """
 
+import sys
+
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .backbones_ssl import (
     backbone_kwargs,
@@ -37,25 +39,32 @@ from .modeling_barlow_twins import (
 )
 from .modeling_byol import ByolForImageClassification, ByolForPreTraining, ByolModel, byol_loss
 from .modeling_simsiam import SimSiamForImageClassification, SimSiamForPreTraining, SimSiamModel, simsiam_loss
+from .modeling_ssl import SSLPreTrainedModel
 from .modeling_swav import SwavForImageClassification, SwavForPreTraining, SwavModel, sinkhorn, swav_loss
 
 
-_CLASSES = (
-    (AvidConfig, AvidModel, AvidForPreTraining, AvidForVideoClassification, AvidForAudioClassification),
-    (BarlowTwinsConfig, BarlowTwinsModel, BarlowTwinsForPreTraining, BarlowTwinsForImageClassification),
-    (ByolConfig, ByolModel, ByolForPreTraining, ByolForImageClassification),
-    (SimSiamConfig, SimSiamModel, SimSiamForPreTraining, SimSiamForImageClassification),
-    (SwavConfig, SwavModel, SwavForPreTraining, SwavForImageClassification),
-)
+METHODS = {
+    "avid": (AvidConfig, AvidForPreTraining),
+    "barlow_twins": (BarlowTwinsConfig, BarlowTwinsForPreTraining),
+    "byol": (ByolConfig, ByolForPreTraining),
+    "simsiam": (SimSiamConfig, SimSiamForPreTraining),
+    "swav": (SwavConfig, SwavForPreTraining),
+}
 
-for _config, *_models in _CLASSES:
-    AutoConfig.register(_config.model_type, _config)
-    _config.register_for_auto_class()
-    for _model, _auto in zip(_models, _models[0].auto_classes, strict=True):
-        getattr(transformers, _auto).register(_config, _model)
-        _model.register_for_auto_class(_auto)
 
-METHODS = {config.model_type: (config, pretraining) for config, _, pretraining, *_ in _CLASSES}
+def register(config: type[PreTrainedConfig], pretraining: type[SSLPreTrainedModel]) -> None:
+    """Make a method's classes, which share a file and a prefix, known to transformers' Auto classes."""
+    AutoConfig.register(config.model_type, config)
+    config.register_for_auto_class()
+    prefix, module = config.__name__.removesuffix("Config"), sys.modules[pretraining.__module__]
+    for auto, suffix in pretraining.auto_classes.items():
+        model = getattr(module, prefix + suffix)
+        getattr(transformers, auto).register(config, model)
+        model.register_for_auto_class(auto)
+
+
+for _config, _pretraining in METHODS.values():
+    register(_config, _pretraining)
 
 __all__ = [
     "METHODS",
@@ -73,6 +82,7 @@ __all__ = [
     "ByolForPreTraining",
     "ByolModel",
     "SSLConfig",
+    "SSLPreTrainedModel",
     "SimSiamConfig",
     "SimSiamForImageClassification",
     "SimSiamForPreTraining",
@@ -90,6 +100,7 @@ __all__ = [
     "load_backbone",
     "nce_loss",
     "rebuildable_by_timm",
+    "register",
     "simsiam_loss",
     "sinkhorn",
     "swav_loss",

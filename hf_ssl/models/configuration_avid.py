@@ -4,9 +4,8 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_ssl import TINY, WIDEST, check_arguments, check_ranges
+from .configuration_ssl import TINY, WIDEST, ImageInputConfig, check_arguments, check_choices, check_ranges
 
 
 VIDEO_NETWORKS = ("r2plus1d_10", "r2plus1d_18", "r2plus1d_34")
@@ -14,7 +13,7 @@ AUDIO_NETWORKS = ("conv2d_10",)
 
 
 @strict
-class AvidConfig(PreTrainedConfig):
+class AvidConfig(ImageInputConfig):
     """Defaults: the published Kinetics configuration of Cross-AVID.
 
     Args:
@@ -67,6 +66,7 @@ class AvidConfig(PreTrainedConfig):
 
     model_type = "avid"
     modality = "clips"
+    backbone_prefix = "video_"
 
     video_backbone: str = "r2plus1d_18"
     audio_backbone: str = "conv2d_10"
@@ -92,11 +92,6 @@ class AvidConfig(PreTrainedConfig):
     positives_every_epochs: float | int = 50
     partition: str = "shared"
     exclude_anchor: bool = False
-    image_size: int = 224
-    num_channels: int = 3
-    image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
-    image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
-    crop_pct: float | int = 0.875
     interpolation: str = "bilinear"
     num_frames: int = 8
     frame_rate: float | int = 16
@@ -134,27 +129,19 @@ class AvidConfig(PreTrainedConfig):
         for backbone in self.timm_backbones:
             if backbone.startswith(("r2plus1d", "conv2d")):
                 raise ValueError(f"There is no network {backbone!r}; choose one of timm, or {ours}.")
-        choices = {
+        choices: dict[str, tuple[str, ...]] = {
             "frame_pooling": ("mean", "max"),
             "memory_dtype": ("float32", "bfloat16"),
             "agreement": ("consensus", "union", "video", "audio"),
             "partition": ("shared", "per_term"),
-            "interpolation": ("bilinear", "bicubic"),
             "spectrogram": ("linear", "mel"),
         }
-        for field, valid in choices.items():
-            if getattr(self, field) not in valid:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not possible; choose {' or '.join(valid)}.")
+        check_choices(self, choices)
 
     def validate_inputs(self):
         check_ranges(
             self,
             {
-                "image_size": (1, 8192),
-                "num_channels": (1, 1024),
-                "crop_pct": (0.01, 1),
-                "image_mean": (-1e6, 1e6),
-                "image_std": (TINY, 1e6),
                 "audio_mean": (-1e6, 1e6),
                 "audio_std": (TINY, 1e6),
                 "num_frames": (1, 10_000),
@@ -168,8 +155,6 @@ class AvidConfig(PreTrainedConfig):
         )
         check_arguments(self.video_backbone_args, "video_backbone_args")
         check_arguments(self.audio_backbone_args, "audio_backbone_args")
-        if not len(self.image_mean) == len(self.image_std) == self.num_channels:
-            raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")
         for field in ("audio_mean", "audio_std"):
             values = getattr(self, field)
             if not isinstance(values, float | int) and len(values) != self.num_bands:

@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_ssl import WIDEST, SSLConfig, check_ranges
+from .configuration_ssl import WIDEST, SSLConfig, check_choices, check_ranges
 
 
 @strict
@@ -36,5 +36,4 @@ class ByolConfig(SSLConfig):
         check_ranges(self, widths)
         if not 0 <= self.tau_base <= 1:
             raise ValueError(f"tau_base must be between 0 and 1, not {self.tau_base}.")
-        if self.tau_schedule not in ("cosine", "constant"):
-            raise ValueError(f"tau_schedule={self.tau_schedule!r} is not possible; choose cosine or constant.")
+        check_choices(self, {"tau_schedule": ("cosine", "constant")})

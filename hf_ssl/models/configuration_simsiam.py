@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_ssl import WIDEST, SSLConfig, check_ranges
+from .configuration_ssl import WIDEST, SSLConfig, check_choices, check_ranges
 
 
 @strict
@@ -33,5 +33,4 @@ class SimSiamConfig(SSLConfig):
     def validate_heads(self):
         widths = dict.fromkeys(("projector_hidden", "projector_dim", "predictor_hidden"), (1, WIDEST))
         check_ranges(self, {"projector_layers": (1, 100), **widths})
-        if self.target_update not in ("step", "epoch"):
-            raise ValueError(f"target_update={self.target_update!r} is not possible; choose step or epoch.")
+        check_choices(self, {"target_update": ("step", "epoch")})

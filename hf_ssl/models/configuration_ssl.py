@@ -43,8 +43,58 @@ def check_arguments(arguments: Any, name: str) -> None:
         raise ValueError(f"{name} must be a number up to {WIDEST}, not {str(arguments)[:30]}.")
 
 
+def check_choices(config: PreTrainedConfig, choices: dict[str, tuple[str, ...]]) -> None:
+    """Raises ValueError for a field that has none of its valid values."""
+    for field, valid in choices.items():
+        if getattr(config, field) not in valid:
+            raise ValueError(f"{field}={getattr(config, field)!r} is not possible; choose {' or '.join(valid)}.")
+
+
 @strict
-class SSLConfig(PreTrainedConfig):
+class ImageInputConfig(PreTrainedConfig):
+    """The images, or frames, that a model expects.
+
+    Args:
+        image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
+        num_channels (`int`, *optional*, defaults to 3): channels of the images.
+        image_mean, image_std (`tuple`, *optional*): normalization of images in 0..1; ImageNet's by default.
+        crop_pct (`float`, *optional*, defaults to 0.875): at inference the short side is resized to
+            `image_size / crop_pct` before the center crop.
+        interpolation (`str`, *optional*, defaults to `"bicubic"`): of that resizing.
+    """
+
+    image_size: int = 224
+    num_channels: int = 3
+    image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float | int = 0.875
+    interpolation: str = "bicubic"
+
+    backbone_prefix = ""  # of the fields that describe the encoder of images
+
+    @classmethod
+    def encoder_field(cls, name: str) -> str:
+        """What this configuration calls a field of `SSLConfig`."""
+        return cls.backbone_prefix + name if name.startswith("backbone") else name
+
+    def validate_images(self):
+        check_ranges(
+            self,
+            {
+                "image_size": (1, 8192),
+                "num_channels": (1, 1024),
+                "crop_pct": (0.01, 1),
+                "image_mean": (-1e6, 1e6),
+                "image_std": (TINY, 1e6),
+            },
+        )
+        check_choices(self, {"interpolation": ("bilinear", "bicubic")})
+        if not len(self.image_mean) == len(self.image_std) == self.num_channels:
+            raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")
+
+
+@strict
+class SSLConfig(ImageInputConfig):
     """Base of every method's configuration.
 
     Args:
@@ -60,12 +110,7 @@ class SSLConfig(PreTrainedConfig):
         first_shortcut (`str`, *optional*, defaults to `"identity"`): `"projection"` puts a convolution and BatchNorm
             into the shortcut of a ResNet's first block, as DeepMind's ResNet-18 and 34 have them; bottlenecks have
             them anyhow.
-        image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
-        num_channels (`int`, *optional*, defaults to 3): channels of the images.
-        image_mean, image_std (`tuple`, *optional*): normalisation of images in 0..1; ImageNet's by default.
-        crop_pct (`float`, *optional*, defaults to 0.875): at inference the short side is resized to
-            `image_size / crop_pct` before the centre crop.
-        interpolation (`str`, *optional*, defaults to `"bicubic"`): of that resizing.
+        image_size, num_channels, image_mean, image_std, crop_pct, interpolation: see `ImageInputConfig`.
         zero_init_residual (`bool`, *optional*, defaults to `False`): start residual branches at zero, where timm's
             blocks can (ResNet, RegNet).
     """
@@ -76,12 +121,6 @@ class SSLConfig(PreTrainedConfig):
     stem: str = "imagenet"
     padding: str = "torch"
     first_shortcut: str = "identity"
-    image_size: int = 224
-    num_channels: int = 3
-    image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
-    image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
-    crop_pct: float | int = 0.875
-    interpolation: str = "bicubic"
     zero_init_residual: bool = False
 
     @property
@@ -94,28 +133,8 @@ class SSLConfig(PreTrainedConfig):
         """timm models that the method is built on."""
         return [self.backbone]
 
-    def validate_choices(self):
-        choices = {
-            "stem": ("imagenet", "small", "small_linear", "wide"),
-            "padding": ("torch", "same"),
-            "first_shortcut": ("identity", "projection"),
-            "interpolation": ("bilinear", "bicubic"),
-        }
-        for field, valid in choices.items():
-            if getattr(self, field) not in valid:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not possible; choose {' or '.join(valid)}.")
-
-    def validate_images(self):
-        check_ranges(
-            self,
-            {
-                "image_size": (1, 8192),
-                "num_channels": (1, 1024),
-                "crop_pct": (0.01, 1),
-                "image_mean": (-1e6, 1e6),
-                "image_std": (TINY, 1e6),
-            },
-        )
+    def validate_backbone(self):
+        stems = ("imagenet", "small", "small_linear", "wide")
+        shortcuts = ("identity", "projection")
+        check_choices(self, {"stem": stems, "padding": ("torch", "same"), "first_shortcut": shortcuts})
         check_arguments(self.backbone_args, "backbone_args")
-        if not len(self.image_mean) == len(self.image_std) == self.num_channels:
-            raise ValueError(f"image_mean and image_std must have num_channels={self.num_channels} numbers each.")

@@ -13,6 +13,7 @@ it says.
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +25,9 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_ssl import backbone_blocks, use_checkpointing
 from .configuration_avid import AvidConfig
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision, gather_batch, rank, world_size
 from .modeling_ssl import MLP, SSLForPreTrainingOutput, SSLPreTrainedModel
-from .processes_ssl import all_reduce_mean, at_least_float32, full_precision, gather_batch, rank, world_size
 from .towers_avid import AudioTower, VideoTower
 
 
@@ -164,22 +164,6 @@ class AvidPreTrainedModel(SSLPreTrainedModel):
         "AutoModelForAudioClassification": "ForAudioClassification",
     }
 
-    @classmethod
-    def encoder_field(cls, name: str) -> str:
-        """The video tower is the encoder of images."""
-        return f"video_{name}" if name.startswith("backbone") else name
-
-    def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
-        """Give the video tower the tensors of a timm network, which sees single frames.
-
-        Raises:
-            ValueError: it is no timm network, or tensors are missing, left over or of another shape.
-        """
-        tower = getattr(getattr(self, "encoder", self), "video_tower", None)
-        if tower is None or tower.published:
-            raise ValueError(f"{source} needs a video tower of timm; set video_backbone to its name.")
-        tower.backbone.load_encoder(tensors, source)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, _ConvNd):
@@ -207,18 +191,18 @@ class AvidModel(AvidPreTrainedModel):
             if heads:
                 norm = {"batch_norm": config.head_batch_norm, "hidden_bias": True, "output_bias": True}
                 self.add_module(f"{modality}_projector", MLP(tower.num_features, config.projector_dims, **norm))
-        self._checkpointing = False
         self.post_init()
 
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Recompute activations in the backward pass; transformers' switch sets this, whatever its name."""
-        return self._checkpointing
+    def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
+        """Give the video tower the tensors of a timm network, which sees single frames.
 
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool) -> None:
-        use_checkpointing(backbone_blocks(self), enable)
-        self._checkpointing = enable
+        Raises:
+            ValueError: it is no timm network, or tensors are missing, left over or of another shape.
+        """
+        tower = getattr(self, "video_tower", None)
+        if tower is None or tower.published:
+            raise ValueError(f"{source} needs a video tower of timm; set video_backbone to its name.")
+        tower.backbone.load_encoder(tensors, source)
 
     @can_return_tuple
     def forward(
@@ -260,8 +244,13 @@ class AvidForPreTraining(AvidPreTrainedModel):
     Everything remembered is a buffer, the same on every process.
     """
 
+    title = "AVID"
+    paper = "https://huggingface.co/papers/2004.12943"
+    citation = "morgado2021avid"
+    views = "avid"
+    collapse = "The embeddings of all clips stay nearly the same, and video_to_audio_r1 stays at chance."
+
     _keys_to_ignore_on_load_missing = _REMEMBERED
-    refilled = frozenset({"video_memory", "audio_memory"})
 
     def __init__(self, config: AvidConfig):
         super().__init__(config)
@@ -388,7 +377,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
             self._known = {group for group, z in enumerate(self.normalizer.tolist()) if z >= 0}
             self._found = self._found or bool(self.positive_set[0, 0] >= 0)
 
-    def assume_started(self) -> None:
+    def before_simulation(self) -> None:
         self._seed, self._known, self._found = 0, {0, 1, 2}, True
 
     def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
@@ -431,11 +420,12 @@ class AvidForPreTraining(AvidPreTrainedModel):
             rows = momentum * memory[indices].to(z.dtype) + (1 - momentum) * z
             memory[indices] = F.normalize(rows, dim=1).to(memory.dtype)
 
-    @torch.no_grad()
-    def refill(self, pixel_values_videos: torch.Tensor, input_values: torch.Tensor, indices: torch.Tensor) -> None:
-        """The memories become the present embeddings."""
-        embeddings = self(pixel_values_videos, input_values).embeddings
-        self.remember(*embeddings.unbind(1), indices, momentum=0.0)
+    def prepare(self, missing: set[str], batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """Memories that a warm start did not find become the present embeddings of all clips."""
+        if missing & {"video_memory", "audio_memory"}:
+            for batch in batches:
+                embeddings = self(batch["pixel_values_videos"], batch["input_values"]).embeddings
+                self.remember(*embeddings.unbind(1), batch["indices"], momentum=0.0)
 
     def metrics(self) -> dict[str, float]:
         """The terms of the last batch's loss, and the normalisers that are known."""
@@ -443,11 +433,12 @@ class AvidForPreTraining(AvidPreTrainedModel):
         found = {f"loss_{name}": term.item() for name, term in self._terms.items()}
         return found | {names[group]: self.normalizer[group].item() for group in sorted(self._known)}
 
-    def export_config(self) -> AvidConfig:
+    def export_parts(self) -> tuple[AvidConfig, dict[str, torch.Tensor]]:
         """Memories are of use only beside the very clips, so an export has none."""
         config = copy.deepcopy(self.config)
         config.num_instances = 0
-        return config
+        memories = dict(self.named_buffers(recurse=False))
+        return config, {name: tensor for name, tensor in self.state_dict().items() if name not in memories}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

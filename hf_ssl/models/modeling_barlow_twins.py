@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_barlow_twins import BarlowTwinsConfig
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision, world_size
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
@@ -19,45 +20,54 @@ from .modeling_ssl import (
     SSLPreTrainedModel,
     two_views,
 )
-from .processes_ssl import all_reduce_sum, at_least_float32, full_precision, world_size
 
 
 def barlow_twins_loss(
     z_a: torch.Tensor, z_b: torch.Tensor, lambd: float = 0.0051, eps: float = 1e-5, center: bool = True
 ) -> torch.Tensor:
-    """sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2 over the global batch (eq. 1).
+    """sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2 over the global batch (eq. 1, Algorithm 1).
 
-    C is the cross-correlation of features, each standardised by its mean and biased variance (plus `eps`) over the
-    global batch. `center=False` takes eq. 2 literally instead: an un-centred cosine, not a correlation.
+    C is the cross-correlation of features, each standardized by its mean and biased variance (plus `eps`) over the
+    global batch. `center=False` takes eq. 2 literally instead: an uncentered cosine, not a correlation.
 
     Args:
         z_a, z_b: projections (B, D) of the two views on this process.
     """
-    return _loss_and_statistics(z_a, z_b, lambd, eps, center)[0]
-
-
-def _loss_and_statistics(z_a, z_b, lambd, eps, center):
     with full_precision(z_a):
-        z_a, z_b = at_least_float32(z_a), at_least_float32(z_b)
-        a, *stats_a = _standardize(z_a, eps, center)  # (B, D)
-        b, *stats_b = _standardize(z_b, eps, center)
-        c = all_reduce_sum(a.T @ b) / (len(z_a) * world_size())  # (D, D)
-        diagonal = c.diagonal()
-        off_diagonal = c.square().sum() - diagonal.square().sum()
-        loss = (diagonal - 1).square().sum() + lambd * off_diagonal
-    return loss, stats_a, stats_b
+        z_a, z_b = (_standardize(at_least_float32(z), eps, center) for z in (z_a, z_b))  # (B, D) each
+        c = all_reduce_mean(z_a.T @ z_b / len(z_a))  # (D, D)
+        diagonal = c.diagonal()  # (D,)
+        off_diagonal = c.square().sum() - diagonal.square().sum()  # a difference needs no D x D mask
+        return (diagonal - 1).square().sum() + lambd * off_diagonal
 
 
-def _standardize(z: torch.Tensor, eps: float, center: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Standardised z, and the mean and biased variance over the global batch."""
-    count = len(z) * world_size()
-    mean = all_reduce_sum(z.sum(0)) / count
-    centred = z - mean
-    var = all_reduce_sum(centred.square().sum(0)) / count
+def _standardize(z: torch.Tensor, eps: float, center: bool) -> torch.Tensor:
     if center:
-        return centred * torch.rsqrt(var + eps), mean, var
-    mean_square = all_reduce_sum(z.square().sum(0)) / count
-    return z * torch.rsqrt(mean_square.clamp(min=1e-12)), mean, var
+        z = z - all_reduce_mean(z.mean(0))  # (B, D), each column of mean 0 over the global batch
+    mean_square = all_reduce_mean(z.square().mean(0))  # (D,), the variance when centered
+    return z * torch.rsqrt(mean_square + eps if center else mean_square.clamp(min=1e-12))
+
+
+@torch.no_grad()
+def global_statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance (D,) of features (B, D) over the global batch."""
+    with full_precision(z):
+        z = at_least_float32(z)
+        mean = all_reduce_mean(z.mean(0))
+        return mean, all_reduce_mean((z - mean).square().mean(0))
+
+
+@torch.no_grad()
+def update_running_statistics(norm: nn.BatchNorm1d, z: torch.Tensor) -> None:
+    """Keep the running statistics as torch's BatchNorm does: momentum 0.1, unbiased variance.
+
+    The loss does not use them. Checkpoints have them because the released ones do.
+    """
+    mean, var = global_statistics(z)
+    count = len(z) * world_size()
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    norm.running_var.lerp_((var * count / max(count - 1, 1)).to(norm.running_var.dtype), norm.momentum)
+    norm.num_batches_tracked.add_(1)
 
 
 class BarlowTwinsModel(SSLModel):
@@ -66,7 +76,13 @@ class BarlowTwinsModel(SSLModel):
 
 
 class BarlowTwinsForPreTraining(SSLPreTrainedModel):
-    """Encoder, projector, and the affine-free BatchNorm of the loss, whose running statistics are kept as released."""
+    """Encoder, projector, and a BatchNorm without scale that only keeps running statistics, as the released one."""
+
+    title = "Barlow Twins"
+    paper = "https://huggingface.co/papers/2103.03230"
+    citation = "zbontar2021barlow"
+    views = "barlow_twins"
+    collapse = "All entries of C vanish, and the loss stays near the width of the projections."
 
     config: BarlowTwinsConfig
 
@@ -86,21 +102,14 @@ class BarlowTwinsForPreTraining(SSLPreTrainedModel):
             embeddings.append(self.projector(features[-1]))
         loss = None
         if len(embeddings) == 2:
-            c = self.config
-            loss, *statistics = _loss_and_statistics(*embeddings, c.lambd, c.eps, c.center)
+            config = self.config
+            loss = barlow_twins_loss(*embeddings, config.lambd, config.eps, config.center)
             if self.training:
-                for mean, var in statistics:
-                    self._remember(mean, var, len(pixel_values) * world_size())
+                for z in embeddings:
+                    update_running_statistics(self.bn, z)
         return SSLForPreTrainingOutput(
             loss=loss, embeddings=torch.stack(embeddings, 1), features=torch.stack(features, 1).detach()
         )
-
-    @torch.no_grad()
-    def _remember(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-        """Running statistics as torch's BatchNorm keeps them: momentum 0.1, unbiased variance."""
-        self.bn.running_mean.lerp_(mean.to(self.bn.running_mean.dtype), self.bn.momentum)
-        self.bn.running_var.lerp_((var * count / max(count - 1, 1)).to(self.bn.running_var.dtype), self.bn.momentum)
-        self.bn.num_batches_tracked.add_(1)
 
 
 class BarlowTwinsForImageClassification(SSLForImageClassification):

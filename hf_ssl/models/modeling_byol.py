@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_byol import ByolConfig
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
@@ -21,7 +22,6 @@ from .modeling_ssl import (
     SSLPreTrainedModel,
     two_views,
 )
-from .processes_ssl import all_reduce_mean, at_least_float32, full_precision
 
 
 def byol_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
@@ -67,10 +67,13 @@ class ByolModel(SSLModel):
 
 
 class ByolForPreTraining(SSLPreTrainedModel):
-    """Online encoder, projector and predictor; target encoder and projector, their moving average.
+    """Online encoder, projector and predictor; target encoder and projector, their moving average."""
 
-    Only parameters are averaged: the target normalises by its own batches and keeps its own running statistics.
-    """
+    title = "BYOL"
+    paper = "https://huggingface.co/papers/2006.07733"
+    citation = "grill2020byol"
+    views = "byol"
+    collapse = "The loss falls to 0 within a few steps, and the embeddings of all images become equal."
 
     config: ByolConfig
 
@@ -85,8 +88,6 @@ class ByolForPreTraining(SSLPreTrainedModel):
         self.target_projector = MLP(width, (config.projector_hidden, config.projector_dim), **biases)
         self._tau = config.tau_base
         self.post_init()
-        self.copy_missing_targets({name for name, _ in self.named_parameters()})
-        self.freeze_targets()
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SSLForPreTrainingOutput:
@@ -103,35 +104,14 @@ class ByolForPreTraining(SSLPreTrainedModel):
             loss=loss, embeddings=torch.stack(predictions, 1), features=torch.stack(features, 1).detach()
         )
 
-    @torch.no_grad()
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         """xi <- tau xi + (1 - tau) theta, with the updated theta and the tau of `step`."""
         cosine = self.config.tau_schedule == "cosine"
         self._tau = tau_at(step, num_steps, self.config.tau_base) if cosine else self.config.tau_base
-        online, target = zip(*self._pairs().values(), strict=True)
-        torch._foreach_lerp_(list(target), list(online), 1 - self._tau)
+        self.update_targets(self._tau)
 
     def metrics(self) -> dict[str, float]:
         return {"tau": self._tau}
-
-    def freeze_targets(self) -> None:
-        self.target_encoder.requires_grad_(False)
-        self.target_projector.requires_grad_(False)
-
-    @torch.no_grad()
-    def copy_missing_targets(self, missing: set[str]) -> None:
-        for name, (online, target) in self._pairs().items():
-            if name in missing:
-                target.copy_(online)
-
-    def _pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Name of every target parameter -> (online, target)."""
-        online = dict(self.named_parameters())
-        return {
-            name: (online[name.removeprefix("target_")], parameter)
-            for name, parameter in self.named_parameters()
-            if name.startswith("target_")
-        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simsiam import SimSiamConfig
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
@@ -18,7 +19,6 @@ from .modeling_ssl import (
     SSLPreTrainedModel,
     two_views,
 )
-from .processes_ssl import all_reduce_mean, at_least_float32, full_precision
 
 
 def simsiam_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def simsiam_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch
 
 
 class SimSiamProjector(MLP):
-    """Linear layers with BatchNorm and ReLU; a last BatchNorm, which makes the last linear bias void: it is frozen."""
+    """An MLP with a BatchNorm at its end. Without scale and offset, it undoes the bias before it, which is frozen."""
 
     def __init__(self, in_dim: int, config: SimSiamConfig):
         hidden = config.projector_hidden or in_dim
@@ -45,6 +45,8 @@ class SimSiamProjector(MLP):
             output_bias=not config.output_affine,
         )
         self.append(nn.BatchNorm1d(config.projector_dim, affine=config.output_affine))
+        if not config.output_affine:
+            self[-2].bias.requires_grad_(False)
 
 
 class SimSiamModel(SSLModel):
@@ -54,6 +56,12 @@ class SimSiamModel(SSLModel):
 
 class SimSiamForPreTraining(SSLPreTrainedModel):
     """Encoder, projector and predictor, shared by both views."""
+
+    title = "SimSiam"
+    paper = "https://huggingface.co/papers/2011.10566"
+    citation = "chen2021simsiam"
+    views = "simsiam"
+    collapse = "The loss falls to -1 within a few steps, and the embeddings of all images become equal."
 
     config: SimSiamConfig
 
@@ -67,8 +75,6 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
             self.target_encoder = SimSiamModel(config)
             self.target_projector = SimSiamProjector(self.encoder.num_features, config)
         self.post_init()
-        self.copy_missing_targets({name for name, _ in self.named_parameters()})
-        self.freeze_targets()
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SSLForPreTrainingOutput:
@@ -91,21 +97,7 @@ class SimSiamForPreTraining(SSLPreTrainedModel):
 
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         if self.has_target and (step + 1) % steps_per_epoch == 0:
-            self.copy_missing_targets({name for name, _ in self.named_parameters()})
-
-    def freeze_targets(self) -> None:
-        for name, parameter in self.named_parameters():
-            if name.startswith("target_"):
-                parameter.requires_grad_(False)
-        if not self.config.output_affine:
-            self.projector[-2].bias.requires_grad_(False)
-
-    @torch.no_grad()
-    def copy_missing_targets(self, missing: set[str]) -> None:
-        online = dict(self.named_parameters())
-        for name, parameter in online.items():
-            if name.startswith("target_") and name in missing:
-                parameter.copy_(online[name.removeprefix("target_")])
+            self.copy_to_targets()
 
 
 class SimSiamForImageClassification(SSLForImageClassification):

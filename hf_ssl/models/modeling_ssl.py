@@ -5,13 +5,14 @@ This file ships inside model repositories, so it imports from its siblings only.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import timm
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutputWithNoAttention
 from transformers.utils import ModelOutput
@@ -65,8 +66,39 @@ class MLP(nn.Sequential):
 
 
 class SSLPreTrainedModel(PreTrainedModel):
-    """Base of all models: initialisation of the heads, and the hooks that a training loop calls."""
+    """Base of all models, and what the author of a method needs to know.
 
+    A method is a configuration and an `XForPreTraining`, whose `forward` returns an `SSLForPreTrainingOutput`. Its
+    `encoder` is an `SSLModel`. Whatever it remembers between steps is a parameter or a buffer, so that checkpoints are
+    complete.
+
+    Class attributes state its facts: `title`, its name in cards; `paper`, a URL; `citation`, BibTeX (ours are keys of
+    `model_cards/citations.bib`); `views`, the preset of views that it uses by default; `collapse`, a sentence on how a
+    collapsed run shows.
+
+    It may override seven hooks. `step` counts optimizer steps from 0.
+
+    - `before_step(step, num_steps, steps_per_epoch)`: before the first forward pass of a step.
+    - `before_optimizer_step(step, num_steps, steps_per_epoch)`: after the backward pass, with the gradients of the
+      global batch, for instance to drop some of them.
+    - `after_step(step, num_steps, steps_per_epoch)`: after the optimizer's step, for instance to update targets.
+    - `metrics()`: scalars of the last step to log.
+    - `prepare(missing, batches)`: once before the first step of a new run, in evaluation mode, without gradients.
+      `missing` names the buffers that the weights of `train.init_from` did not have; `batches` iterates over the
+      inputs of all examples, and loads them only if it is used.
+    - `export_parts()`: the configuration and state dict to publish, without what only training needs.
+    - `before_simulation()`: `hf-ssl plan` runs a step on tensors without values. Set here what the first step would
+      compute from values.
+
+    A module named `target_x` is the target of the module `x`. It starts as a copy of it, gets no gradient, and follows
+    it by `update_targets(tau)` or `copy_to_targets()`. Other parameters that `__init__` freezes stay frozen, too.
+    """
+
+    title = ""
+    paper = ""
+    citation = ""
+    views = ""
+    collapse = ""
     config: SSLConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
@@ -79,56 +111,78 @@ class SSLPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # losses are means over the batch, which Trainer must divide over accumulated ones
     _supports_sdpa = True  # timm chooses its own attention
+    _checkpointing = False
 
     def get_input_embeddings(self):
         return None
 
     def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        """Called before the forward pass of optimiser step `step`, counted from 0."""
+        pass
 
     def before_optimizer_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        """Called after the backward pass, when gradients are reduced."""
+        pass
 
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        """Called after the optimiser's step."""
-
-    def assume_started(self) -> None:
-        """For a simulation without values: what a first step finds out from them."""
-
-    refilled: frozenset[str] = frozenset()  # buffers that `refill` fills, when a warm start has none
-
-    def refill(self, **inputs) -> None:
-        """Called for every batch of an epoch before training, in evaluation mode."""
+        pass
 
     def metrics(self) -> dict[str, float]:
-        """Scalars of the last step worth watching."""
         return {}
 
-    def export_config(self) -> SSLConfig:
-        """The configuration of what is shared."""
-        return self.config
+    def prepare(self, missing: set[str], batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        pass
 
-    def export_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights that are of use to others."""
-        return self.state_dict()
+    def export_parts(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        return self.config, self.state_dict()
+
+    def before_simulation(self) -> None:
+        pass
+
+    def post_init(self) -> None:
+        """Targets start as copies of the online modules. What `__init__` froze stays frozen after loading."""
+        super().post_init()
+        self.copy_to_targets()
+        self.freeze_targets()
+        self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
+    def target_pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Name of every target parameter -> (online, target).
+
+        Only parameters belong to a pair: a target normalizes by its own batches and keeps its own running statistics.
+
+        Raises:
+            ValueError: a target without an online module.
+        """
+        own = dict(self.named_parameters())
+        names = {name: name.removeprefix("target_") for name in own if name.startswith("target_")}
+        if alone := set(names.values()) - own.keys():
+            raise ValueError(f"target_{min(alone)} has no online parameter {min(alone)} to follow; rename its module.")
+        return {name: (own[online], own[name]) for name, online in names.items()}
+
+    @torch.no_grad()
+    def update_targets(self, tau: float) -> None:
+        """target <- tau target + (1 - tau) online."""
+        online, target = zip(*self.target_pairs().values(), strict=True)
+        torch._foreach_lerp_(list(target), list(online), 1 - tau)
+
+    @torch.no_grad()
+    def copy_to_targets(self, names: set[str] | None = None) -> None:
+        """target <- online, for the target parameters of these names, or for all."""
+        for name, (online, target) in self.target_pairs().items():
+            if names is None or name in names:
+                target.copy_(online)
 
     def freeze_targets(self) -> None:
-        """Take the gradient from whatever must not learn; loading gives it back, so it is repeated after loading."""
-
-    def copy_missing_targets(self, missing: set[str]) -> None:
-        """Copy online weights to the target where a checkpoint had none (`missing`: names)."""
+        """Targets get no gradient."""
+        for _, target in self.target_pairs().values():
+            target.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model.copy_missing_targets(set(info["missing_keys"]))
-        model.freeze_targets()
+        model.copy_to_targets(set(info["missing_keys"]))
+        for name in model._frozen:  # loading gives them a gradient again
+            model.get_parameter(name).requires_grad_(False)
         return (model, info) if output_loading_info else model
-
-    @classmethod
-    def encoder_field(cls, name: str) -> str:
-        """What this method's configuration calls a field of `SSLConfig`."""
-        return name
 
     @classmethod
     def from_timm(cls, name: str, config: SSLConfig | None = None, **changes):
@@ -146,7 +200,8 @@ class SSLPreTrainedModel(PreTrainedModel):
         source = timm.create_model(name, pretrained=True, num_classes=0)
         if config is None:
             fields = timm_fields(name, source)
-            config = cls.config_class(**{cls.encoder_field(key): value for key, value in fields.items()} | changes)
+            named = {cls.config_class.encoder_field(field): value for field, value in fields.items()}
+            config = cls.config_class(**named | changes)
         model = cls(config)
         model.load_encoder(source.state_dict(), name)
         return model
@@ -157,10 +212,22 @@ class SSLPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: tensors that are missing, left over or of another shape, with their names.
         """
-        encoder = self if isinstance(self, SSLModel) else self.encoder
-        load_backbone(encoder.backbone, tensors, source)
-        self.copy_missing_targets({name for name, _ in self.named_parameters()})
-        self.freeze_targets()
+        self.encoder.load_encoder(tensors, source)
+        self.copy_to_targets()
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Recompute activations in the backward pass; transformers' switch sets this, whatever its name."""
+        return self._checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        blocks = backbone_blocks(self)
+        if enable and not blocks:
+            names = " and ".join(self.config.timm_backbones)
+            raise ValueError(f"{names} has no blocks to checkpoint; leave gradient_checkpointing off.")
+        use_checkpointing(blocks, enable)
+        self._checkpointing = enable
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with the code of every class of the method beside the weights."""
@@ -214,7 +281,6 @@ class SSLModel(SSLPreTrainedModel):
         super().__init__(config)
         self.backbone = create_backbone(config)
         self.has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self.backbone.modules())
-        self._checkpointing = False
         self.post_init()
 
     @property
@@ -222,18 +288,8 @@ class SSLModel(SSLPreTrainedModel):
         """Width of `pooler_output`."""
         return self.backbone.head_hidden_size
 
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Recompute activations in the backward pass; transformers' switch sets this, whatever its name."""
-        return self._checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool) -> None:
-        blocks = backbone_blocks(self.backbone)
-        if enable and not blocks:
-            raise ValueError(f"{self.config.backbone} has no blocks to checkpoint; leave gradient_checkpointing off.")
-        use_checkpointing(blocks, enable)
-        self._checkpointing = enable
+    def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
+        load_backbone(self.backbone, tensors, source)
 
     @can_return_tuple
     def forward(

@@ -14,16 +14,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_swav import SwavConfig
-from .modeling_ssl import (
-    MLP,
-    SSLForImageClassification,
-    SSLForPreTrainingOutput,
-    SSLModel,
-    SSLPreTrainedModel,
-    init_linear_as_torch,
-    split_views,
-)
-from .processes_ssl import (
+from .distributed_ssl import (
     all_reduce_max,
     all_reduce_mean,
     all_reduce_sum,
@@ -33,26 +24,34 @@ from .processes_ssl import (
     rank,
     world_size,
 )
+from .modeling_ssl import (
+    MLP,
+    SSLForImageClassification,
+    SSLForPreTrainingOutput,
+    SSLModel,
+    SSLPreTrainedModel,
+    init_linear_as_torch,
+    split_views,
+)
 
 
 @torch.no_grad()
 def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iters: int = 3) -> torch.Tensor:
     """Soft assignment of the global batch to prototypes, each used about equally (section 3.1, eq. 3 to 5).
 
-    Rows and columns of exp(scores / epsilon) are normalised in turn, in the log domain; the last normalisation is that
-    of the samples, so every row of the result sums to 1.
+    Columns and rows of exp(scores / epsilon) are normalized in turn, in the log domain.
 
     Args:
         scores: (B, K) similarities of this process's samples to the prototypes.
 
     Returns:
-        codes (B, K), float32 or float64.
+        codes (B, K), float32 or float64; rows sum to 1.
     """
     with full_precision(scores):
-        log_q = at_least_float32(scores) / epsilon
+        log_q = at_least_float32(scores) / epsilon  # (B, K)
         for _ in range(num_iters):
-            log_q = log_q - _logsumexp_over_samples(log_q)
-            log_q = log_q - log_q.logsumexp(1, keepdim=True)
+            log_q = log_q - _logsumexp_over_samples(log_q)  # all prototypes have equal weight in the global batch
+            log_q = log_q - log_q.logsumexp(1, keepdim=True)  # every sample's weights sum to 1
         return log_q.exp()
 
 
@@ -109,12 +108,48 @@ class SeveralPrototypes(nn.ModuleList):
         return torch.cat([prototypes(z) for prototypes in self], -1)
 
 
+class Queue:
+    """Past features of one crop over the global batch, newest first, the same on every process.
+
+    Args:
+        features: (L, D), a buffer of the model, which is changed in place. Whole global batches of it are used.
+        batch_size: of this process.
+    """
+
+    def __init__(self, features: torch.Tensor, batch_size: int):
+        self.total = batch_size * world_size()
+        length = len(features) // self.total * self.total
+        if length == 0:
+            raise ValueError(f"queue_length={len(features)} must hold at least one global batch of {self.total}.")
+        self.features = features[:length]
+
+    def is_full(self) -> bool:
+        return bool(self.features[-1].any())
+
+    def scores(self, prototypes: nn.Module) -> torch.Tensor:
+        """(L / W, K) of this process's share, in full precision."""
+        share = self.features.unflatten(0, (world_size(), -1))[rank()]
+        with full_precision(share):
+            return prototypes(share.to(next(prototypes.parameters()).dtype))
+
+    def push(self, z: torch.Tensor) -> None:
+        """Put (B, D) of every process in front; the oldest batch falls out."""
+        newest = gather_batch(z).to(self.features.dtype)
+        self.features.copy_(torch.cat([newest, self.features[: -self.total]]))
+
+
 class SwavForPreTraining(SSLPreTrainedModel):
     """Encoder, projector, prototypes, and a queue of past features.
 
     A training loop calls the hooks: the prototypes are normalised before every step and get no gradient in the first
     ones, and the queue starts at its epoch.
     """
+
+    title = "SwAV"
+    paper = "https://huggingface.co/papers/2006.09882"
+    citation = "caron2020swav"
+    views = "swav"
+    collapse = "All images get the same code: loss and assignment_entropy stay at the logarithm of num_prototypes."
 
     config: SwavConfig
     _keys_to_ignore_on_load_missing = [r"^queue$"]
@@ -183,20 +218,19 @@ class SwavForPreTraining(SSLPreTrainedModel):
     @torch.no_grad()
     def _assign(self, scores: torch.Tensor, z: torch.Tensor, num_global: int) -> torch.Tensor:
         """Codes (A, B, K); the queue is used as it was before this batch, and only when it is full."""
-        if max(self.config.crops_for_assign) >= num_global:
-            raise ValueError(
-                f"crops_for_assign={list(self.config.crops_for_assign)} needs more than {num_global} views."
-            )
-        codes = []
-        use_queue = self._queue_on and self.training
-        for i, crop in enumerate(self.config.crops_for_assign):
-            rows = scores[crop]
-            if use_queue:
-                rows = self._with_queue(i, rows, z[crop])
-            every = [
-                sinkhorn(part, self.config.epsilon, self.config.sinkhorn_iterations) for part in self._of_each(rows)
-            ]
-            codes.append(torch.cat(every, 1)[-scores.shape[1] :])
+        config, codes = self.config, []
+        if max(config.crops_for_assign) >= num_global:
+            raise ValueError(f"crops_for_assign={list(config.crops_for_assign)} needs more than {num_global} views.")
+        for i, crop in enumerate(config.crops_for_assign):
+            rows = scores[crop]  # (B, K)
+            if self._queue_on and self.training:
+                queue = Queue(self.queue[i], len(rows))
+                self._queue_full = self._queue_full or queue.is_full()
+                if self._queue_full:
+                    rows = torch.cat([queue.scores(self.prototypes).to(rows.dtype), rows])
+                queue.push(z[crop])
+            parts = [sinkhorn(part, config.epsilon, config.sinkhorn_iterations) for part in self._of_each(rows)]
+            codes.append(torch.cat(parts, 1)[-scores.shape[1] :])  # those of the queue are not wanted
         return torch.stack(codes)
 
     def _of_each(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -206,24 +240,6 @@ class SwavForPreTraining(SSLPreTrainedModel):
     @property
     def _matrices(self) -> list[nn.Linear]:
         return [self.prototypes] if isinstance(self.config.num_prototypes, int) else list(self.prototypes)
-
-    def _with_queue(self, i: int, rows: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Scores of this process's share of queue `i` (if full) above `rows` (B, K); then the batch is pushed."""
-        total = len(rows) * world_size()
-        length = self.queue.shape[1] // total * total
-        if length == 0:
-            raise ValueError(f"queue_length={self.queue.shape[1]} must hold at least one global batch of {total}.")
-        queue = self.queue[i, :length]
-        if self._queue_full or queue[-1].any():
-            self._queue_full = True
-            share = length // world_size()
-            mine = queue[rank() * share : (rank() + 1) * share]
-            with full_precision(rows):
-                queued = self.prototypes(mine.to(self._matrices[0].weight.dtype))
-            rows = torch.cat([queued.to(rows.dtype), rows])
-        newest = gather_batch(z).to(queue.dtype)
-        queue.copy_(torch.cat([newest, queue[: length - total]]))
-        return rows
 
     @torch.no_grad()
     def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
@@ -247,8 +263,8 @@ class SwavForPreTraining(SSLPreTrainedModel):
             "prototypes_used": used / sum(self.config.prototype_counts),
         }
 
-    def export_state_dict(self) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.state_dict().items() if name != "queue"}
+    def export_parts(self) -> tuple[SwavConfig, dict[str, torch.Tensor]]:
+        return self.config, {name: tensor for name, tensor in self.state_dict().items() if name != "queue"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.processes_ssl import all_reduce_sum, at_least_float32, world_size
+from ..models.distributed_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import RecipeError, TrainConfig
 from .fsdp import shard
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -235,8 +236,9 @@ class _Run:
             max_failed_share=recipe.data.max_failed_share,
             shuffle_block=recipe.data.shuffle_block,
         )
-        if model.refilled & set(forgotten):
-            self._refill(model, make_loader, to_inputs)
+        if self.found is None:
+            with torch.no_grad(), evaluating(model):
+                model.prepare(set(forgotten), self._every_example(make_loader, to_inputs))
         loader = make_loader(start_step=start, num_steps=num_steps, state=state.stream if state else None)
         journal = Journal(recipe, accelerator, steps_per_epoch, state and state.step, state.results if state else {})
         on_main(accelerator, journal.begin)
@@ -398,18 +400,16 @@ class _Run:
         journal.close()
         return self._result(measured.baseline, measured.final, measured.measured)
 
-    def _refill(self, model: nn.Module, make_loader: partial, to_inputs) -> None:
-        """Fill the memories that a warm start did not find by one pass over the data."""
-        batch_size = self.recipe.train.batch_size
-        with torch.no_grad(), evaluating(model):
-            loaders = [make_loader(start_step=0, num_steps=self.steps_per_epoch)]
-            rest = 0 if self.streamed else self.num_examples % batch_size
-            if rest:  # one by one, and all of them on every process
-                alone = {"batch_size": 1, "accumulation": 1, "rank": 0, "world_size": 1}
-                steps = {"start_step": self.num_examples - rest, "num_steps": self.num_examples}
-                loaders.append(make_loader(**steps, **alone))
-            for batch in chain.from_iterable(loaders):
-                model.refill(**to_inputs(batch, self.accelerator.device))
+    def _every_example(self, make_loader: partial, to_inputs) -> Iterator[dict[str, torch.Tensor]]:
+        """The model's inputs of one pass over the data; nothing is loaded before the first is asked for."""
+        loaders = [make_loader(start_step=0, num_steps=self.steps_per_epoch)]
+        rest = 0 if self.streamed else self.num_examples % self.recipe.train.batch_size
+        if rest:  # one by one, and all of them on every process
+            alone = {"batch_size": 1, "accumulation": 1, "rank": 0, "world_size": 1}
+            steps = {"start_step": self.num_examples - rest, "num_steps": self.num_examples}
+            loaders.append(make_loader(**steps, **alone))
+        for batch in chain.from_iterable(loaders):
+            yield to_inputs(batch, self.accelerator.device)
 
     def _keep_model(self, model: nn.Module, step: int, measured: Results) -> None:
         """Export the model of a milestone; a disk that refuses it does not end the run."""

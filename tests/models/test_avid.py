@@ -321,7 +321,7 @@ def test_half_precision_memory():
 def test_saved_without_memories_and_loaded_by_every_class(tmp_path):
     torch.manual_seed(0)
     model = AvidForPreTraining(tiny()).eval()
-    shared = AvidForPreTraining(model.export_config())
+    shared = AvidForPreTraining(model.export_parts()[0])
     shared.load_state_dict({k: v for k, v in model.state_dict().items() if k in shared.state_dict()})
     shared.save_pretrained(tmp_path)
     assert not [name for name in shared.state_dict() if "memory" in name]

@@ -19,6 +19,7 @@ from hf_ssl import models
 from hf_ssl.models import METHODS as ALL_METHODS
 from hf_ssl.models import swav_loss
 from hf_ssl.models.backbones_ssl import backbone_blocks
+from hf_ssl.models.modeling_swav import Queue
 from hf_ssl.recipe import load_recipe
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
@@ -622,9 +623,9 @@ def test_the_queue_starts_at_its_epoch_and_holds_the_newest_features_first():
 def test_scores_of_the_queue_are_single_precision_under_autocast():
     model = build("swav", queue_length=8, queue_start_epoch=0).train()
     model.queue.copy_(F.normalize(torch.randn_like(model.queue), dim=2))
-    queue, rows, z = model.queue.clone(), torch.randn(4, 6), F.normalize(torch.randn(4, WIDTH), dim=1)
+    queue, rows = model.queue.clone(), torch.randn(4, 6)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = model._with_queue(0, rows, z)
+        scores = torch.cat([Queue(model.queue[0], len(rows)).scores(model.prototypes), rows])
     assert torch.allclose(scores, torch.cat([queue[0] @ model.prototypes.weight.T, rows]), atol=1e-6)
 
 
@@ -632,8 +633,8 @@ def test_the_queue_is_in_checkpoints_but_not_in_what_is_exported(tmp_path):
     model = build("swav", queue_length=8, queue_start_epoch=0).train()
     step(model, learner(model), {"pixel_values": views()}, 0)
     assert model.state_dict()["queue"].any()
-    assert model.export_state_dict().keys() == model.state_dict().keys() - {"queue"}
-    model.save_pretrained(tmp_path, state_dict=model.export_state_dict())
+    assert model.export_parts()[1].keys() == model.state_dict().keys() - {"queue"}
+    model.save_pretrained(tmp_path, state_dict=model.export_parts()[1])
     loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not loaded.queue.any() and not info["missing_keys"]
     assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
@@ -685,7 +686,7 @@ def test_several_matrices_of_prototypes_are_swav_on_each_and_the_loss_is_their_m
 
 def test_several_matrices_of_prototypes_are_exported(tmp_path):
     model = trained_a_little("swav", num_prototypes=(6, 9), queue_length=8, queue_start_epoch=0)
-    model.save_pretrained(tmp_path, state_dict=model.export_state_dict())
+    model.save_pretrained(tmp_path, state_dict=model.export_parts()[1])
     loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.num_prototypes == [6, 9]
     inputs = views()

@@ -83,7 +83,7 @@ def convert(
         with torch.device("meta"):
             model = METHODS[kind][1](config)
         backbone = fields.get("backbone", "")
-        expected = rename_backbone(model.export_state_dict(), backbone, back=True)
+        expected = rename_backbone(model.export_parts()[1], backbone, back=True)
         heads = {name for name in expected if not name.startswith("encoder.")}
         encoder_only = bool(heads) and heads.isdisjoint(found.tensors)
         account(found, {n: t for n, t in expected.items() if not (encoder_only and n in heads)}, layout)
