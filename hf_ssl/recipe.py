@@ -56,6 +56,17 @@ MEANT_BEFORE: dict[int, dict[str, Any]] = {
     },
 }
 
+_DECIDED = (
+    "backbone",
+    "backbone_args",
+    "stem",
+    "padding",
+    "first_shortcut",
+    "num_channels",
+    "image_mean",
+    "image_std",
+)
+
 # Interval -> the keys that must lie in it; `views.*` stands for all, first, second and local.
 _RANGES = {
     "[0, 1]": (
@@ -427,9 +438,13 @@ def find_recipe(source: str | Path) -> Path:
 
 def continued(recipe: Recipe, kept: dict[str, Any], format: int) -> Recipe:
     """The recipe with which a run goes on whose checkpoint has the recipe `kept`: where that does not know a key, and
-    `recipe` has its default or what the shipped recipe of its name says today, the run keeps what it did before.
+    `recipe` has its default or what the shipped recipe of its name says today, the run keeps what it did before. And
+    what the weights of `model.init_from` decided, which are not read again, stays decided.
     """
     old, new = _flatten(kept), recipe.to_dict()
+    if "init_from" in recipe.model:
+        decided = {k: v for k, v in kept.get("model", {}).items() if k.removeprefix("video_") in _DECIDED}
+        new["model"] = decided | new["model"]
     flat, defaults = _flatten(new), _flatten(Recipe(recipe.method).to_dict())
     shipped = _flatten(load_recipe(recipe.name).to_dict()) if recipe.name in shipped_recipes() else {}
     for key, value in _meant_before(format).items():

@@ -22,7 +22,7 @@ from hf_ssl.recipe import (
     recipes_folder,
     shipped_recipes,
 )
-from hf_ssl.training.pretrain import count_steps
+from hf_ssl.training.examples import count_steps
 
 
 SHIPPED = shipped_recipes()

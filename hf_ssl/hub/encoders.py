@@ -15,8 +15,8 @@ from ..recipe import Recipe, RecipeError
 from .weights import open_encoder
 
 
-def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
-    """The tensors of `model.init_from`, in timm's names; what its images look like fills gaps of `recipe.model`.
+def start_from_encoder(recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of `model.init_from`, in timm's names, and what they decide of `recipe.model` that it leaves open.
 
     "timm/resnet50.a1_in1k" is a model of timm with its weights; anything else is a folder or a Hub id that `AutoModel`
     loads: an encoder of hf_ssl, one in timm's format, or one of transformers, for which `model.backbone` says which
@@ -25,9 +25,7 @@ def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
     Raises:
         RecipeError: it cannot be loaded, or is another network than the recipe's.
     """
-    ours, place = recipe.model, recipe.model.get("init_from")
-    if place is None:
-        return None
+    ours, place = dict(recipe.model), recipe.model["init_from"]
     config_class = METHODS[recipe.method][0]
     name = {field: config_class.encoder_field(field) for field in SSLConfig().to_dict()}
     key = name["backbone"]
@@ -49,7 +47,7 @@ def start_from_encoder(recipe: Recipe) -> dict[str, torch.Tensor] | None:
             load_backbone(backbone, encoder, place)
     except Exception as error:  # whatever foreign files make timm and transformers raise
         raise RecipeError(f"model.init_from={place}: {' '.join(str(error).split())}") from error
-    return backbone.state_dict()
+    return backbone.state_dict(), {key: value for key, value in ours.items() if key not in recipe.model}
 
 
 def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, Any]]:

@@ -106,6 +106,10 @@ class Checkpoints:
         """Checkpoints, oldest first."""
         return sorted(self.folder.glob("step_" + "[0-9]" * 8))
 
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint of this step stays (`train.keep_every`)."""
+        return bool(self.keep_every and step and step % self.keep_every == 0)
+
     def newest(self) -> Found | None:
         """The newest good checkpoint, or None where the run has none; every process must call it.
 
@@ -305,7 +309,7 @@ class Checkpoints:
     def _prune(self) -> None:
         for old in self.complete()[: -self.keep]:
             step = int(old.name.removeprefix("step_"))
-            if not (self.keep_every and step and step % self.keep_every == 0):
+            if not self.is_milestone(step):
                 gone = old.with_name(f".partial_{old.name}")  # half removed, it is no checkpoint
                 try:
                     os.replace(old, gone)

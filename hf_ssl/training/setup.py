@@ -1,36 +1,179 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run needs before its loop: the recipe that is continued, the data, their counts, and the model."""
+"""Everything before the loop: a recipe -> a `Run` with its data, model, optimizer, and the state that it resumes."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel
+from accelerate.utils import gather_object, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..data.bank import labelled_sources, paired_by_hand, part_held_out, unlabelled_queries
-from ..data.fingerprint import difference
-from ..data.loader import steps_in_epoch
-from ..data.modality import Modality, modality_of
-from ..data.sources import Source, available_splits, load_source, source_of
-from ..data.streams import ImageStream, open_stream
+from ..data.loader import TrainLoader
+from ..data.modality import modality_of
+from ..data.sources import check_source
 from ..data.views import View, resolve_views
-from ..models import METHODS, SSLConfig
-from ..recipe import Recipe, RecipeError, TrainConfig, changed_keys, continued, model_config
-from .checkpoint import Found, RunState
+from ..hub.encoders import start_from_encoder
+from ..models import METHODS
+from ..optim import build_optimizer
+from ..recipe import Recipe, RecipeError, changed_keys, continued, model_config
+from .accelerator import build_accelerator, fit_model, on_main, prepare
+from .checkpoint import Checkpoints, Found
+from .examples import open_examples
+from .fsdp import build_once
+from .lock import run_lock
+from .metrics import Journal, Meter, Totals
+from .monitor import Monitor, evaluating
+from .publish import Publisher
+from .run import Run
+from .warm_start import warm_start
 
 
 logger = get_logger(__name__)
 
 
-def described(recipe: Recipe) -> tuple[list[View], SSLConfig, Modality]:
-    """The views of a recipe, its model's config, and what it is trained on."""
+@contextmanager
+def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[Run]:
+    """A run and the lock of its folder; its data are open, its model is built by `build`.
+
+    Raises:
+        RecipeError: something in the recipe cannot work here, or another process holds the folder.
+    """
+    if dataset is not None:  # what the recipe names was not trained on, and no card may say so
+        recipe = replace(recipe, data=replace(recipe.data, path=None))
+    modality = modality_of(METHODS[recipe.method][0])
+    if "init_from" not in recipe.model:  # else its weights decide what the recipe leaves open
+        described(recipe)
+    if dataset is None:
+        check_source(recipe.data, kind=modality.medium)
+    accelerator = build_accelerator(recipe.train)
+    recipe.per_process_batch(accelerator.num_processes)
+    folder = Path(recipe.train.output_dir)
+    with run_lock(folder, accelerator):
+        checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep, accelerator)
+        if recipe.train.resume == "never" and checkpoints.complete():
+            raise RecipeError(f"{folder} already holds a run; set another train.output_dir or train.resume=auto.")
+        found, encoder = checkpoints.newest(), None
+        if found is None:
+            recipe, encoder = _pretrained_encoder(recipe, accelerator)
+        else:
+            recipe = _continued(recipe, found)
+        views, config = described(recipe)
+        modality.check(views, config)
+        state = found.state if found else None
+        examples = open_examples(recipe, (dataset, bank, queries), modality, config, state, accelerator)
+        if recipe.train.keep_every is not None:
+            checkpoints.keep_every = max(1, round(recipe.train.keep_every * examples.steps_per_epoch))
+        yield Run(recipe, accelerator, checkpoints, found, examples, modality, views, config, encoder)
+
+
+def described(recipe: Recipe) -> tuple[list[View], PreTrainedConfig]:
+    """The views of a recipe, and its model's config."""
     views = resolve_views(recipe.views, recipe.method)
-    config = model_config(recipe, image_size=views[0].size)
-    return views, config, modality_of(config)
+    return views, model_config(recipe, image_size=views[0].size)
 
 
-def continue_recipe(recipe: Recipe, found: Found) -> Recipe:
+def build(run: Run) -> None:
+    """Build the model and its optimizer, load the checkpoint, and open the loader.
+
+    Raises:
+        RecipeError: sizes that do not fit each other or the data, or a checkpoint of another run.
+    """
+    recipe, accelerator, examples = run.recipe, run.accelerator, run.examples
+    train = recipe.train
+    run.publisher = Publisher(train, accelerator)
+
+    # The same weights on every process, then random states of their own.
+    set_seed(train.seed)
+    with build_once(accelerator):
+        model = new_model(recipe, run.config).train()
+        missing = warm_start(model, train.init_from) if train.init_from and run.found is None else []
+        if run.encoder is not None and accelerator.is_main_process:  # it is sent to the others with all weights
+            model.load_encoder(run.encoder, recipe.model["init_from"])
+    model = fit_model(model, train, accelerator)
+    make_optimizer = partial(build_optimizer, optim=recipe.optim, batch_size=train.batch_size)
+    run.wrapped, run.optimizer = prepare(model, make_optimizer, accelerator)
+    run.model = accelerator.unwrap_model(run.wrapped)
+    torch.manual_seed(train.seed + 1 + accelerator.process_index)
+
+    # Resume.
+    state, own = None, {}
+    if run.found is not None:
+        run.found, own = run.checkpoints.load(run.found, run.model, run.optimizer)
+        state = run.found.state
+    run.start = state.step if state else 0
+    if run.start > run.num_steps:
+        raise RecipeError(f"{run.folder} is at step {run.start}, and the recipe ends at step {run.num_steps}.")
+    run.totals = Totals(accelerator, **(state.totals if state else {}))
+    workers = min(recipe.data.num_workers, os.cpu_count() or 1)
+    sources = (examples.bank, examples.queries, workers, examples.source)
+    run.monitor = Monitor(recipe.monitor, run.modality, run.config, accelerator, *sources)
+    run.monitor.restore(own.get("monitor", {}))
+    run.stage2 = run.modality.stage2(run.config)
+
+    # Data.
+    make_loader = partial(
+        TrainLoader,
+        examples.source,
+        run.modality.stage1(run.views, run.config, recipe),
+        batch_size=train.batch_size,
+        seed=train.seed,
+        accumulation=train.accumulation,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=workers,
+        max_failed_share=recipe.data.max_failed_share,
+        shuffle_block=recipe.data.shuffle_block,
+    )
+    if run.found is None:
+        with torch.no_grad(), evaluating(run.model):
+            run.model.prepare(set(missing), _every_example(run, make_loader))
+    stream = state.stream if state else None
+    run.loader = make_loader(start_step=run.start, num_steps=run.num_steps, state=stream)
+    run.consumed = run.loader.state()
+
+    # Records.
+    before = (state.step, state.results) if state else (None, {})
+    run.journal = Journal(recipe, accelerator, run.steps_per_epoch, *before)
+    on_main(accelerator, run.journal.begin)
+    run.meter = Meter(accelerator, run.start, own.get("meter"))
+
+
+def new_model(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a recipe, with its initial weights.
+
+    Raises:
+        RecipeError: sizes that do not fit each other, or the data.
+    """
+    try:
+        return METHODS[recipe.method][1](config)
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from None
+
+
+def _pretrained_encoder(recipe: Recipe, accelerator: Accelerator) -> tuple[Recipe, dict[str, torch.Tensor] | None]:
+    """The recipe with what `model.init_from` decides of it, and on the main process, which alone reads it, the
+    encoder's tensors.
+    """
+    found: list[tuple[dict[str, torch.Tensor] | None, dict[str, Any]]] = [(None, {})]
+
+    def read() -> None:
+        found[0] = start_from_encoder(recipe)
+
+    if "init_from" in recipe.model:
+        on_main(accelerator, read)
+    fields = gather_object([found[0][1]])[0]
+    return replace(recipe, model={**recipe.model, **fields}), found[0][0]
+
+
+def _continued(recipe: Recipe, found: Found) -> Recipe:
     """The recipe with which a checkpoint's run goes on.
 
     Raises:
@@ -52,102 +195,14 @@ def continue_recipe(recipe: Recipe, found: Found) -> Recipe:
     raise RecipeError(f"{said}; restore these values or set another train.output_dir.")
 
 
-def refuse_other_data(recipe: Recipe, state: RunState, now: dict, num_examples: int | None) -> None:
-    """Raises RecipeError where a run was begun with other data."""
-    changed = difference(state.data, now)
-    before = state.results.get("num_examples")
-    if state.data is None and None not in (before, num_examples) and before != num_examples:  # format 1
-        changed = f"the number of examples ({before:,} then, {num_examples:,} now)"
-    if changed:
-        where = recipe.data.path or "the dataset"
-        folder = recipe.train.output_dir
-        raise RecipeError(
-            f"{where} is not what the run in {folder} was begun with: {changed} changed. Restore the data, or train "
-            f"on these in another train.output_dir with train.init_from={folder}."
-        )
-
-
-def note_other_examples(measured: dict, state: RunState) -> None:
-    """Add to the notes of `measured_on` where a run's first figures may be of other examples than its next ones:
-    because `monitor.*` changed, or because an earlier version chose others.
-    """
-    chosen = ("bank", "num_bank", "queries", "num_queries")
-    before = state.results.get("measured", {})
-    if measured and state.results.get("baseline") and any(before.get(key) != measured.get(key) for key in chosen):
-        measured["notes"].append(
-            "The figures before training may be of other examples: the choice has changed since the run began."
-        )
-
-
-def count_instances(config, instances: int, before: int, output_dir: Path) -> None:
-    """Give the memories a row for each of the data's clips.
-
-    Raises:
-        RecipeError: the recipe, or the checkpoint, has another number.
-    """
-    if before != instances:
-        raise RecipeError(
-            f"The data have {instances:,} clips, but the run in {output_dir} was begun with {before:,}, a row of its "
-            "memories for each; restore them, or start another train.output_dir from it with train.init_from."
-        )
-    if config.num_instances not in (0, instances):
-        raise RecipeError(
-            f"model.num_instances={config.num_instances}, but the data have {instances:,} clips; leave it out, it is "
-            "counted."
-        )
-    config.num_instances = instances
-
-
-def build(recipe: Recipe, config) -> PreTrainedModel:
-    """The model of a recipe, with its initial weights."""
-    try:
-        return METHODS[recipe.method][1](config)
-    except ValueError as error:  # sizes that do not fit each other, or the data
-        raise RecipeError(f"model: {error}") from None
-
-
-def count_steps(train: TrainConfig, num_examples: int | None) -> tuple[int, int]:
-    """Steps of a run, and of an epoch; a stream of unknown length is one epoch.
-
-    Raises:
-        RecipeError: fewer examples than a batch, or epochs of an unknown length.
-    """
-    if num_examples is not None:
-        steps_per_epoch = steps_in_epoch(num_examples, train.batch_size)
-        return train.steps or max(1, round(train.epochs * steps_per_epoch)), steps_per_epoch
-    if train.steps is None:
-        raise RecipeError("The length of the stream is not known; set data.num_examples, or train.steps for epochs.")
-    return train.steps, train.steps
-
-
-def training_source(recipe: Recipe, dataset, modality: Modality) -> Source | ImageStream:
-    data, medium = recipe.data, modality.medium
-    if data.streaming or isinstance(dataset, IterableDataset):
-        return open_stream(data, dataset, medium)
-    return load_source(data, kind=medium) if dataset is None else source_of(dataset, data, medium)
-
-
-def monitor_sources(recipe: Recipe, dataset, bank, queries, modality: Modality) -> tuple[Source | None, Source | None]:
-    """Labelled bank and queries of the monitor, or None where nothing is labelled; videos need no labels."""
-    data, monitor, medium = recipe.data, recipe.monitor, modality.medium
-    if (bank is None) != (queries is None):
-        raise RecipeError("Give pretrain both a bank and queries, or neither.")
-    if bank is not None:
-        columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
-        return paired_by_hand(source_of(bank, columns, medium), source_of(queries, columns, medium), monitor)
-    if monitor.path is None and isinstance(dataset, Dataset):
-        columns = replace(data, label_column=monitor.label_column or data.label_column)
-        return part_held_out(source_of(dataset, columns, medium), monitor)
-    if monitor.path is None and (dataset is not None or data.streaming):
-        return None, None  # a stream is not indexed for the sake of its labels
-    where = replace(data, path=monitor.path or data.path, max_examples=None)
-    unlabeled = not modality.needs_labels and monitor.query_split in available_splits(where, medium)
-    try:
-        found = labelled_sources(data, monitor, medium)
-    except RecipeError:
-        if monitor.label_column is not None or not unlabeled:
-            raise
-        found = None, None
-    if found[1] is not None or not unlabeled:
-        return found
-    return None, unlabelled_queries(where, monitor, medium)
+def _every_example(run: Run, make_loader: partial) -> Iterator[dict[str, torch.Tensor]]:
+    """The model's inputs of one pass over the data; nothing is loaded before the first is asked for."""
+    examples = run.examples
+    loaders = [make_loader(start_step=0, num_steps=run.steps_per_epoch)]
+    rest = 0 if examples.streamed else examples.count % run.recipe.train.batch_size
+    if rest:  # one by one, and all of them on every process
+        alone = {"batch_size": 1, "accumulation": 1, "rank": 0, "world_size": 1}
+        steps = {"start_step": examples.count - rest, "num_steps": examples.count}
+        loaders.append(make_loader(**steps, **alone))
+    for batch in chain.from_iterable(loaders):
+        yield run.stage2(batch, run.accelerator.device)

@@ -14,7 +14,7 @@ from hf_ssl.training.setup import described
 def check(model: dict, views: dict | None = None, method: str = "simsiam", **train) -> None:
     sections = {"views": views or {"all": {"size": 32}}, "train": {"epochs": 1, "batch_size": 8} | train}
     recipe = recipe_from_dict({"method": method, "model": model, **sections})
-    views, config, _ = described(recipe)
+    views, config = described(recipe)
     check_fits(views, config)
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from hf_ssl.models.modeling_ssl import SSLModel
 from hf_ssl.recipe import load_recipe
-from hf_ssl.training import pretrain as loop
+from hf_ssl.training import setup
 from hf_ssl.training.accelerator import fit_model
+from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
 
 
@@ -59,13 +60,13 @@ def main(output: str, *arguments: str) -> None:
     overrides = [argument for argument in arguments if argument not in METHODS]
     dataset = digit_dataset(0, 64)
     if "train.precision=bf16" not in overrides:
-        loop.fit_model = fit_in_float64
+        setup.fit_model = fit_in_float64
     for method in chosen:
         source = Path(output, f"{method}.{os.getpid()}.yaml")  # every process reads its own
         source.write_text(f"method: {method}\n")
         common = common_overrides(f"{output}/{method}")
         recipe = load_recipe(source, [*common, *METHODS[method], *overrides])
-        loop.pretrain(recipe, dataset=dataset, bank=dataset, queries=dataset)
+        pretrain(recipe, dataset=dataset, bank=dataset, queries=dataset)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Runs that start from pretrained encoders: ours, timm's, and transformers' in the layers of timm."""
 
+import shutil
+
 import pytest
 import timm
 import torch
@@ -50,13 +52,15 @@ def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
     if kind in ("ours", "timm-format"):
         del recipe.model["backbone"]
     monkeypatch.setattr(torch.nn.modules.batchnorm._BatchNorm, "momentum", 0.0, raising=False)
-    tensors = start_from_encoder(recipe)
+    tensors, _ = start_from_encoder(recipe)
+    before = dict(recipe.model)
     result = pretrain(recipe, dataset=digit_dataset(0, 16))
     code = {"trust_remote_code": True} if kind == "ours" else {}
     trained = AutoModel.from_pretrained(result.model_dir, **code)
     state = {name.split(".", 1)[1]: tensor for name, tensor in trained.state_dict().items()}
     parameters = [name.split(".", 1)[1] for name, _ in trained.named_parameters()]
     assert parameters and all(state[name].equal(tensors[name]) for name in parameters)
+    assert recipe.model == before, "pretrain changed its argument"
     if kind == "ours":
         assert list(trained.config.image_mean) == [0.1, 0.2, 0.3] and trained.config.stem == "small"
     trained.eval()
@@ -72,7 +76,7 @@ def test_a_vit_of_transformers_becomes_timms(tmp_path):
     model = randomised(ViTModel(config))
     model.save_pretrained(tmp_path)
     fields = {"init_from": str(tmp_path), "backbone": "vit_tiny_patch16_224"}
-    tensors = start_from_encoder(recipe_from_dict({"method": "byol", "model": fields, "train": {"steps": 1}}))
+    tensors, _ = start_from_encoder(recipe_from_dict({"method": "byol", "model": fields, "train": {"steps": 1}}))
     state = model.state_dict()
     query = next(
         tensor for name, tensor in state.items() if ".0." in name and name.endswith(("query.weight", "q_proj.weight"))
@@ -93,14 +97,28 @@ def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     content = {"method": "barlow_twins", "model": {"init_from": "timm/resnet18.a1_in1k"}, "train": {"steps": 1}}
     recipe = recipe_from_dict(content)
-    tensors = start_from_encoder(recipe)
-    assert recipe.model["backbone"] == "resnet18" and tensors["conv1.weight"].equal(source.conv1.weight)
+    tensors, decided = start_from_encoder(recipe)
+    assert decided["backbone"] == "resnet18" and tensors["conv1.weight"].equal(source.conv1.weight)
     recipe.model["backbone"] = "resnet50"
     with pytest.raises(RecipeError, match="set model.backbone=resnet18"):
         start_from_encoder(recipe)
     recipe.model |= {"backbone": "resnet18", "stem": "small"}
     with pytest.raises(RecipeError, match="do not fit resnet18 as configured"):
         start_from_encoder(recipe)
+
+
+def test_a_run_that_started_from_an_encoder_continues_without_it(tmp_path, caplog):
+    place = tmp_path / "encoder"
+    SimSiamModel(SimSiamConfig(backbone="test_resnet", image_mean=(0.1, 0.2, 0.3))).save_pretrained(place)
+    more = ("train.steps=4", "train.checkpoint_every=1")
+    recipe = simsiam(tmp_path, f"model.init_from={place}", *more)
+    del recipe.model["backbone"]
+    first = pretrain(recipe, dataset=digit_dataset(0, 16))
+    shutil.rmtree(place)
+    shutil.rmtree(first.model_dir)
+    (tmp_path / "run/checkpoints/step_00000004").rename(tmp_path / "gone")
+    again = pretrain(recipe, dataset=digit_dataset(0, 16))
+    assert again.final["loss"] == first.final["loss"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +219,7 @@ def test_the_vision_half_of_clip_starts_and_a_text_model_does_not(tmp_path):
         recipe = recipe_from_dict({"method": "byol", "model": dict(model), "train": {"steps": 1}})
         if source is clip:
             expected = clip.state_dict()["vision_model.embeddings.patch_embedding.weight"].float()
-            assert start_from_encoder(recipe)["patch_embed.proj.weight"].equal(expected)
+            assert start_from_encoder(recipe)[0]["patch_embed.proj.weight"].equal(expected)
             continue
         with pytest.raises(RecipeError, match="no encoder of images"):
             start_from_encoder(recipe)
@@ -215,8 +233,8 @@ def test_avids_video_tower_starts_from_an_encoder_of_images(tmp_path, monkeypatc
     )
     fields = {**TINY, **INPUTS, "init_from": "timm/test_resnet"}
     recipe = recipe_from_dict({"method": "avid", "model": fields, "train": {"steps": 1}})
-    tensors = start_from_encoder(recipe)
-    assert recipe.model["image_mean"] == tuple(source.pretrained_cfg["mean"]) and "backbone" not in recipe.model
+    tensors, decided = start_from_encoder(recipe)
+    assert decided["image_mean"] == tuple(source.pretrained_cfg["mean"]) and "backbone" not in decided
     model = AvidForPreTraining.from_timm("test_resnet", **TINY, **INPUTS)
     model.load_encoder(tensors, "timm/test_resnet")
     frames = torch.randn(2, 2, 3, 32, 32)

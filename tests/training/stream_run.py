@@ -7,7 +7,7 @@ Usage: stream_run.py LOG_FOLDER COMMAND ...
 import sys
 from pathlib import Path
 
-import hf_ssl.training.pretrain as loop
+import hf_ssl.training.setup as loop
 from hf_ssl.cli import main
 
 

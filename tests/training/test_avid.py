@@ -18,7 +18,7 @@ from hf_ssl.hub.weights import find_weights, read_weights
 from hf_ssl.models import AvidModel, SimSiamConfig, SimSiamModel
 from hf_ssl.models.processing_avid import avid_processor
 from hf_ssl.recipe import RecipeError, load_recipe
-from hf_ssl.training import pretrain as loop
+from hf_ssl.training import setup
 from hf_ssl.training.accelerator import fit_model
 from hf_ssl.training.metrics import read_metrics
 from hf_ssl.training.pretrain import pretrain
@@ -65,7 +65,7 @@ def run_in_float64(output: Path, videos: Path, *more: str):
         return fit_model(model, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "fit_model", fit_in_float64)
+        patch.setattr(setup, "fit_model", fit_in_float64)
         return run(output, videos, *more)
 
 

@@ -1,0 +1,179 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What a run trains on and measures on, opened and counted, and the same as when the run began."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedConfig
+
+from ..data.bank import labelled_sources, measured_on, paired_by_hand, part_held_out, unlabelled_queries
+from ..data.fingerprint import difference, fingerprint
+from ..data.loader import steps_in_epoch
+from ..data.modality import Modality
+from ..data.sources import Source, available_splits, load_source, source_of
+from ..data.streams import ImageStream, open_stream
+from ..recipe import Recipe, RecipeError, TrainConfig
+from .checkpoint import RunState
+
+
+@dataclass
+class Examples:
+    """The data of a run.
+
+    Attributes:
+        source: what is trained on.
+        bank, queries: what the monitor measures on, or None.
+        measured: which examples these are, see `hf_ssl.data.bank.measured_on`.
+        fingerprint: of the source, see `hf_ssl.data.fingerprint`.
+        count: of the source's examples; None for a stream of unknown length.
+        num_steps, steps_per_epoch: of the run.
+    """
+
+    source: Source | ImageStream
+    bank: Source | None
+    queries: Source | None
+    measured: dict[str, Any]
+    fingerprint: dict[str, Any]
+    count: int | None
+    num_steps: int
+    steps_per_epoch: int
+
+    @property
+    def streamed(self) -> bool:
+        return isinstance(self.source, ImageStream)
+
+
+def open_examples(
+    recipe: Recipe,
+    given: tuple[Any, Any, Any],
+    modality: Modality,
+    config: PreTrainedConfig,
+    state: RunState | None,
+    accelerator: Accelerator,
+) -> Examples:
+    """Open a run's data, and hold them against what the checkpoint `state` knows; `config` gets the rows of memories.
+
+    Args:
+        given: dataset, bank and queries of `pretrain`.
+
+    Raises:
+        RecipeError: they cannot be opened, or are not what the run began with.
+    """
+    dataset, bank, queries = given
+    with accelerator.main_process_first():  # one process fills the cache of `datasets`
+        source = _training_source(recipe, dataset, modality)
+        bank, queries = _monitor_sources(recipe, dataset, bank, queries, modality)
+    measured = measured_on(bank, queries, recipe.monitor.k)
+    streamed = isinstance(source, ImageStream)
+    count = source.num_examples if streamed else len(source)
+    own = fingerprint(source, dataset is not None) if accelerator.is_main_process else None
+    data = gather_object([own])[0]
+    if modality.numbered:
+        instances = int(source.rows(state.stream if state else None)[-1]) if streamed else count
+        _count_instances(config, instances, state, Path(recipe.train.output_dir))
+    if state:
+        _note_other_examples(measured, state)
+        _refuse_other_data(recipe, state, data, None if streamed else count)
+    # The epoch stays as long as it was when a shard has become unreadable since.
+    counted = state.stream["num_examples"] if state and state.stream else count
+    return Examples(source, bank, queries, measured, data, count, *count_steps(recipe.train, counted))
+
+
+def _training_source(recipe: Recipe, dataset, modality: Modality) -> Source | ImageStream:
+    data, medium = recipe.data, modality.medium
+    if data.streaming or isinstance(dataset, IterableDataset):
+        return open_stream(data, dataset, medium)
+    return load_source(data, kind=medium) if dataset is None else source_of(dataset, data, medium)
+
+
+def _monitor_sources(
+    recipe: Recipe, dataset, bank, queries, modality: Modality
+) -> tuple[Source | None, Source | None]:
+    """Labeled bank and queries of the monitor, or None where nothing is labeled; some modalities need no labels."""
+    data, monitor, medium = recipe.data, recipe.monitor, modality.medium
+    if (bank is None) != (queries is None):
+        raise RecipeError("Give pretrain both a bank and queries, or neither.")
+    if bank is not None:
+        columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
+        return paired_by_hand(source_of(bank, columns, medium), source_of(queries, columns, medium), monitor)
+    if monitor.path is None and isinstance(dataset, Dataset):
+        columns = replace(data, label_column=monitor.label_column or data.label_column)
+        return part_held_out(source_of(dataset, columns, medium), monitor)
+    if monitor.path is None and (dataset is not None or data.streaming):
+        return None, None  # a stream is not indexed for the sake of its labels
+    where = replace(data, path=monitor.path or data.path, max_examples=None)
+    unlabeled = not modality.needs_labels and monitor.query_split in available_splits(where, medium)
+    try:
+        found = labelled_sources(data, monitor, medium)
+    except RecipeError:
+        if monitor.label_column is not None or not unlabeled:
+            raise
+        found = None, None
+    if found[1] is not None or not unlabeled:
+        return found
+    return None, unlabelled_queries(where, monitor, medium)
+
+
+def _count_instances(config: PreTrainedConfig, instances: int, state: RunState | None, folder: Path) -> None:
+    """Give the memories a row for each example of the data.
+
+    Raises:
+        RecipeError: the recipe, or the checkpoint, has another number.
+    """
+    before = state.num_instances if state else None
+    if before not in (None, instances):
+        raise RecipeError(
+            f"The data have {instances:,} clips, but the run in {folder} was begun with {before:,}, a row of its "
+            "memories for each; restore them, or start another train.output_dir from it with train.init_from."
+        )
+    if config.num_instances not in (0, instances):
+        raise RecipeError(
+            f"model.num_instances={config.num_instances}, but the data have {instances:,} clips; leave it out, it is "
+            "counted."
+        )
+    config.num_instances = instances
+
+
+def _note_other_examples(measured: dict[str, Any], state: RunState) -> None:
+    """Add to the notes of `measured_on` where a run's first figures may be of other examples than its next ones:
+    because `monitor.*` changed, or because an earlier version chose others.
+    """
+    chosen = ("bank", "num_bank", "queries", "num_queries")
+    before = state.results.get("measured", {})
+    if measured and state.results.get("baseline") and any(before.get(key) != measured.get(key) for key in chosen):
+        measured["notes"].append(
+            "The figures before training may be of other examples: the choice has changed since the run began."
+        )
+
+
+def _refuse_other_data(recipe: Recipe, state: RunState, now: dict[str, Any], count: int | None) -> None:
+    """Raises RecipeError where a run was begun with other data."""
+    changed = difference(state.data, now)
+    before = state.results.get("num_examples")
+    if state.data is None and None not in (before, count) and before != count:  # format 1
+        changed = f"the number of examples ({before:,} then, {count:,} now)"
+    if changed:
+        where = recipe.data.path or "the dataset"
+        folder = recipe.train.output_dir
+        raise RecipeError(
+            f"{where} is not what the run in {folder} was begun with: {changed} changed. Restore the data, or train "
+            f"on these in another train.output_dir with train.init_from={folder}."
+        )
+
+
+def count_steps(train: TrainConfig, count: int | None) -> tuple[int, int]:
+    """Steps of a run, and of an epoch; a stream of unknown length is one epoch.
+
+    Raises:
+        RecipeError: fewer examples than a batch, or epochs of an unknown length.
+    """
+    if count is not None:
+        steps_per_epoch = steps_in_epoch(count, train.batch_size)
+        return train.steps or max(1, round(train.epochs * steps_per_epoch)), steps_per_epoch
+    if train.steps is None:
+        raise RecipeError("The length of the stream is not known; set data.num_examples, or train.steps for epochs.")
+    return train.steps, train.steps
