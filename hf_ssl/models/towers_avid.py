@@ -4,9 +4,12 @@
 This file ships inside model repositories, so it imports from its siblings only.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import ModelOutput
 
 from .configuration_avid import AUDIO_NETWORKS, VIDEO_NETWORKS, AvidConfig
 from .configuration_ssl import SSLConfig
@@ -16,6 +19,28 @@ from .modeling_ssl import SSLModel
 _DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # blocks of the four stages
 
 Encoded = tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...] | None]  # last map, pooled, maps of all stages
+
+
+@dataclass
+class AvidOutput(ModelOutput):
+    """Output of both towers; of one, when only its input was given.
+
+    Args:
+        video_embeds, audio_embeds (`torch.FloatTensor` of shape `(B, D)`): unit vectors that can be compared.
+        video_pooler_output, audio_pooler_output (`torch.FloatTensor` of shape `(B, F)`): features for other tasks.
+        video_last_hidden_state (`torch.FloatTensor` of shape `(B, F, t, h, w)`): map of the video tower.
+        audio_last_hidden_state (`torch.FloatTensor` of shape `(B, F, h, w)`): map of the audio tower.
+        video_hidden_states, audio_hidden_states (`tuple`, *optional*): maps of all stages.
+    """
+
+    video_embeds: torch.FloatTensor | None = None
+    audio_embeds: torch.FloatTensor | None = None
+    video_pooler_output: torch.FloatTensor | None = None
+    audio_pooler_output: torch.FloatTensor | None = None
+    video_last_hidden_state: torch.FloatTensor | None = None
+    audio_last_hidden_state: torch.FloatTensor | None = None
+    video_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    audio_hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
 class R2Plus1DBlock(nn.Module):
