@@ -1,14 +1,14 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""AVID and AVID + CMA (https://huggingface.co/papers/2004.12943): tell the sound of a video from those of others.
+"""AVID and AVID + CMA (https://huggingface.co/papers/2004.12943): match each video with its sound among many others.
 
-The objective is noise-contrastive estimation against memories of all instances: two logistic terms with one constant
-normaliser Z, not a softmax. CMA then also draws together instances that look and sound alike.
+The objective is noise-contrastive estimation against a memory of all instances: two logistic terms with one constant
+normalizer Z, not a softmax. CMA then also pulls together instances that look and sound alike.
 
-Deviations from the released code: negatives are drawn for the global batch, so that nothing depends on the number of
-processes; memories are updated after the optimiser's step, with the embeddings from before it, so that accumulated
-micro-batches see one memory; of several clips of one instance in a batch the last one is remembered. The released CMA
-also scores cross-modal pairs where instances are to be discriminated within a modality; here `within_coeff` does what
-it says.
+Deviations from the released code:
+- Negatives are drawn for the global batch, so that nothing depends on the number of processes.
+- The memory is updated after the optimizer's step with the embeddings from before it, so that all micro-batches of a
+  step see one memory. If a batch has several clips of an instance, the last one is remembered.
+- The released CMA uses cross-modal scores for `within_coeff`, too. Here the coefficient does what its name says.
 """
 
 import copy

@@ -44,7 +44,7 @@ class AvidOutput(ModelOutput):
 
 
 class R2Plus1DBlock(nn.Module):
-    """Two factorised convolutions with a shortcut that has no BatchNorm; the norm stands behind the addition."""
+    """Two factorized convolutions with a shortcut that has no BatchNorm; the norm stands behind the addition."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -141,7 +141,7 @@ def over_time(x: torch.Tensor, segments: int, pooling: str) -> torch.Tensor:
 
 
 def timm_config(backbone: str, arguments: dict | None, channels: int) -> SSLConfig:
-    """A timm model as a tower: `SSLModel` builds, initialises and checkpoints it."""
+    """A timm model as a tower: `SSLModel` builds, initializes and checkpoints it."""
     neutral = {"image_mean": (0.5,) * channels, "image_std": (0.5,) * channels}
     return SSLConfig(backbone=backbone, backbone_args=arguments, num_channels=channels, **neutral)
 
