@@ -23,12 +23,12 @@ from .configuration_byol import ByolConfig
 from .configuration_simsiam import SimSiamConfig
 from .configuration_ssl import SSLConfig
 from .configuration_swav import SwavConfig
+from .memory_avid import cma_positives
 from .modeling_avid import (
     AvidForAudioClassification,
     AvidForPreTraining,
     AvidForVideoClassification,
     AvidModel,
-    cma_positives,
     nce_loss,
 )
 from .modeling_barlow_twins import (

@@ -184,7 +184,7 @@ def backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch but remembers nothing: for the recomputation of a checkpointed block."""
+    """BatchNorm normalizes by the batch but remembers nothing: for the recomputation of a checkpointed block."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
     saved = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:

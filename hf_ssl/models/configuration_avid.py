@@ -57,10 +57,10 @@ class AvidConfig(ImageInputConfig):
             the sound.
         n_fft (`int`, *optional*, defaults to 1024), hop_length (`int`, *optional*, defaults to 240): samples of a
             window and between two.
-        num_bands (`int`, *optional*, defaults to 257): bands of the spectrogram; linear ones average neighbouring
+        num_bands (`int`, *optional*, defaults to 257): bands of the spectrogram; linear ones average neighboring
             bins.
         spectrogram (`str`, *optional*, defaults to `"linear"`): or `"mel"`.
-        audio_mean, audio_std (`float` or `list`, *optional*): normalisation of the spectrogram in dB, one number or
+        audio_mean, audio_std (`float` or `list`, *optional*): normalization of the spectrogram in dB, one number or
             one for each band; the average over the published 257.
     """
 

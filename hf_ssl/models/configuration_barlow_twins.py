@@ -14,7 +14,7 @@ class BarlowTwinsConfig(SSLConfig):
         projector_dims (`tuple`, *optional*, defaults to `(8192, 8192, 8192)`): widths of the projector's layers.
         lambd (`float`, *optional*, defaults to 0.0051): weight of the off-diagonal terms (λ of eq. 1).
         eps (`float`, *optional*, defaults to 1e-5): added to the variances.
-        center (`bool`, *optional*, defaults to `True`): `False` leaves the features un-centred, as eq. 2 read
+        center (`bool`, *optional*, defaults to `True`): `False` leaves the features uncentered, as eq. 2 read
             literally; no published result was made so.
     """
 

@@ -24,8 +24,8 @@ class SwavConfig(SSLConfig):
             number, each with codes of its own, and the loss is the mean over them.
         prototypes_bias (`bool`, *optional*, defaults to `False`): as in lightly, where the scores are then no cosines.
         temperature (`float`, *optional*, defaults to 0.1): of the predicted assignments.
-        epsilon (`float`, *optional*, defaults to 0.05): entropy regularisation of Sinkhorn.
-        sinkhorn_iterations (`int`, *optional*, defaults to 3): row and column normalisations.
+        epsilon (`float`, *optional*, defaults to 0.05): entropy regularization of Sinkhorn.
+        sinkhorn_iterations (`int`, *optional*, defaults to 3): row and column normalizations.
         crops_for_assign (`tuple`, *optional*, defaults to `(0, 1)`): global views whose codes are computed.
         queue_length (`int`, *optional*, defaults to 0): past features that take part in the assignment, over all
             processes; 0 for none. Only whole global batches of it are used.

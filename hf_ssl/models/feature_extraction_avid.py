@@ -30,9 +30,9 @@ def log_spectrogram(
     mean: float | list[float] | torch.Tensor = 0.0,
     std: float | list[float] | torch.Tensor = 1.0,
 ) -> torch.Tensor:
-    """Waveforms (B, samples) -> normalised decibels (B, num_frames, num_bands), float32.
+    """Waveforms (B, samples) -> normalized decibels (B, num_frames, num_bands), float32.
 
-    Power of a Hann window's Fourier transform, its centre at multiples of the hop, zeros around the sound. "linear"
+    Power of a Hann window's Fourier transform, its center at multiples of the hop, zeros around the sound. "linear"
     keeps bin 0 and averages the others in equal groups; "mel" takes librosa's mel bands. What is 100 dB below the
     clip's maximum is clipped. A `mean` and `std` of 0 and 1 - 1e-5 leave the decibels as they are.
 

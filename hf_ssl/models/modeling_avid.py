@@ -1,14 +1,14 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""AVID and AVID + CMA (https://huggingface.co/papers/2004.12943): tell the sound of a video from those of others.
+"""AVID and AVID + CMA (https://huggingface.co/papers/2004.12943): match each video with its sound among many others.
 
-The objective is noise-contrastive estimation against memories of all instances: two logistic terms with one constant
-normaliser Z, not a softmax. CMA then also draws together instances that look and sound alike.
+The objective is noise-contrastive estimation against a memory of all instances: two logistic terms with one constant
+normalizer Z, not a softmax. CMA then also pulls together instances that look and sound alike.
 
-Deviations from the released code: negatives are drawn for the global batch, so that nothing depends on the number of
-processes; memories are updated after the optimiser's step, with the embeddings from before it, so that accumulated
-micro-batches see one memory; of several clips of one instance in a batch the last one is remembered. The released CMA
-also scores cross-modal pairs where instances are to be discriminated within a modality; here `within_coeff` does what
-it says.
+Deviations from the released code:
+- Negatives are drawn for the global batch, so that nothing depends on the number of processes.
+- The memory is updated after the optimizer's step with the embeddings from before it, so that all micro-batches of a
+  step see one memory. If a batch has several clips of an instance, the last one is remembered.
+- The released CMA uses cross-modal scores for `within_coeff`, too. Here the coefficient does what its name says.
 """
 
 import copy
@@ -22,19 +22,22 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_avid import AvidConfig
-from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision, gather_batch, rank, world_size
+from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision
+from .memory_avid import REMEMBERED, Memory
 from .modeling_ssl import MLP, SSLForPreTrainingOutput, SSLPreTrainedModel
-from .towers_avid import AudioTower, VideoTower
+from .towers_avid import AudioTower, AvidOutput, VideoTower
 
 
-_REMEMBERED = [r"_memory$", r"^positive_set$", r"^normalizer$", r"^draw_seed$"]
-_SIMILARITIES = 2**26  # held at once while positives are looked for
-_UNREMEMBERED = 512  # batches of one optimiser step, at most
-_FULL_PRODUCT = 32  # memories of so many times the scored rows are multiplied whole: cheaper than copying rows
+# Score -> modality of the anchor, modality of the memory, and the entry of the normalizer.
+SCORES = {
+    "v2a": ("video", "audio", 0),
+    "a2v": ("audio", "video", 0),
+    "v2v": ("video", "video", 1),
+    "a2a": ("audio", "audio", 2),
+}
 
 
 def nce_loss(positive: torch.Tensor, negative: torch.Tensor, z: torch.Tensor | float) -> torch.Tensor:
@@ -46,7 +49,7 @@ def nce_loss(positive: torch.Tensor, negative: torch.Tensor, z: torch.Tensor | f
     Args:
         positive: (B, P) scores of the anchors, cosines over the temperature.
         negative: (B, K).
-        z: the normaliser, constant over a run.
+        z: the normalizer, constant over a run.
     """
     with full_precision(positive):
         positive, negative = at_least_float32(positive), at_least_float32(negative)
@@ -54,90 +57,6 @@ def nce_loss(positive: torch.Tensor, negative: torch.Tensor, z: torch.Tensor | f
         offset = z.log() + math.log(negative.shape[1])
         each = F.softplus(offset - positive).mean(1) + F.softplus(negative - offset).sum(1)
         return all_reduce_mean(each.mean())
-
-
-@torch.no_grad()
-def cma_positives(
-    video_memory: torch.Tensor,
-    audio_memory: torch.Tensor,
-    num_positives: int = 32,
-    agreement: str = "consensus",
-    queries: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The instances most similar to each other one (section 4.2), never with a matrix of all pairs.
-
-    Args:
-        video_memory, audio_memory: (N, D) unit rows.
-        agreement: similarity in both modalities (`"consensus"`, the smaller one), in either (`"union"`, the larger
-            one), or in one of them (`"video"`, `"audio"`).
-        queries: (Q,) instances whose positives are wanted; all by default.
-
-    Returns:
-        (Q, num_positives) indices, sorted; never the instance itself.
-
-    Raises:
-        ValueError: not more than `num_positives` other instances.
-    """
-    total = len(video_memory)
-    if total <= num_positives:
-        raise ValueError(f"num_positives={num_positives} needs more instances than {total}; lower it.")
-    queries = torch.arange(total, device=video_memory.device) if queries is None else queries
-    memories = {"video": video_memory, "audio": audio_memory}
-    if agreement in memories:
-        memories = {agreement: memories[agreement]}
-    found = []
-    for block in queries.split(max(1, _SIMILARITIES // total)):
-        parts = [at_least_float32(memory[block]) @ at_least_float32(memory).T for memory in memories.values()]
-        similarity = parts[0]
-        if len(parts) == 2:
-            similarity = torch.minimum(*parts) if agreement == "consensus" else torch.maximum(*parts)
-        similarity.scatter_(1, block[:, None], -math.inf)
-        found.append(similarity.topk(num_positives, dim=1).indices.sort(dim=1).values)
-    return torch.cat(found)
-
-
-def random_numbers(counters: torch.Tensor, key: int, limit: int) -> torch.Tensor:
-    """Whole numbers below `limit`, each a function of its counter and the key alone (SplitMix64), on any device."""
-    key = (key * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63  # int64 wraps around
-    x = (counters + 1) * -0x61C8864680B583EB + key
-    x = (x ^ (x >> 30 & 2**34 - 1)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & 2**37 - 1)) * -0x6B2FB644ECCEEE15
-    return ((x ^ (x >> 31 & 2**33 - 1)) & 2**63 - 1) % limit
-
-
-def negatives_of_draws(draws: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
-    """Numbers (B, K) among the N - E that are left -> instances among N, passing over `excluded` (B, E), sorted."""
-    shifted = excluded - torch.arange(excluded.shape[1], device=excluded.device)
-    return draws + torch.searchsorted(shifted.contiguous(), draws, right=True)
-
-
-def memory_scores(z: torch.Tensor, memory: torch.Tensor, rows: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Cosines over the temperature of unit vectors (B, D) with `rows` (B, M) of a memory (N, D) -> (B, M)."""
-    if len(memory) <= _FULL_PRODUCT * rows.shape[1]:
-        return (z @ memory.to(z.dtype).T).gather(1, rows) / temperature
-    return torch.einsum("bd,bmd->bm", z, memory[rows].to(z.dtype)) / temperature
-
-
-@dataclass
-class AvidOutput(ModelOutput):
-    """Output of both towers; of one, when only its input was given.
-
-    Args:
-        video_embeds, audio_embeds (`torch.FloatTensor` of shape `(B, D)`): unit vectors that can be compared.
-        video_pooler_output, audio_pooler_output (`torch.FloatTensor` of shape `(B, F)`): features for other tasks.
-        video_last_hidden_state (`torch.FloatTensor` of shape `(B, F, t, h, w)`): map of the video tower.
-        audio_last_hidden_state (`torch.FloatTensor` of shape `(B, F, h, w)`): map of the audio tower.
-        video_hidden_states, audio_hidden_states (`tuple`, *optional*): maps of all stages.
-    """
-
-    video_embeds: torch.FloatTensor | None = None
-    audio_embeds: torch.FloatTensor | None = None
-    video_pooler_output: torch.FloatTensor | None = None
-    audio_pooler_output: torch.FloatTensor | None = None
-    video_last_hidden_state: torch.FloatTensor | None = None
-    audio_last_hidden_state: torch.FloatTensor | None = None
-    video_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    audio_hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -181,7 +100,7 @@ class AvidModel(AvidPreTrainedModel):
         heads: with the projectors, whose outputs can be compared.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", *_REMEMBERED]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", *REMEMBERED]
 
     def __init__(self, config: AvidConfig, modalities: tuple[str, ...] = ("video", "audio"), heads: bool = True):
         super().__init__(config)
@@ -238,10 +157,9 @@ class AvidModel(AvidPreTrainedModel):
 
 
 class AvidForPreTraining(AvidPreTrainedModel):
-    """Both towers and a memory of every instance's embeddings in either modality.
+    """Both towers, and the objective against a memory of every instance.
 
-    A training loop calls the hooks: CMA's positive sets are found before a step, the memories are updated after it.
-    Everything remembered is a buffer, the same on every process.
+    A training loop calls the hooks: CMA's positive sets are found before a step, the memory is updated after it.
     """
 
     title = "AVID"
@@ -250,31 +168,12 @@ class AvidForPreTraining(AvidPreTrainedModel):
     views = "avid"
     collapse = "The embeddings of all clips stay nearly the same, and video_to_audio_r1 stays at chance."
 
-    _keys_to_ignore_on_load_missing = _REMEMBERED
+    _keys_to_ignore_on_load_missing = REMEMBERED
 
     def __init__(self, config: AvidConfig):
         super().__init__(config)
         self.encoder = AvidModel(config)
-        self._excluded = (config.num_positives if config.cma else 0) + (not config.cma or config.exclude_anchor)
-        if config.num_instances:
-            if config.num_instances <= self._excluded:
-                raise ValueError(
-                    f"num_instances={config.num_instances} leaves no negatives beside {self._excluded} that are not "
-                    "drawn; use more clips, or a lower num_positives."
-                )
-            shape = (config.num_instances, config.projector_dims[-1])
-            for name in ("video_memory", "audio_memory"):
-                self.register_buffer(name, torch.zeros(shape, dtype=getattr(torch, config.memory_dtype)))
-            self.register_buffer("normalizer", torch.full((3,), -1.0))  # of cross, video and audio scores
-            self.register_buffer("draw_seed", torch.zeros((), dtype=torch.long))
-            if config.cma:
-                empty = torch.full((config.num_instances, config.num_positives), -1, dtype=torch.int32)
-                self.register_buffer("positive_set", empty)
-        self._step = self._micro = 0
-        self._seed: int | None = None
-        self._found = not config.cma  # the positive sets
-        self._known: set[int] = set()  # normalisers that are no longer to be estimated
-        self._seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.memory = Memory(self, config) if config.num_instances else None
         self._terms: dict[str, torch.Tensor] = {}
         self.post_init()
 
@@ -291,23 +190,18 @@ class AvidForPreTraining(AvidPreTrainedModel):
         Without `indices` there is no loss; with one modality, its embeddings and features only.
 
         Raises:
-            ValueError: `indices` for a model without memories.
-            RuntimeError: a loop without the hooks, in which the memories would never move.
+            ValueError: `indices` for a model without a memory.
+            RuntimeError: a loop without the hooks, in which the memory would never move.
         """
         output = self.encoder(pixel_values_videos, input_values)
         video, audio = output.video_embeds, output.audio_embeds
         loss = None
         if indices is not None:
-            if not self.config.num_instances:
+            if self.memory is None:
                 raise ValueError("The loss needs memories; set num_instances to the number of clips in the data.")
-            loss = self._loss(video, audio, indices)
+            loss = self.objective(video, audio, indices)
             if self.training:
-                if len(self._seen) == _UNREMEMBERED:
-                    raise RuntimeError(
-                        f"{_UNREMEMBERED} batches were seen and not remembered; call model.before_step and "
-                        "model.after_step around every optimiser step, as hf_ssl's loop does."
-                    )
-                self._seen.append((video.detach(), audio.detach(), indices))
+                self.memory.keep(video, audio, indices)
         pooled = [output.video_pooler_output, output.audio_pooler_output]
         features = [None if x is None else x.detach()[:, None] for x in pooled]
         embeddings = torch.stack([x for x in (video, audio) if x is not None], 1)
@@ -315,142 +209,75 @@ class AvidForPreTraining(AvidPreTrainedModel):
             loss=loss, embeddings=embeddings, features=features[0], audio_features=features[1]
         )
 
-    def _loss(self, video: torch.Tensor, audio: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """The weighted mean of the terms (section 3.2 and 4.2), each itself a mean over the modalities."""
-        self._recall()
-        if not self._found:
-            raise ValueError("CMA has no positive sets yet; call before_step before every step, or find_positives.")
-        config, own = self.config, indices[:, None]
-        positives = self.positive_set[indices].long() if config.cma else None
-        negatives = self._draw_negatives(own, positives)
-        terms = [("cross", config.cross_coeff, own, negatives), ("within", config.within_coeff, own, negatives)]
-        if config.cma:
+    def objective(self, video: torch.Tensor, audio: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """The weighted mean of the terms (section 3.2 and 4.2), each the mean of two scores' losses."""
+        config, own, z = self.config, indices[:, None], {"video": video, "audio": audio}
+        positives = self.memory.positives(indices)
+        negatives = self.memory.draw_negatives(own, positives)
+        cross, within = ("v2a", "a2v"), ("v2v", "a2a")
+        terms = [
+            ("cross", config.cross_coeff, cross, own, negatives),
+            ("within", config.within_coeff, within, own, negatives),
+        ]
+        if positives is not None:
             few = negatives[:, : config.num_negatives_within]
-            terms.append(("cross_positive", config.cross_positive_coeff, positives, negatives))
-            terms.append(("within_positive", config.within_positive_coeff, positives, few))
+            terms.append(("cross_positive", config.cross_positive_coeff, cross, positives, negatives))
+            terms.append(("within_positive", config.within_positive_coeff, within, positives, few))
         total, weights = video.new_zeros(()), 0.0
         with full_precision(video):
-            for name, coeff, rows, noise in terms:
+            for name, coeff, scores, rows, noise in terms:
                 if coeff > 0:
-                    crossed = name.startswith("cross")
-                    pairs = [(video, self.audio_memory, 0), (audio, self.video_memory, 0)]
-                    if not crossed:
-                        pairs = [(video, self.video_memory, 1), (audio, self.audio_memory, 2)]
-                    term = sum(self._term(z, memory, rows, noise, group) for z, memory, group in pairs) / 2
+                    term = sum(self._score_loss(score, z, rows, noise) for score in scores) / 2
                     total, weights = total + coeff * term, weights + coeff
                     self._terms[name] = term.detach()
         return total / weights
 
-    def _term(self, z, memory, positives, negatives, group: int) -> torch.Tensor:
-        scores = memory_scores(z, memory, torch.cat([positives, negatives], 1), self.config.temperature)
-        positive, negative = scores.split([positives.shape[1], negatives.shape[1]], 1)
-        group = group if self.config.partition == "per_term" else 0
-        return nce_loss(positive, negative, self._normalizer(group, negative))
-
-    @torch.no_grad()
-    def _normalizer(self, group: int, negative: torch.Tensor) -> torch.Tensor:
-        """Z: the mean exponential score of the noise in the first batch that needs it; constant from then on."""
-        if group not in self._known:
-            z = all_reduce_mean(negative.exp().mean())
-            if not self.training:
-                return z
-            self.normalizer[group] = z
-            self._known.add(group)
-        return self.normalizer[group]
-
-    def _draw_negatives(self, own: torch.Tensor, positives: torch.Tensor | None) -> torch.Tensor:
-        """(B, K) instances, uniform with replacement; drawn for the global batch, of which this process has a part."""
-        excluded = own
-        if positives is not None:
-            excluded = torch.cat([positives, own], 1).sort(1).values if self.config.exclude_anchor else positives
-        key = (self._seed * 1_000_003 + self._step) * 1_009 + self._micro
-        self._micro += 1
-        first = rank() * len(own) * self.config.num_negatives  # numbers of the global batch, in its order
-        counters = torch.arange(first, first + len(own) * self.config.num_negatives, device=own.device)
-        draws = random_numbers(counters, key, self.config.num_instances - excluded.shape[1])
-        return negatives_of_draws(draws.view(len(own), -1), excluded)
-
-    def _recall(self) -> None:
-        """What is remembered in tensors and decides what happens; read once, since that waits for the device."""
-        if self._seed is None:
-            self._seed = int(self.draw_seed)
-            self._known = {group for group, z in enumerate(self.normalizer.tolist()) if z >= 0}
-            self._found = self._found or bool(self.positive_set[0, 0] >= 0)
-
-    def before_simulation(self) -> None:
-        self._seed, self._known, self._found = 0, {0, 1, 2}, True
+    def _score_loss(
+        self, score: str, z: dict[str, torch.Tensor], positives: torch.Tensor, negatives: torch.Tensor
+    ) -> torch.Tensor:
+        anchor, remembered, entry = SCORES[score]
+        positive, negative = self.memory.scores(z[anchor], remembered, positives, negatives)
+        entry = entry if self.config.partition == "per_term" else 0
+        return nce_loss(positive, negative, self.memory.normalizer(entry, negative))
 
     def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        """Finds CMA's positive sets when it is time."""
-        self._step, self._micro = step, 0
-        if self.config.cma:
-            every = max(1, round(self.config.positives_every_epochs * steps_per_epoch))
-            self._recall()
-            if (step and step % every == 0) or not self._found:
-                self.find_positives()
+        if self.memory is not None:
+            self.memory.before_step(step, steps_per_epoch)
 
-    @torch.no_grad()
-    def find_positives(self) -> None:
-        """CMA's positive sets by the present memories; every process looks for a part."""
-        total = len(self.video_memory)
-        share = -(-total // world_size())
-        part = torch.arange(rank() * share, (rank() + 1) * share, device=self.video_memory.device).clamp(max=total - 1)
-        config = self.config
-        memories = (self.video_memory, self.audio_memory)
-        found = cma_positives(*memories, config.num_positives, config.agreement, part)
-        self.positive_set.copy_(gather_batch(found)[:total])
-        self._found = True
-
-    @torch.no_grad()
     def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        """row <- unit(m row + (1 - m) z) in either memory, for every instance of the global batch."""
-        for video, audio, indices in self._seen:
-            self.remember(video, audio, indices, self.config.memory_momentum)
-        self._seen.clear()
+        if self.memory is not None:
+            self.memory.after_step()
 
-    @torch.no_grad()
-    def remember(self, video: torch.Tensor, audio: torch.Tensor, indices: torch.Tensor, momentum: float) -> None:
-        """Move the rows of this batch's instances, on all processes, towards their embeddings."""
-        indices = gather_batch(indices)
-        order = torch.arange(len(indices), device=indices.device)
-        # Of clips of one instance all become the last one: so nothing waits for the device, as `unique` would.
-        last = order.new_zeros(len(self.video_memory)).scatter_reduce_(0, indices, order, "amax")[indices]
-        for memory, z in ((self.video_memory, video), (self.audio_memory, audio)):
-            z = at_least_float32(gather_batch(z)[last])
-            rows = momentum * memory[indices].to(z.dtype) + (1 - momentum) * z
-            memory[indices] = F.normalize(rows, dim=1).to(memory.dtype)
+    def before_simulation(self) -> None:
+        if self.memory is not None:
+            self.memory.assume_read()
 
     def prepare(self, missing: set[str], batches: Iterable[dict[str, torch.Tensor]]) -> None:
-        """Memories that a warm start did not find become the present embeddings of all clips."""
+        """Rows that a warm start did not find become the present embeddings of all clips."""
         if missing & {"video_memory", "audio_memory"}:
             for batch in batches:
                 embeddings = self(batch["pixel_values_videos"], batch["input_values"]).embeddings
-                self.remember(*embeddings.unbind(1), batch["indices"], momentum=0.0)
+                self.memory.update(*embeddings.unbind(1), batch["indices"], momentum=0.0)
 
     def metrics(self) -> dict[str, float]:
-        """The terms of the last batch's loss, and the normalisers that are known."""
-        names = ("z", "z_video", "z_audio")
+        """The terms of the last batch's loss, and the normalizers that are known."""
         found = {f"loss_{name}": term.item() for name, term in self._terms.items()}
-        return found | {names[group]: self.normalizer[group].item() for group in sorted(self._known)}
+        known = sorted(self.memory.known) if self.memory is not None else []
+        names = ("z", "z_video", "z_audio")
+        return found | {names[entry]: self.normalizer[entry].item() for entry in known}
 
     def export_parts(self) -> tuple[AvidConfig, dict[str, torch.Tensor]]:
-        """Memories are of use only beside the very clips, so an export has none."""
+        """The memory is of use only beside the very clips, so an export has none."""
         config = copy.deepcopy(self.config)
         config.num_instances = 0
-        memories = dict(self.named_buffers(recurse=False))
-        return config, {name: tensor for name, tensor in self.state_dict().items() if name not in memories}
+        memory = dict(self.named_buffers(recurse=False))
+        return config, {name: tensor for name, tensor in self.state_dict().items() if name not in memory}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self and self.config.num_instances:
-            for memory in (self.video_memory, self.audio_memory):
-                rows = torch.randn(memory.shape, device=memory.device)
-                init.copy_(memory, F.normalize(rows, dim=1).to(memory.dtype))
-            init.constant_(self.normalizer, -1.0)
-            init.copy_(self.draw_seed, torch.randint(2**31, ()))
-            if self.config.cma:
-                init.constant_(self.positive_set, -1)
+        if module is self and self.memory is not None:
+            self.memory.initialize()
 
 
 class _AvidClassifier(AvidPreTrainedModel):
@@ -459,7 +286,7 @@ class _AvidClassifier(AvidPreTrainedModel):
     accepts_loss_kwargs = True
     modality: str
     dropout = 0.5
-    _keys_to_ignore_on_load_unexpected = [r"_projector\.", *_REMEMBERED]
+    _keys_to_ignore_on_load_unexpected = [r"_projector\.", *REMEMBERED]
 
     def __init__(self, config: AvidConfig):
         super().__init__(config)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""BYOL (https://huggingface.co/papers/2006.07733): predict the projection that a moving average of oneself gives.
+"""BYOL (https://huggingface.co/papers/2006.07733): predict what a moving average of the network projects.
 
 Deviation from the released code: the target starts as a copy of the online network (the paper's pseudo-code), not from
 another random seed; its authors saw no difference.
@@ -25,7 +25,7 @@ from .modeling_ssl import (
 
 
 def byol_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """Mean over the global batch of |p1 - z2|^2 + |p2 - z1|^2 on unit vectors (eq. 2, symmetrised): 0..8.
+    """Mean over the global batch of |p1 - z2|^2 + |p2 - z1|^2 on unit vectors (eq. 2, symmetrized): 0..8.
 
     Args:
         p1, p2: predictions (B, D) of the online network for both views.

@@ -191,7 +191,7 @@ class SSLPreTrainedModel(PreTrainedModel):
         Args:
             name: "regnety_320.seer", "hf-hub:user/name", or "local-dir:folder" in timm's format.
             config: of a network of that shape, such as `SwavConfig.seer("regnety_320")`; by default the method's,
-                with the backbone, image size and normalisation of the weights.
+                with the backbone, image size and normalization of the weights.
             changes: fields of that default that differ.
 
         Raises:
@@ -273,7 +273,7 @@ def init_norm(module: nn.Module) -> None:
 class SSLModel(SSLPreTrainedModel):
     """The encoder: a bare timm backbone.
 
-    Networks with BatchNorm are initialised as torchvision's (He et al., fan-out); others (ViT, ConvNeXt) as timm's
+    Networks with BatchNorm are initialized as torchvision's (He et al., fan-out); others (ViT, ConvNeXt) as timm's
     (truncated normal of 0.02).
     """
 
@@ -352,7 +352,7 @@ class SSLModel(SSLPreTrainedModel):
 
 
 class SSLForImageClassification(SSLPreTrainedModel):
-    """Encoder and a linear classifier, initialised as in the papers' linear evaluations (normal of 0.01, bias 0)."""
+    """Encoder and a linear classifier, initialized as in the papers' linear evaluations (normal of 0.01, bias 0)."""
 
     model_class: type[SSLModel]
     accepts_loss_kwargs = True

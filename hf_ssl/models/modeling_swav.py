@@ -141,7 +141,7 @@ class Queue:
 class SwavForPreTraining(SSLPreTrainedModel):
     """Encoder, projector, prototypes, and a queue of past features.
 
-    A training loop calls the hooks: the prototypes are normalised before every step and get no gradient in the first
+    A training loop calls the hooks: the prototypes are normalized before every step and get no gradient in the first
     ones, and the queue starts at its epoch.
     """
 

@@ -4,9 +4,12 @@
 This file ships inside model repositories, so it imports from its siblings only.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import ModelOutput
 
 from .configuration_avid import AUDIO_NETWORKS, VIDEO_NETWORKS, AvidConfig
 from .configuration_ssl import SSLConfig
@@ -18,8 +21,30 @@ _DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # blocks of th
 Encoded = tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...] | None]  # last map, pooled, maps of all stages
 
 
+@dataclass
+class AvidOutput(ModelOutput):
+    """Output of both towers; of one, when only its input was given.
+
+    Args:
+        video_embeds, audio_embeds (`torch.FloatTensor` of shape `(B, D)`): unit vectors that can be compared.
+        video_pooler_output, audio_pooler_output (`torch.FloatTensor` of shape `(B, F)`): features for other tasks.
+        video_last_hidden_state (`torch.FloatTensor` of shape `(B, F, t, h, w)`): map of the video tower.
+        audio_last_hidden_state (`torch.FloatTensor` of shape `(B, F, h, w)`): map of the audio tower.
+        video_hidden_states, audio_hidden_states (`tuple`, *optional*): maps of all stages.
+    """
+
+    video_embeds: torch.FloatTensor | None = None
+    audio_embeds: torch.FloatTensor | None = None
+    video_pooler_output: torch.FloatTensor | None = None
+    audio_pooler_output: torch.FloatTensor | None = None
+    video_last_hidden_state: torch.FloatTensor | None = None
+    audio_last_hidden_state: torch.FloatTensor | None = None
+    video_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    audio_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
 class R2Plus1DBlock(nn.Module):
-    """Two factorised convolutions with a shortcut that has no BatchNorm; the norm stands behind the addition."""
+    """Two factorized convolutions with a shortcut that has no BatchNorm; the norm stands behind the addition."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -116,7 +141,7 @@ def over_time(x: torch.Tensor, segments: int, pooling: str) -> torch.Tensor:
 
 
 def timm_config(backbone: str, arguments: dict | None, channels: int) -> SSLConfig:
-    """A timm model as a tower: `SSLModel` builds, initialises and checkpoints it."""
+    """A timm model as a tower: `SSLModel` builds, initializes and checkpoints it."""
     neutral = {"image_mean": (0.5,) * channels, "image_std": (0.5,) * channels}
     return SSLConfig(backbone=backbone, backbone_args=arguments, num_channels=channels, **neutral)
 

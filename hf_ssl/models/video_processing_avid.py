@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Frames -> the normalised, centre-cropped input of AVID's video network."""
+"""Frames -> the normalized, center-cropped input of AVID's video network."""
 
 import torchvision.transforms.functional as TF
 from transformers import BaseVideoProcessor

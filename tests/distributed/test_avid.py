@@ -16,7 +16,7 @@ from hf_ssl.data.modality import modality_of
 from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.images import raw_pixel_embedding
 from hf_ssl.models import AvidForPreTraining, SimSiamConfig
-from hf_ssl.models.modeling_avid import negatives_of_draws
+from hf_ssl.models.memory_avid import negatives_of_draws
 from hf_ssl.recipe import DataConfig, MonitorConfig
 from hf_ssl.training.accelerator import synchronize_batchnorm
 from hf_ssl.training.monitor import Monitor

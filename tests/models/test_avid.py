@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """AVID and CMA: losses, memories and positive sets of the published code, towers of the published size."""
 
+import copy
 import json
 import math
 
@@ -18,7 +19,7 @@ from hf_ssl.models import (
     cma_positives,
     nce_loss,
 )
-from hf_ssl.models.modeling_avid import memory_scores, negatives_of_draws, random_numbers
+from hf_ssl.models.memory_avid import memory_scores, negatives_of_draws, random_numbers
 from hf_ssl.models.towers_avid import R2Plus1D
 from tests.models.test_losses import DTYPES, assert_close, bound, cases, leaf
 
@@ -60,11 +61,13 @@ def of_case(case, dtype, **changes) -> AvidForPreTraining:
 
 def step(model: AvidForPreTraining, video, audio, y, draws) -> torch.Tensor:
     """One training step of the objective by itself, with given draws."""
-    model._draw_negatives = lambda own, positives: negatives_of_draws(draws, own if positives is None else positives)
+    model.memory.draw_negatives = lambda own, positives: negatives_of_draws(
+        draws, own if positives is None else positives
+    )
     unit = [F.normalize(x, dim=1) for x in (video, audio)]
-    loss = model._loss(*unit, y)
+    loss = model.objective(*unit, y)
     loss.backward()
-    model._seen.append((*(x.detach() for x in unit), y))
+    model.memory.keep(*unit, y)
     model.after_step(0, 1, 1)
     return loss
 
@@ -121,7 +124,7 @@ def test_negatives_pass_over_what_is_excluded(path):
 @pytest.mark.parametrize("path", cases("cma_positives"), ids=lambda p: p.stem)
 def test_positives_are_found_in_blocks(path, block, monkeypatch):
     case = np.load(path)
-    monkeypatch.setattr("hf_ssl.models.modeling_avid._SIMILARITIES", block * len(case["video_memory"]))
+    monkeypatch.setattr("hf_ssl.models.memory_avid._SIMILARITIES", block * len(case["video_memory"]))
     memories = torch.tensor(case["video_memory"]), torch.tensor(case["audio_memory"])
     for agreement in ("consensus", "union", "video", "audio"):
         found = cma_positives(*memories, case["pos_k"].item(), agreement)
@@ -139,7 +142,7 @@ def test_scores_are_the_same_however_they_are_made(monkeypatch):
     z, memory = F.normalize(torch.randn(3, 8), dim=1), F.normalize(torch.randn(50, 8), dim=1)
     rows = torch.randint(50, (3, 5))
     whole = memory_scores(z, memory, rows, 0.07)
-    monkeypatch.setattr("hf_ssl.models.modeling_avid._FULL_PRODUCT", 0)
+    monkeypatch.setattr("hf_ssl.models.memory_avid._FULL_PRODUCT", 0)
     torch.testing.assert_close(memory_scores(z, memory, rows, 0.07), whole)
 
 
@@ -211,8 +214,17 @@ def test_memories_move_only_after_a_training_step_and_the_last_clip_of_an_instan
     assert (model.video_memory != before).any(1).sum() == 3
 
 
+def test_a_copy_of_the_model_has_a_memory_of_its_own():
+    model = AvidForPreTraining(tiny()).train()
+    before, other = model.video_memory.clone(), copy.deepcopy(model).to(torch.float64)
+    other(**{key: x.double() if x.is_floating_point() else x for key, x in inputs().items()})
+    other.after_step(0, 1, 1)
+    assert torch.equal(model.video_memory, before)
+    assert (other.video_memory != before).any(1).sum() == 4
+
+
 def test_a_loop_without_hooks_is_told(monkeypatch):
-    monkeypatch.setattr("hf_ssl.models.modeling_avid._UNREMEMBERED", 2)
+    monkeypatch.setattr("hf_ssl.models.memory_avid._UNREMEMBERED", 2)
     model = AvidForPreTraining(tiny()).train()
     model(**inputs())
     model(**inputs())
@@ -233,7 +245,7 @@ def test_two_micro_batches_are_one_batch():
                 module.eval()
         model.before_step(0, 1, 1)
         # The draws of a micro-batch are its own, so the same ones are given to both.
-        model._draw_negatives = lambda own, positives: (own + torch.arange(1, 17)) % 40
+        model.memory.draw_negatives = lambda own, positives: (own + torch.arange(1, 17)) % 40
         losses = []
         for part in range(parts):
             micro = {key: value.chunk(parts)[part] for key, value in given.items()}
@@ -253,8 +265,7 @@ def test_cma_draws_no_positives_and_no_anchor_if_asked(exclude_anchor):
     model.before_step(0, 1, 1)
     own = torch.arange(40)[:, None]
     positives = model.positive_set.long()
-    model._recall()
-    negatives = model._draw_negatives(own, positives)
+    negatives = model.memory.draw_negatives(own, positives)
     assert not (negatives[:, :, None] == positives[:, None]).any()
     assert (negatives == own).any() == (not exclude_anchor)
     assert (negatives.max(), negatives.min()) == (39, 0)
@@ -277,7 +288,7 @@ def test_cma_without_positive_sets_is_refused():
     model = AvidForPreTraining(tiny(cma=True, num_positives=3))
     with pytest.raises(ValueError, match="before_step"):
         model(**inputs())
-    model.find_positives()
+    model.memory.find_positives()
     assert model(**inputs()).loss.isfinite()
 
 
@@ -301,8 +312,7 @@ def test_draws_follow_the_seed_and_the_step():
 
     def draw(model, step):
         model.before_step(step, 9, 2)
-        model._recall()
-        return [model._draw_negatives(own, None) for _ in range(2)]
+        return [model.memory.draw_negatives(own, None) for _ in range(2)]
 
     a, again, later, different = draw(model, 3), draw(model, 3), draw(model, 4), draw(other, 3)
     assert all((x == y).all() for x, y in zip(a, again, strict=True))

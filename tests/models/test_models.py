@@ -249,6 +249,16 @@ def test_a_target_starts_as_a_copy_of_the_online_network(method, fields):
     assert_target_is_online(build(method, **fields))
 
 
+def test_a_target_without_an_online_module_is_refused_by_its_name():
+    class Misnamed(models.SimSiamForPreTraining):
+        def __init__(self, config):
+            super().__init__(config)
+            self.target_head = torch.nn.Linear(2, 2)
+
+    with pytest.raises(ValueError, match="target_head.bias has no online parameter head.bias"):
+        Misnamed(build("simsiam").config).copy_to_targets()
+
+
 @pytest.mark.parametrize(("method", "fields"), WITH_TARGETS)
 def test_a_target_that_a_checkpoint_lacks_is_copied_from_the_online_weights(method, fields, tmp_path):
     trained = trained_a_little(method, **fields)
