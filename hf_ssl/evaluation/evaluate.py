@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, PreTrainedModel, TimmWrapperConfig
 from .. import models  # registers our classes with AutoModel
 from ..data.bank import labelled_source, labelled_sources, measured_on, unlabelled_queries
 from ..data.sources import available_splits, check_source, open_place
-from ..hub.weights import open_encoder
+from ..hub.weights import images_of_timm, open_encoder
 from ..models.media_avid import import_av
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .features import (
@@ -52,9 +52,9 @@ def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, Trans
         return encoder, EvalTransform.of(encoder.config)
     if not isinstance(encoder.config, TimmWrapperConfig):
         return encoder, _processing_of(encoder, location)
-    timm = encoder.config.pretrained_cfg
-    mean, std = tuple(timm["mean"]), tuple(timm["std"])
-    return encoder, EvalTransform(timm["input_size"][-1], timm["crop_pct"], timm["interpolation"], mean, std)
+    images = images_of_timm(encoder.config.pretrained_cfg)
+    mean, std = tuple(images["mean"]), tuple(images["std"])
+    return encoder, EvalTransform(images["input_size"][-1], images["crop_pct"], images["interpolation"], mean, std)
 
 
 def _processing_of(encoder: PreTrainedModel, location: str) -> ProcessorTransform:
