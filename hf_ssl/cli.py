@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the recipe, 
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,8 @@ import sys
 from .errors import RunError
 from .recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 
+
+_UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)  # paths that no command can use
 
 DESCRIPTION = "Self-supervised pretraining native to the Hugging Face ecosystem."
 
@@ -59,6 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     except RunError as error:
         sys.stderr.write(f"hf-ssl: {error}\n")
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.errno not in _UNUSABLE:
+            raise
+        sys.stderr.write(f"hf-ssl: {str(error.filename)[:300]} cannot be used: {error.strerror}.\n")
+        sys.exit(2)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,11 +5,13 @@ import ctypes
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
+
+from .coerce import RecipeError
 
 
 DIGESTS = "digests.json"
@@ -46,6 +48,31 @@ def atomic_write(path: Path, text: str) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file, and others that belong to it, which then replace `path` and its like; nothing is left of
+    them when that fails.
+
+    Raises:
+        RecipeError: the disk refused it.
+    """
+    partial = path.with_name(f".partial_{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial / path.name
+        for file in sorted(partial.iterdir(), reverse=True):  # what belongs to it first
+            flush(file)
+            os.replace(file, path.with_name(file.name))
+    except Exception as error:
+        refusal = refused_write(error)
+        if refusal is None:
+            raise
+        raise RecipeError(f"{path} could not be written ({first_line(refusal)}); free some space.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_folder(new: Path, old: Path) -> None:

@@ -592,7 +592,7 @@ def _lies_in(number: float, interval: str) -> bool:
 
 def _locate_data(path: str | None, folder: Path) -> str | None:
     """A path relative to the recipe's own folder is found there when the working folder has none of that name."""
-    if path is not None and not Path(path).exists() and (folder / path).exists():
+    if path is not None and not os.path.exists(path) and os.path.exists(folder / path):
         return str(folder / path)
     return path
 
@@ -607,7 +607,7 @@ def _without_folders(place: str) -> str:
 def _is_hub_id(place: str) -> bool:
     """Whether "user/name" cannot be a path here; runs/ is where runs are by default."""
     match = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place)
-    return bool(match) and not place.startswith("runs/") and not Path(place).exists()
+    return bool(match) and not place.startswith("runs/") and not os.path.exists(place)
 
 
 def _plain(value: Any) -> Any:

@@ -71,6 +71,24 @@ def test_a_model_that_is_not_there_is_said(capsys, digits, tmp_path):
     assert str(tmp_path) in mistake(capsys, "evaluate", "knn", str(tmp_path), "--data", str(digits))
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pretrain", "RECIPE", "data.path=NAME"],
+        ["pretrain", "RECIPE", "train.output_dir=NAME"],
+        ["pretrain", "RECIPE", "train.init_from=NAME"],
+        ["evaluate", "knn", "NAME", "--data", "."],
+        ["export", "NAME"],
+        ["card", "NAME"],
+        ["convert", "NAME", "--method", "swav", "--output", "out"],
+    ],
+)
+def test_a_path_that_no_file_can_have_is_one_sentence(capsys, recipe, command):
+    name = "very_long_" * 500
+    text = mistake(capsys, *[{"RECIPE": recipe}.get(word, word).replace("NAME", name) for word in command])
+    assert "very_long_" in text
+
+
 def test_help_teaches_without_importing_torch():
     result = run("pretrain", "--help")
     assert result.returncode == 0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..recipe import DataConfig, MonitorConfig
+from .folders import SPLITS
 from .labels import NoLabels, check_classes, find_label_column, number_classes, why_no_label_column
 from .sources import Source, available_splits, check_source, load_source
 
@@ -87,7 +88,11 @@ def labelled_source(where: DataConfig, split: str, kind: str) -> Source:
 def _queries(where: DataConfig, monitor: MonitorConfig, splits, kind: str) -> Source | None:
     """The labeled split of the queries, or None where a part of the bank has to be held out for them."""
     asked = monitor.query_split
-    for name in [name for name in ("test", "validation", "val") if name in splits] if asked == "test" else [asked]:
+    names = [asked]
+    if asked == "test":  # "valid", "dev", "eval" are names of splits in saved and Hub datasets
+        names = [name for split in ("test", "validation") for name in sorted(splits) if SPLITS.get(name) == split]
+        names.sort(key=lambda name: SPLITS[name] != name)
+    for name in names:
         queries = load_source(where, name, kind)
         if any(one is not None for one in queries.classes()):
             if name != asked:

@@ -53,8 +53,10 @@ def find_columns(
 
 def _not_one_column(kind: str, choice: list[str], possible: list[str], features: Features, where: str | None) -> str:
     said = f"several {kind} columns ({listed(choice)})" if choice else f"no {kind} column"
-    needs = "" if possible else f"; a row needs one {kind}: content or path of its file, or datasets.{kind.title()}"
-    return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible or features)}{needs}."
+    if not possible:
+        needs = f"a row needs one {kind}: content or path of its file, or datasets.{kind.title()}"
+        return f"{where} has {said} (there are: {listed(features)}); {needs}."
+    return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible)}."
 
 
 def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dataset") -> tuple[Any, dict[str, str]]:

@@ -18,6 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, concatenate_datasets, load_dataset
 
+from ..disk import first_line
+from ..recipe import RecipeError
 from .columns import MEDIA, STORAGE
 
 
@@ -32,9 +34,11 @@ _EXTENSIONS = {
     "audio": ".flac .m4a .mp3 .ogg .opus .wav".split(),
 }
 _TABLES = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
-    ("validation", "valid", "val", "dev"), "validation"
-)
+SPLITS = {  # the words of `datasets`
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 _BESIDE = r"(?:images?|imgs?|data(?:set)?|set|split|\d+)"  # train2017, images_val, test-set ..
 _SPLIT = re.compile(rf"(?:{_BESIDE}[-_. ]*)*({'|'.join(SPLITS)})(?:[-_. ]*{_BESIDE})*", re.IGNORECASE)
 
@@ -74,6 +78,7 @@ class Contents:
     others: Counter = field(default_factory=Counter)
     odd: list[str] = field(default_factory=list)  # names that are not UTF-8
     closed: list[str] = field(default_factory=list)  # folders that may not be read
+    special: list[str] = field(default_factory=list)  # pipes, sockets, devices
     links: int = 0  # symbolic links to files
     again: int = 0  # symbolic links to folders that are there anyway
 
@@ -94,7 +99,9 @@ def walk(root: Path, kind: str) -> Contents:
             found.closed.append(place)
             continue
         for entry in (entry for entry in entries if not entry.name.startswith(".")):
-            if not _is_folder(entry):
+            if _is_special(entry):
+                found.special.append(entry.path)
+            elif not _is_folder(entry):
                 _sort_in(found, entry, kind)
             elif entry.is_symlink():  # after all that is there itself
                 linked.append((entry.path, os.path.realpath(entry.path)))
@@ -111,6 +118,13 @@ def walk(root: Path, kind: str) -> Contents:
 def _is_folder(entry: os.DirEntry) -> bool:
     with suppress(OSError):  # links in a circle
         return entry.is_dir()
+    return False
+
+
+def _is_special(entry: os.DirEntry) -> bool:
+    """A pipe, socket or device, whose opening may wait for ever. Dead links are left to a loader."""
+    with suppress(OSError):
+        return not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path)
     return False
 
 
@@ -142,6 +156,8 @@ def _say_what_is_left_out(found: Contents, root: Path) -> None:
         say(f"{found.again} symbolic link(s) in {root} lead to folders that are there anyway; each is read once.")
     if found.closed:
         say(f"{len(found.closed)} folder(s) in {root} cannot be read, the first is {found.closed[0]}.")
+    if found.special:
+        say(f"{len(found.special)} pipe(s) or device(s) in {root} are left out, the first is {found.special[0]}.")
     if found.odd:
         first = os.fsencode(found.odd[0]).decode(errors="replace")
         said = f"have names that are not UTF-8 and are left out, the first is {first}; rename them."
@@ -246,7 +262,7 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
     """The columns of metadata.csv and metadata.jsonl for the files that they name; none for the others."""
     rows, files = [], []
     for table in tables:
-        content = load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
+        content = _read_table(table)
         if "file_name" not in content.column_names:
             say(f"{table} has no column file_name and is not used.")
             continue
@@ -255,14 +271,29 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
     if not files:
         return listed
     row_of = {os.path.normpath(file): i for i, file in enumerate(files)}
+    if len(row_of) < len(files):
+        say(f"The metadata of {root} have {len(files) - len(row_of)} more rows than files; a file's last row counts.")
     everywhere = {file["path"] for part in listed.values() for file in part.cast_column(kind, STORAGE)[kind]}
     unnamed, missing = len(everywhere - row_of.keys()), len(row_of.keys() - everywhere)
     if unnamed:
         say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata: used, without labels.")
     if missing:
         say(f"The metadata of {root} name {missing} {kind}(s) that are not there.")
-    content = concatenate_datasets(rows)
+    try:
+        content = concatenate_datasets(rows)
+    except ValueError as error:  # columns of one name and several types
+        raise RecipeError(
+            f"The metadata of {root} do not fit together ({error}); give their columns one type."
+        ) from None
     return {split: _joined(part, content, row_of, kind) for split, part in listed.items()}
+
+
+def _read_table(table: str) -> Dataset:
+    try:
+        return load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
+    except Exception as error:  # whatever pandas and Arrow raise
+        said = first_line(error.__cause__ or error)
+        raise RecipeError(f"{table} cannot be read ({said}); mend it, write it as UTF-8, or remove it.") from error
 
 
 def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) -> Dataset:
@@ -278,7 +309,7 @@ def sounds_of_tables(tables: list[str]) -> dict[str, Dataset]:
     """Split -> rows of each metadata.csv; `datasets` would want to decode its sounds, and torchcodec for that."""
     found = {}
     for table in (table for table in tables if table.endswith(".csv")):
-        rows = load_dataset("csv", data_files=escape(table), split="train")
+        rows = _read_table(table)
         folder = os.path.dirname(table)
         files = [{"bytes": None, "path": os.path.join(folder, name)} for name in rows["file_name"]]
         split = split_of(os.path.basename(folder)) or "train"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import timm
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
@@ -140,10 +141,10 @@ class ImageInference:
     @classmethod
     def of(cls, config) -> "ImageInference":
         """The preprocessing that a model's `SSLConfig`, or transformers' config of a network of timm, states."""
-        timm = getattr(config, "pretrained_cfg", None)
-        if timm:
-            mean, std = tuple(timm["mean"]), tuple(timm["std"])
-            return cls(timm["input_size"][-1], timm["crop_pct"], timm["interpolation"], mean, std)
+        if hasattr(config, "pretrained_cfg"):
+            look = images_of_timm(config.pretrained_cfg)
+            mean, std = tuple(look["mean"]), tuple(look["std"])
+            return cls(look["input_size"][-1], look["crop_pct"], look["interpolation"], mean, std)
         mean, std = tuple(config.image_mean), tuple(config.image_std)
         return cls(config.image_size, config.crop_pct, config.interpolation, mean, std)
 
@@ -159,6 +160,11 @@ class ImageInference:
     def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
         images = images.permute(0, 3, 1, 2).to(device, non_blocking=True)  # HWC storage = channels_last
         return {"pixel_values": TF.normalize(images.float() / 255, self.mean, self.std)}
+
+
+def images_of_timm(pretrained_cfg: dict[str, Any] | None) -> dict[str, Any]:
+    """Size, mean, deviation, crop and interpolation of the images, with timm's defaults for what is not said."""
+    return timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg or {"input_size": (3, 224, 224)})
 
 
 class Images(Modality):

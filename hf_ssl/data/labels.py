@@ -57,8 +57,12 @@ def check_column(name: str, features: Features, possible: list[str], what: str, 
 
 def why_no_label_column(features: Features, where: str | None) -> str:
     """One sentence about a dataset in which `find_label_column` finds nothing."""
-    lists = next((column for column in _NAMES if column in features and "List" in str(features[column])), None)
-    said = f"has several labels an example in the column {lists!r}" if lists else "has no labels for kNN"
+    other = next((column for column in _NAMES if column in features and features[column] != Value("null")), None)
+    said = "has no labels for kNN"
+    if other is not None:
+        lists = "List" in str(features[other])
+        what = "several labels an example" if lists else "neither texts nor numbers, which could be classes,"
+        said = f"has {what} in the column {other!r}"
     return f"{where} {said}; set monitor.label_column to a column of one class an example."
 
 

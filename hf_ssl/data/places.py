@@ -60,14 +60,19 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
     except RecipeError:
         raise
     except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
-        if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
-            error = error.__cause__
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        said = _said(error)
         elsewhere = "://" in data.path or os.path.exists(data.path)
         where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
         if isinstance(error, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
-            said += ". Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
+            said += " Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
         raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
+
+
+def _said(error: Exception) -> str:
+    """What an exception says, or what was wrong in the making of a dataset."""
+    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    return (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".") + "."
 
 
 def _open_one(data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
@@ -189,10 +194,9 @@ def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bo
         return load_dataset(str(path), name=data.name, streaming=streaming)
     except Exception as error:
         there = listed(f"{count} {extension}" for extension, count in found.others.most_common())
-        said = " ".join(str(error).split())[:200]
         raise RecipeError(
             f"data.path={data.path} could not be loaded: there are no {kind}s that can be read in it"
-            f"{f' ({there})' if there else ''}, and `datasets` says: {said}"
+            f"{f' ({there})' if there else ''}, and `datasets` says: {_said(error)}"
         ) from error
 
 
@@ -246,6 +250,12 @@ def _load_parquet(
                 columns = find_columns(features, wanted_columns(data, kind), data.path).values()
                 options["columns"], features = list(columns), Features({name: features[name] for name in columns})
             return load_dataset(what, streaming=streaming, **options | {"features": features})
+        damaged = [file for file in files if _features_of(file) is None]
+        if damaged and len(damaged) < len(files):
+            said = f"{len(damaged)} of {len(files)} Parquet files cannot be read, the first is {damaged[0]}"
+            raise RecipeError(
+                f"{said}; remove what is damaged, or set data.streaming=true, which passes over it."
+            ) from None
         raise
 
 

@@ -78,7 +78,7 @@ PRESETS: dict[str, tuple[tuple[int, View], ...]] = {
 DRAWS = 52  # uniform numbers a view: 40 for ten tries of the crop, 12 for the rest
 
 _THIN = 32  # from this ratio of the sides on the crop is resized alone: the whole may need gigabytes
-_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_RESAMPLE = {one.name.lower(): one for one in Image.Resampling}  # timm's names, too
 
 
 def resolve_views(config: ViewsConfig, method: str) -> list[View]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ..errors import RunError
 
 
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # asked to stop
 _REMEDY = "lower data.num_workers (0 loads in the training process itself)"
 
 
@@ -23,8 +24,8 @@ class WorkerError(RunError):
 
 def start_worker(_: int) -> None:
     """`worker_init_fn`: a stop signal to the whole process group is the main process's to answer."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in STOPS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def share(batch: Any) -> Any:

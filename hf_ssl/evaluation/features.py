@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.sources import Source
 from ..data.workers import batches, share, start_worker
+from ..disk import first_line
 
 
 Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -78,8 +79,7 @@ class _Examples(Dataset):
         try:
             made = self.transform.read(self.source, index)
         except Exception as error:  # any decoder's failure is the same to us: this file does not count
-            reason = "" if "image" in self.source.columns else f" ({error})"
-            return None, self.source.name(index) + reason
+            return None, f"{self.source.name(index)} ({first_line(error)})"
         return made, int(self.numbers[index])
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.modality import modality_of
+from ..disk import whole_file
 from ..recipe import RecipeError
 from .weights import open_encoder
 
@@ -50,17 +51,16 @@ def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bo
     examples = [tuple(torch.rand(batch, *size) for size in sizes.values()) for batch in (2, 5)]
     batch = torch.export.Dim("batch", min=1)
     dynamic = {"tensors": tuple({0: batch} for _ in sizes)}
-    with torch.no_grad():
+    with torch.no_grad(), whole_file(output) as partial:
         expected = module(*examples[1])
         if onnx:
-            found = _onnx(module, examples, dynamic, list(sizes), outputs, output)
+            found = _onnx(module, examples, dynamic, list(sizes), outputs, partial)
         else:
-            torch.export.save(torch.export.export(module, examples[0], dynamic_shapes=dynamic), output)
-            found = torch.export.load(output).module()(*examples[1])
-    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
-    if not error < 1e-3:
-        output.unlink()
-        raise RecipeError(f"The exported graph differs from the model by {error:.1e}; nothing was kept.")
+            torch.export.save(torch.export.export(module, examples[0], dynamic_shapes=dynamic), partial)
+            found = torch.export.load(partial).module()(*examples[1])
+        error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+        if not error < 1e-3:
+            raise RecipeError(f"The exported graph differs from the model by {error:.1e}; nothing was kept.")
     return output, error
 
 

@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from ..data.images import images_of_timm
 from ..disk import damage
 from ..files import read_json, refuse_compressed, weigh
-from ..models import METHODS
+from ..models import METHODS, SSLConfig
 from ..models.configuration_ssl import check_arguments
 from ..recipe import RecipeError
 from .shards import read_shards
@@ -221,9 +223,15 @@ def _check_timm(content: dict[str, Any]) -> None:
     if not timm.is_model(str(content.get("architecture"))):
         raise ValueError(f"config.json names no network of timm (architecture: {content.get('architecture')!r}).")
     check_arguments(content.get("model_args"), "model_args")
-    size = content.get("pretrained_cfg", {}).get("input_size", [3, 224, 224])
-    if len(size) != 3 or not all(1 <= number <= 8192 for number in size):
+    images = images_of_timm(content.get("pretrained_cfg"))
+    size = images["input_size"]
+    if len(size) != 3 or not all(isinstance(number, int) and 1 <= number <= 8192 for number in size):
         raise ValueError(f"input_size must be three numbers from 1 to 8192, not {size!r}.")
+    look = {"image_mean": tuple(images["mean"]), "image_std": tuple(images["std"]), "crop_pct": images["crop_pct"]}
+    try:
+        SSLConfig(num_channels=size[0], **look)
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from None
 
 
 @contextmanager

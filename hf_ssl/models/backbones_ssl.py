@@ -75,6 +75,8 @@ def create_backbone(config: SSLConfig) -> nn.Module:
         ValueError: unknown backbone, arguments that it does not take, or a stem that it does not have.
     """
     check_backbone(config.backbone)
+    if (config.backbone_args or {}).get("in_chans", config.num_channels) != config.num_channels:
+        raise ValueError("backbone_args must not have in_chans; num_channels (1 or 3 for images) sets it.")
     try:
         backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **backbone_kwargs(config))
     except (TypeError, AssertionError) as error:  # timm asserts that a RegNet has four stages

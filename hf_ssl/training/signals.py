@@ -1,10 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""SIGTERM and SIGINT end a run before its next step, after a checkpoint; all processes agree on the step."""
+"""SIGTERM, SIGINT and SIGHUP end a run before its next step, after a checkpoint; all processes agree on the step."""
 
 import signal
 
 import torch
 import torch.distributed as dist
+
+from ..data.workers import STOPS
 
 
 class Interrupted(Exception):
@@ -17,7 +19,7 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Context in which SIGTERM and SIGINT are remembered instead of acting.
+    """Context in which SIGTERM, SIGINT and SIGHUP are remembered instead of acting.
 
     A second SIGINT acts as it did before. A second SIGTERM does not: launchers, `timeout` and schedulers send it to a
     process and to its group.
@@ -31,7 +33,9 @@ class StopSignals:
         self._group = dist.new_group(backend="gloo") if several else None
 
     def __enter__(self) -> "StopSignals":
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in STOPS:
+            if signum not in (signal.SIGTERM, signal.SIGINT) and signal.getsignal(signum) == signal.SIG_IGN:
+                continue  # nohup
             self._previous[signum] = signal.signal(signum, self._remember)
         return self
 

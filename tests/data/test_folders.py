@@ -3,6 +3,7 @@
 
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -131,6 +132,14 @@ def test_special_characters_in_a_path_work_for_images_metadata_and_shards(tmp_pa
     assert len(load_source(DataConfig(path=str(shards / "test.parquet")))) == 2
 
 
+def test_a_pipe_that_is_called_like_an_image_is_not_waited_for(tmp_path, caplog):
+    make(tmp_path, "0.png", "1.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("pipe.png", tmp_path / "link.png")
+    assert files_of(tmp_path) == ["0.png", "1.png"]
+    assert "2 pipe(s) or device(s)" in caplog.text and "link.png" in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------- splits and classes
 
 
@@ -139,6 +148,7 @@ def test_special_characters_in_a_path_work_for_images_metadata_and_shards(tmp_pa
     [
         *(("train", "train"), ("Training", "train"), ("train2017", "train"), ("images_train", "train")),
         *(("val", "validation"), ("VAL_2017", "validation"), ("valid", "validation"), ("dev", "validation")),
+        *(("eval", "test"), ("Evaluation", "test"), ("evaluator", None)),
         *(("test_images", "test"), ("test1", "test"), ("testset", "test"), ("test-set", "test")),
         *(
             ("trains", None),
@@ -229,6 +239,39 @@ def test_images_that_the_metadata_do_not_name_are_counted_and_used(tmp_path, cap
     source = load_source(DataConfig(path=str(tmp_path)))
     assert [source.label(i) for i in range(len(source))] == [0, 1, 0, 1, None, None]
     assert "2 of 6 images" in caplog.text and "1 image(s) that are not there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", b""),
+        ("metadata.csv", b"file_name,label\n0.png,caf\xe9\n"),
+        ("metadata.jsonl", b"{oops\n"),
+        ("metadata.parquet", b"PAR1"),
+    ],
+)
+def test_metadata_that_cannot_be_read_are_named(tmp_path, name, content):
+    make(tmp_path, "0.png", "1.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"^{re.escape(str(tmp_path / name))} cannot be read.* remove it") as caught:
+        load_source(DataConfig(path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_whose_columns_differ_in_type_say_so(tmp_path):
+    for split, label in (("train", "1"), ("test", "cat")):
+        make(tmp_path, f"{split}/a.png")
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,label\na.png,{label}\n")
+    with pytest.raises(RecipeError, match="do not fit together .*label.*give their columns one type"):
+        load_source(DataConfig(path=str(tmp_path)))
+
+
+def test_several_rows_of_one_file_are_said(tmp_path, caplog):
+    make(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,1\na.png,2\na.png,3\nb.png,4\n")
+    source = load_source(DataConfig(path=str(tmp_path)))
+    assert [source.label(0), source.label(1)] == [3, 4]
+    assert "2 more rows than files; a file's last row counts" in caplog.text
 
 
 def test_metadata_of_each_split_and_in_lines_of_json_are_read(tmp_path):

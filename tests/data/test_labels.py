@@ -3,6 +3,7 @@
 
 import json
 import logging
+from datetime import date
 
 import numpy as np
 import pytest
@@ -75,6 +76,8 @@ def columns(values: list) -> dict:
         ([-1] * 6, "only -1 or null"),
         ([0.25, 0.5] * 3, "no classes"),
         ([[0, 1], [1]] * 3, "several labels an example"),
+        ([{"class": 0}, {"class": 1}] * 3, "neither texts nor numbers"),
+        ([date(2024, 1, 1), date(2025, 1, 1)] * 3, "neither texts nor numbers"),
         (["train", "val"] * 3, "names of splits"),
         (["a photo", "a dog", "x", "y", "z", "u"], "No class of train has two examples"),
     ],
@@ -139,6 +142,15 @@ def test_20_percent_of_each_class_are_held_out_and_called_so(tmp_path):
 def test_a_rare_class_stays_in_the_bank_and_unlabelled_rows_in_neither():
     bank, queries = held_out(labelled([0] * 5 + [1, 1, 2, -1, None]))
     assert sorted(numbers(bank)) == [0, 0, 0, 0, 1, 2] and sorted(numbers(queries)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("others", "used"), [(["valid"], "valid"), (["dev", "eval"], "eval"), (["valid", "validation"], "validation")]
+)
+def test_queries_are_of_the_split_that_is_there_whatever_it_is_called(others, used, tmp_path):
+    data = saved(tmp_path / "set", train=columns([0, 1] * 3), **{name: columns([0, 1] * 2) for name in others})
+    bank, queries = labelled_sources(data, MonitorConfig())
+    assert (bank.part, queries.part, len(queries)) == ("train", used, 4)
 
 
 def test_validation_in_place_of_test_is_called_validation(tmp_path):

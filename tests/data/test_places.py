@@ -256,6 +256,17 @@ def test_shards_whose_other_columns_differ_are_read_whole(tmp_path, extra):
     assert not any(batch["skipped"] for batch in batches)
 
 
+@pytest.mark.parametrize("at", [-4, -8, 0])
+def test_the_parquet_file_that_is_damaged_is_named(at, tmp_path):
+    for name in "abc":
+        parquet(tmp_path / f"{name}.parquet", [1, 2])
+    content = bytearray((tmp_path / "b.parquet").read_bytes())
+    content[at] ^= 0xFF
+    (tmp_path / "b.parquet").write_bytes(content if at else content[:-8])
+    text = said(load_source, DataConfig(path=str(tmp_path)))
+    assert "1 of 3 Parquet files" in text and "b.parquet" in text and "data.streaming=true" in text
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_rows_of_shards_that_lack_the_labels_have_none(tmp_path, first):
     parquet(tmp_path / f"train-{first}.parquet", [0, 1], label=([0, 1], Value("int64")))
@@ -292,4 +303,5 @@ def test_a_table_without_a_possible_column_says_what_a_row_needs():
     from hf_ssl.data.sources import source_of
 
     nested = Dataset.from_dict({"image": np.zeros((4, 8, 8, 3), np.uint8).tolist()})
-    assert "needs one image" in said(source_of, nested, DataConfig())
+    text = said(source_of, nested, DataConfig())
+    assert "needs one image" in text and "set data.image_column" not in text, "no column could be named"

@@ -4,7 +4,9 @@
 import json
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 from transformers import (
     BertConfig,
     BertModel,
@@ -75,6 +77,36 @@ def test_an_encoder_that_cannot_be_measured_is_one_sentence(make, processor, why
     with pytest.raises(RecipeError, match=why) as caught:
         knn(save(tmp_path, make(), processor), digits)
     assert "\n" not in str(caught.value)
+
+
+def timm_folder(folder, **images) -> str:
+    save_for_hf(timm.create_model("test_resnet", num_classes=0), folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["model_args"]["num_classes"]  # transformers passes it itself
+    config["pretrained_cfg"] |= {"input_size": [3, 32, 32]} | images
+    path.write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("images", "why"),
+    [
+        ({"mean": [0.5, 0.5]}, "image_mean and image_std must have num_channels=3 numbers"),
+        ({"std": [0, 0, 0]}, "image_std must be greater than 0"),
+        ({"crop_pct": -1}, "crop_pct must be"),
+        ({"input_size": "big"}, "input_size must be three numbers"),
+        ({"interpolation": "magic"}, "magic"),
+    ],
+)
+def test_a_model_of_timm_with_impossible_images_is_one_sentence(images, why, digits, tmp_path):
+    with pytest.raises(RecipeError, match=why) as caught:
+        knn(timm_folder(tmp_path, **images), digits)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_timm_may_resize_as_it_likes(digits, tmp_path):
+    assert knn(timm_folder(tmp_path, interpolation="lanczos"), digits)["failed"] == []
 
 
 @pytest.mark.parametrize(

@@ -729,3 +729,19 @@ def test_a_projection_is_refused_where_the_original_network_has_none(tmp_path):
     write_repo(tmp_path / "ours", model, model.state_dict(), {})
     with pytest.raises(RecipeError, match="first_shortcut=projection"):
         convert_back(tmp_path / "ours", "swav", tmp_path / "no.pth")
+
+
+def test_a_disk_that_is_full_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    model = SwavForPreTraining(SwavConfig(backbone="resnet18", projector_dims=[16, 8], num_prototypes=5))
+    write_repo(tmp_path / "ours", model, model.state_dict(), {})
+    (tmp_path / "back.pth").write_bytes(b"of before")
+
+    def save(content, file):
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RecipeError, match=r"back\.pth could not be written .*; free some space"):
+        convert_back(tmp_path / "ours", "swav", tmp_path / "back.pth")
+    assert (tmp_path / "back.pth").read_bytes() == b"of before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pth", "ours"]

@@ -3,6 +3,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,3 +126,20 @@ def test_a_served_graph_computes_what_the_model_does(onnx, kind, tmp_path):
 def test_nothing_to_serve_is_said(tmp_path):
     with pytest.raises(RecipeError, match="No encoder could be loaded"):
         export_for_serving(str(tmp_path), onnx=True)
+
+
+def test_a_disk_that_is_full_leaves_the_served_graph_that_was_there(tmp_path, monkeypatch):
+    SimSiamModel(SimSiamConfig(backbone="test_resnet", image_size=32)).save_pretrained(tmp_path)
+    (tmp_path / "encoder.pt2").write_bytes(b"of before")
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def save(program, file):
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22")
+
+    monkeypatch.setattr(torch.export, "save", save)
+    with pytest.raises(RecipeError, match=r"encoder\.pt2 could not be written .*; free some space") as caught:
+        export_for_serving(str(tmp_path), onnx=False)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "encoder.pt2").read_bytes() == b"of before"

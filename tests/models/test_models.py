@@ -329,6 +329,7 @@ def test_an_impossible_configuration_is_refused_with_its_field(method, fields, m
     [
         ({"backbone": "resnet51"}, "timm has no backbone 'resnet51'; did you mean .*resnet50"),
         ({"backbone_args": {"wings": 2}}, "backbone_args do not fit test_resnet: .*wings"),
+        ({"backbone_args": {"in_chans": 1}}, "backbone_args must not have in_chans; num_channels"),
         ({"backbone": "test_vit", "stem": "small"}, "stem='small' is for ResNets.* not for test_vit"),
     ],
 )

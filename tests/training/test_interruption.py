@@ -56,6 +56,16 @@ def untimed(output: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
+def test_the_end_of_the_terminal_leaves_a_checkpoint(digits, tmp_path):
+    args = command("simsiam", digits, tmp_path / "run", "data.num_workers=2", "train.checkpoint_every=100")
+    process = popen(args, tmp_path / "log")
+    wait_for_step(process, tmp_path / "run", 5)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    assert "SIGHUP at step" in (tmp_path / "log").read_text()
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     "workers", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow)]
 )

@@ -5,7 +5,7 @@ import logging
 
 from accelerate import Accelerator
 
-from hf_ssl.training.metrics import Totals
+from hf_ssl.training.metrics import Totals, read_metrics
 
 
 def test_a_broken_file_is_named_once_in_a_run_and_summed_up_at_its_end(caplog):
@@ -30,3 +30,9 @@ def test_a_run_without_broken_files_says_nothing(caplog):
     totals.synchronize()
     totals.summarize()
     assert not caplog.records and totals.to_dict() == {"skipped": 0, "seconds": 0.0}
+
+
+def test_lines_that_are_no_measurements_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.5}\n' + "[" * 100_000 + '\nnull\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}]

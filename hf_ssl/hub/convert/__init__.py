@@ -7,7 +7,6 @@ Which network it is, is told from the tensors; every one of them is accounted fo
 import copy
 import json
 import logging
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ... import models
+from ...disk import whole_file
 from ...files import read_json
 from ...models import METHODS, SSLConfig
 from ...recipe import RecipeError, nearest
@@ -143,16 +143,11 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
         content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise RecipeError(f"{folder} is not complete, or of another network than it says ({error!r}).") from error
-    partial = output.with_name(f".partial_{output.name}")
-    try:
+    with whole_file(output) as partial:
         if chosen is byol:
             partial.write_bytes(pickle.dumps(content, protocol=4))
         else:
             torch.save(content, partial)
-        os.replace(partial, output)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RecipeError(f"{output} could not be written ({error}).") from error
     return output
 
 
