@@ -7,6 +7,7 @@ and white no file states, so a wrong guess trains on black images: see `Decoding
 
 import io
 import math
+import re
 import sys
 import threading
 import warnings
@@ -213,6 +214,8 @@ def number_type(image: Image.Image) -> NumberType | None:
         bits, signed = bits or 32, signed if bits else 2
     elif ";16" in _raw_mode(image):
         bits = 16
+    elif maximum := _ppm_maximum(image):
+        return NumberType("16-bit", 0, maximum)
     elif not (image.mode == "L" and signed == 2):
         return None
     if signed == 2:
@@ -232,12 +235,34 @@ def _raw_mode(image: Image.Image) -> str:
 
 def numbers_of(image: Image.Image, kind: NumberType) -> np.ndarray:
     """The numbers (H, W) or (H, W, colors) of a deep image; transparency is left out."""
+    if _ppm_maximum(image):
+        return _ppm_numbers(image)
     if _is_sixteen_bit_color(image):
         return _sixteen_bit_color(image)
     numbers = np.asarray(image)
     if image.mode == "L":
         return numbers.view(np.int8)
     return numbers.view(np.uint32) if kind.high == 2**32 - 1 else numbers
+
+
+def _ppm_maximum(image: Image.Image) -> int | None:
+    """The largest number of a PPM of more than 8 bits in color, which Pillow scales to 8."""
+    if image.format == "PPM" and image.mode == "RGB" and image.tile and isinstance(image.tile[0].args, tuple):
+        maximum = image.tile[0].args[-1]
+        return maximum if maximum > 255 else None
+    return None
+
+
+def _ppm_numbers(image: Image.Image) -> np.ndarray:
+    """Numbers (H, W, 3), in two bytes each or as text."""
+    (name, _, offset, _), (width, height) = image.tile[0], image.size
+    image.fp.seek(offset)
+    content, count = image.fp.read(), 3 * width * height
+    if name == "ppm_plain":
+        content = np.array(re.sub(rb"#[^\r\n]*", b" ", content).split()[:count], dtype=np.uint16)
+    else:
+        content = np.frombuffer(content, ">u2", count)
+    return content.astype(np.uint16).reshape(height, width, 3)
 
 
 def _is_sixteen_bit_color(image: Image.Image) -> bool:
@@ -283,8 +308,8 @@ def _to_eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
         low, high = _extent(numbers_of(image, kind))
         if not kind.may_be_full(low, high, decoding.value_range):
             raise ValueError(f"it holds {kind.described(low, high)}; {kind.remedy(low, high)}")
-    if _is_sixteen_bit_color(image):
-        return image  # Pillow's upper byte
+    if _is_sixteen_bit_color(image) or _ppm_maximum(image):
+        return image  # Pillow scales it
     numbers = numbers_of(image, kind).astype(np.int64) - int(kind.low)
     return Image.fromarray((numbers // (int(kind.high - kind.low + 1) // 256)).astype(np.uint8))
 

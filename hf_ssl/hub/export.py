@@ -130,7 +130,7 @@ def write_repo(
             raise
         raise RecipeError(
             f"The model could not be written to {folder} ({first_line(refusal)}); free some space or make it "
-            "writable, and run the same command again (a run's checkpoints are kept)."
+            "writable, and run the same command again (the checkpoints that a run has written are kept)."
         ) from error
     return folder
 

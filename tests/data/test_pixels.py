@@ -60,6 +60,11 @@ def tiff(
     return content + struct.pack("<I", 0) + long + array.tobytes()
 
 
+def ppm(array: np.ndarray, plain: bool = False) -> bytes:
+    head = b"P%d\n# of a scanner\n%d %d\n65535\n" % (3 if plain else 6, array.shape[1], array.shape[0])
+    return head + (b" ".join(b"%d" % n for n in array.ravel()) if plain else array.astype(">u2").tobytes())
+
+
 def pixels(content: bytes, value_range=None, channels: int = 1) -> np.ndarray:
     image = open_image({"bytes": content, "path": None}, 50)
     return np.asarray(to_channels(image, channels, Decoding(value_range)))
@@ -86,6 +91,8 @@ DEEP = {  # file, numbers that are black and white, gray it must become
     "float 0 to 255": (encoded((GRAY * 255).astype(np.float32)), (0, 255)),
     "float below 0": (encoded((GRAY * 2 - 1).astype(np.float32)), (-1, 1)),
     "uint16 rgb tiff": (tiff((COLORS * 4095).astype(np.uint16)), (0, 4095)),
+    "rgb ppm": (ppm((COLORS * 4095).astype(np.uint16)), (0, 4095)),
+    "rgb ppm as text": (ppm((COLORS * 255).astype(np.uint16), plain=True), (0, 255)),
 }
 
 
@@ -278,7 +285,7 @@ def test_preview_training_and_evaluation_show_the_same_pixels(kind, exif, tmp_pa
     content = EVERYWHERE[kind]
     side = 40
     (tmp_path / "images").mkdir()
-    suffix = {b"\x89P": "png", b"II": "tiff"}.get(content[:2], "jpg")
+    suffix = {b"\x89P": "png", b"II": "tiff", b"P6": "ppm", b"P3": "ppm"}.get(content[:2], "jpg")
     (tmp_path / "images" / f"a.{suffix}").write_bytes(content)
     value_range = list(DEEP[kind][1]) if kind in DEEP else None
     data = {"path": str(tmp_path / "images"), "value_range": value_range, "exif": exif, "num_workers": 0}
