@@ -55,6 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(logging.INFO)
     try:
+        if getattr(args, "own_method", None):
+            from .methods import load_method
+
+            load_method(args.own_method)
         args.command(args)
     except RecipeError as error:
         sys.stderr.write(f"hf-ssl: {error}\n")
@@ -124,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         "back; what was written into README.md by hand is not.",
     )
     command.add_argument("folder", type=_path, help="a run's folder, or an exported model's")
+    _add_own_method(command)
     command.add_argument("--license", metavar="NAME", help="of the weights, as the Hub calls it: apache-2.0, mit ...")
     command.add_argument("--name", metavar="TEXT", help="the model's name (default: method and backbone)")
     command.add_argument(
@@ -142,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
         "place", type=_path, help="a run's folder or checkpoint; with --onnx, --torch also a model's folder or Hub id"
     )
     command.add_argument("--output", metavar="PATH", type=_path, help="default: the run's model/, and a file in it")
+    _add_own_method(command)
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--onnx", action="store_true", help="encoder.onnx")
     kind.add_argument("--torch", action="store_true", help="encoder.pt2, a torch.export program")
@@ -194,6 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = protocols.add_parser(protocol, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument("model", type=_path, help="a run's folder, an exported model's folder, or a Hub id")
         command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
+        _add_own_method(command)
         command.add_argument("--query-split", default="test", help="split that is judged (default test)")
         if protocol != "retrieval":
             command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
@@ -224,6 +231,15 @@ def build_parser() -> argparse.ArgumentParser:
 def _path(text: str) -> str:
     """A place as given; the shell leaves the ~ of --data=~/images alone."""
     return os.path.expanduser(text)
+
+
+def _add_own_method(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--method",
+        dest="own_method",
+        metavar="FILE.py:CLASS",
+        help="the method of one's own that the run was trained with; what a folder names is never imported",
+    )
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from .data.modality import modality_of
 from .data.views import View, resolve_views
-from .models import METHODS
+from .methods import default_views, method_classes
 from .recipe import Recipe, RecipeError, model_config
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
 
@@ -60,14 +60,14 @@ def plan(
     if processes < 1:
         raise RecipeError(f"--processes must be at least 1, not {processes}.")
     precision = recipe.train.precision or precision
-    views = resolve_views(recipe.views, recipe.method)
+    views = resolve_views(recipe.views, default_views(recipe.method))
     config = model_config(recipe, image_size=views[0].size)
     if getattr(config, "num_instances", None) == 0:
         if recipe.data.num_examples is None:
             raise RecipeError("The memories have a row for each clip: set data.num_examples to their number.")
         config.num_instances = recipe.data.num_examples
     with torch.device("meta"):
-        model = METHODS[recipe.method][1](config)
+        model = method_classes(recipe.method)[1](config)
     notes = _warnings(recipe, model, processes)
     batch = max(1, recipe.train.batch_size // (processes * recipe.train.accumulation))
 
@@ -163,7 +163,7 @@ def _need(recipe, config, views: list[View], batch: int, shards, processes: int,
 
 def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
     with torch.device("meta"):
-        model = METHODS[recipe.method][1](config).train()
+        model = method_classes(recipe.method)[1](config).train()
     with warnings.catch_warnings(), _fake_processes(world) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
         warnings.simplefilter("ignore")
         if recipe.train.gradient_checkpointing:

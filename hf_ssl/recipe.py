@@ -292,7 +292,7 @@ class Recipe:
     weights of the encoder, "timm/resnet50.a1_in1k", a Hub id or a folder.
     """
 
-    method: Literal["avid", "barlow_twins", "byol", "simsiam", "swav"]
+    method: str  # one of METHODS, or "path/to/file.py:Class" or "package.module:Class", see hf_ssl.methods
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     clips: ClipsConfig = field(default_factory=ClipsConfig)
@@ -315,7 +315,7 @@ class Recipe:
 
     def shareable(self) -> "Recipe":
         """A copy without the folders of whoever ran it: local paths become their last part, Hub ids stay."""
-        copy = recipe_from_dict(self.to_dict())
+        copy = recipe_from_dict(self.to_dict() | {"method": method_name(self.method)})
         copy.train.output_dir = None
         sections = ((vars(copy.data), "path"), (vars(copy.monitor), "path"))
         for section, key in (*sections, (vars(copy.train), "init_from"), (copy.model, "init_from")):
@@ -373,6 +373,12 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     for override in overrides:
         _apply_override(content, override)
     recipe = recipe_from_dict(content)
+    file, colon, class_name = recipe.method.rpartition(":")
+    if colon:
+        from .methods import load_method
+
+        recipe.method = f"{_locate_data(file, path.parent)}:{class_name}"
+        load_method(recipe.method)
     root = recipes_folder().resolve()
     if path.resolve().is_relative_to(root):
         recipe.name = str(path.resolve().relative_to(root).with_suffix(""))
@@ -394,6 +400,12 @@ def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     recipe = build(Recipe, _with_new_names(content))
     _check_values(recipe)
     return recipe
+
+
+def method_name(method: str) -> str:
+    """A method without the folder of its file."""
+    place, colon, class_name = method.rpartition(":")
+    return f"{Path(place).name if place.endswith('.py') else place}{colon}{class_name}"
 
 
 def recipes_folder() -> Path:
@@ -463,6 +475,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], format: float = math.
     A key that an older version did not know has had its default, or what MEANT_BEFORE says of the checkpoint's format.
     """
     defaults = _flatten(Recipe(METHODS[0]).to_dict())
+    old, new = ({**one, "method": method_name(one.get("method", ""))} for one in (old, new))
     b = defaults | _flatten(new)
     a = defaults | {k: v for k, v in _meant_before(format).items() if k in b} | _flatten(_with_new_names(old))
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
@@ -491,10 +504,10 @@ def model_config(recipe: Recipe, image_size: int):
     Raises:
         RecipeError: an unknown or ill-typed field under `model`, or an unknown backbone.
     """
-    from .models import METHODS as classes
+    from .methods import method_classes
     from .models import check_backbone
 
-    config_class = classes[recipe.method][0]
+    config_class = method_classes(recipe.method)[0]
     names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
     settings = {key: value for key, value in recipe.model.items() if key != "init_from"}
     for key in settings:
@@ -513,24 +526,14 @@ def model_config(recipe: Recipe, image_size: int):
 def _check_views(recipe: Recipe, config) -> None:
     """What a method makes of its views and batches; wrong ones would end the run at a step, or never be looked at."""
     from .data.views import resolve_views
+    from .methods import default_views
 
-    views = resolve_views(recipe.views, recipe.method)
+    views = resolve_views(recipe.views, default_views(recipe.method))
     num_global = sum(not view.local for view in views)
-    if recipe.method not in ("avid", "swav") and (num_global, len(views)) != (2, 2):
-        raise RecipeError(
-            f"{recipe.method} compares two global views of an image, not {num_global} and {len(views) - num_global} "
-            "local ones; set views.first.count=1, views.second.count=1 and views.local.count=0."
-        )
-    if recipe.method != "swav":
-        return
-    if max(config.crops_for_assign) >= num_global:
-        crops = list(config.crops_for_assign)
-        raise RecipeError(f"model.crops_for_assign={crops} must name global views, which are 0 to {num_global - 1}.")
-    images = recipe.train.batch_size // recipe.train.accumulation
-    if 0 < config.queue_length < images:
-        raise RecipeError(
-            f"model.queue_length={config.queue_length} must be 0, or hold the {images} images of a step."
-        )
+    try:
+        config.check_views(num_global, len(views) - num_global, recipe.train.batch_size // recipe.train.accumulation)
+    except ValueError as error:
+        raise RecipeError(f"{method_name(recipe.method)}: {error}") from None
 
 
 def _apply_override(content: dict, override: str) -> None:
@@ -562,6 +565,11 @@ def _is_text(key: str) -> bool:
 
 def _check_values(recipe: Recipe) -> None:
     train, optim, data = recipe.train, recipe.optim, recipe.data
+    if recipe.method not in METHODS and not re.fullmatch(r"[^:]+:[A-Za-z_]\w*", recipe.method):
+        raise RecipeError(
+            f"method must be one of {', '.join(METHODS)}, or path/to/file.py:Class; not {recipe.method!r}"
+            f"{nearest(recipe.method, METHODS)}"
+        )
     if (train.epochs is None) == (train.steps is None):
         raise RecipeError("Set train.epochs or train.steps, and only one of them.")
     for key, value in _flatten(recipe.to_dict()).items():

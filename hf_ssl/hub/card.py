@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCardData
 import hf_ssl
 
 from ..data.modality import modality_of
+from ..methods import method_classes
 from ..models import METHODS, SSLConfig, rebuildable_by_timm
 from ..recipe import Recipe
 from .published import beside
@@ -87,7 +88,7 @@ def templates_folder() -> Path:
 
 def entries(subject: str) -> str:
     """The BibTeX of a method, or of "seer"; a method's class has it, or its keys in citations.bib."""
-    cited = SEER if subject == "seer" else METHODS[subject][1].citation
+    cited = SEER if subject == "seer" else method_classes(subject)[1].citation
     if "@" in cited:
         return cited.strip()
     known = (templates_folder() / "citations.bib").read_text().strip().split("\n\n")
@@ -102,7 +103,7 @@ def bibtex(subject: str) -> str:
 
 def paper_link(method: str) -> str:
     """The title of a method's paper, as BibTeX has it, with its link."""
-    model_class = METHODS[method][1]
+    model_class = method_classes(method)[1]
     found = re.search(r"\btitle\s*=\s*\{(.+)\},?$", entries(method), re.MULTILINE)
     return f"[{found[1] if found else model_class.title}]({model_class.paper})"
 
@@ -114,7 +115,7 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
         recipe: the one to share, `recipe.shareable()`.
         sharded: the encoder's weights are in several files, which timm does not read by itself.
     """
-    method = METHODS[recipe.method][1].title
+    method = method_classes(recipe.method)[1].title
     plain, modality = rebuildable_by_timm(config), modality_of(config)
     words, kind, backbone = modality.half(__package__), modality.name, " and ".join(config.backbones)
     template = Template((templates_folder() / "template.md").read_text())
@@ -173,7 +174,8 @@ def render_converted(
 
 
 def _metadata(recipe: Recipe, pipeline_tag: str, plain: bool, results: Results) -> ModelCardData:
-    method = METHODS[recipe.method][1].title
+    config_class, model_class = method_classes(recipe.method)
+    method = model_class.title
     said = {"name": f"{method} {recipe.model.get('backbone', '')}".strip()} | results.card
     measured = None
     if "knn" in results.final and results.measured.get("num_classes") != 1:  # of which any encoder gets 100 %
@@ -193,7 +195,7 @@ def _metadata(recipe: Recipe, pipeline_tag: str, plain: bool, results: Results) 
         license=said.get("license"),
         library_name="timm" if plain else "transformers",
         pipeline_tag=pipeline_tag,
-        tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"],
+        tags=["timm", "transformers", "self-supervised-learning", config_class.model_type, "hf_ssl"],
         datasets=said.get("datasets", _hub_ids(*recipe.data.paths)),
         base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
         model_name=said["name"],

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor
 
+from ..methods import method_classes
 from ..models import METHODS, SSLConfig, create_backbone, load_backbone, timm_fields
 from ..recipe import Recipe, RecipeError
 from .weights import open_encoder
@@ -26,7 +27,7 @@ def start_from_encoder(recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[st
         RecipeError: it cannot be loaded, or is another network than the recipe's.
     """
     ours, place = dict(recipe.model), recipe.model["init_from"]
-    config_class = METHODS[recipe.method][0]
+    config_class = method_classes(recipe.method)[0]
     name = {field: config_class.encoder_field(field) for field in SSLConfig().to_dict()}
     key = name["backbone"]
     try:

@@ -8,6 +8,7 @@ An encoder that timm rebuilds from its name stands at the root in timm's own for
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,15 @@ import timm
 import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
 
+from .. import models
 from ..coerce import listed
 from ..data.modality import modality_of
 from ..data.views import resolve_views
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..files import read_json
+from ..methods import default_views, method_classes, shipped_code
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError, continued, model_config, recipe_from_dict
 from .card import Results, render_card
@@ -31,6 +35,7 @@ from .weights import find_weights, read_weights
 
 
 MAX_FILE_SIZE = 5_000_000_000  # bytes
+MODELS = Path(models.__file__).parent
 
 
 def export(
@@ -68,12 +73,12 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
     try:
         state = read_json(found / "state.json")
         recipe = continued(recipe_from_dict(state["recipe"]), state["recipe"], state.get("format", 1))
-        config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+        config = model_config(recipe, resolve_views(recipe.views, default_views(recipe.method))[0].size)
         if "num_instances" in state:
             config.num_instances = state["num_instances"]
         results = Results(**state["results"])
         with torch.device("meta"):
-            model = METHODS[recipe.method][1](config)
+            model = method_classes(recipe.method)[1](config)
     except (KeyError, TypeError) as error:
         raise RecipeError(f"{found / 'state.json'} is not complete ({error!r}); give an older checkpoint.") from error
     tensors = read_weights(found)
@@ -120,6 +125,7 @@ def write_repo(
         for name, text in files.items():
             (partial / name).write_text(text, encoding="utf-8")
         add(partial)
+        _ship_own_code(model, partial)
         for path in partial.rglob("*"):
             flush(path)
         replace_folder(partial, folder)
@@ -133,6 +139,18 @@ def write_repo(
             "writable, and run the same command again (the checkpoints that a run has written are kept)."
         ) from error
     return folder
+
+
+def _ship_own_code(model: PreTrainedModel, folder: Path) -> None:
+    """Let the code of a method that is not hf_ssl's name hf_ssl's files beside it, and put those there."""
+    own = Path(sys.modules[type(model).__module__].__file__)
+    if own.parent == MODELS or not (folder / own.name).exists():
+        return
+    text, needed = shipped_code(own)
+    (folder / own.name).write_text(text, encoding="utf-8")
+    for file in needed:
+        for one in [file, *map(Path, get_relative_import_files(file))]:
+            shutil.copyfile(one, folder / one.name)
 
 
 def in_several_files(tensors: dict[str, torch.Tensor]) -> bool:

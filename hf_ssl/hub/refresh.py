@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..files import read_json, read_text, read_yaml
-from ..models import METHODS
+from ..methods import method_classes
 from ..recipe import RecipeError, recipe_from_dict
 from .card import Results, render_card
 
@@ -54,9 +54,10 @@ def refresh_card(
         results = replace(results, card={key: value for key, value in said.items() if value})
         recipe = recipe_from_dict(read_yaml(read_text(folder / "recipe.yaml"), "recipe.yaml"))
         content = read_json(folder / "pretraining/config.json")
-        if content.get("model_type") != recipe.method:
+        config_class = method_classes(recipe.method)[0]
+        if content.get("model_type") != config_class.model_type:
             raise ValueError(f"recipe.yaml is of {recipe.method}, and pretraining/config.json is not")
-        config = METHODS[recipe.method][0].from_dict(content)
+        config = config_class.from_dict(content)
         text = render_card(config, recipe, results, sharded=sharded)
     except Exception as error:  # whatever damaged or foreign files bring about
         raise RecipeError(

@@ -104,6 +104,9 @@ class AvidConfig(ImageInputConfig):
     audio_mean: float | int | list[float | int] | tuple[float | int, ...] = -28.5
     audio_std: float | int | list[float | int] | tuple[float | int, ...] = 19.7
 
+    def check_views(self, num_global: int, num_local: int, batch_size: int) -> None:
+        """`resolve_views` lets a clip have one view only."""
+
     @property
     def backbones(self) -> list[str]:
         """Names of both towers' networks."""

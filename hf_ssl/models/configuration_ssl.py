@@ -123,6 +123,18 @@ class SSLConfig(ImageInputConfig):
     first_shortcut: str = "identity"
     zero_init_residual: bool = False
 
+    def check_views(self, num_global: int, num_local: int, batch_size: int) -> None:
+        """Whether the method takes so many views of each of a step's images; most compare two global ones.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if (num_global, num_local) != (2, 0):
+            raise ValueError(
+                f"the method compares two global views of an image, not {num_global} and {num_local} local ones; set "
+                "views.first.count=1, views.second.count=1 and views.local.count=0."
+            )
+
     @property
     def backbones(self) -> list[str]:
         """Names of the networks that the method is built on."""

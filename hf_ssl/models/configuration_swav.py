@@ -52,6 +52,22 @@ class SwavConfig(SSLConfig):
         """Clusters of every matrix of prototypes."""
         return [self.num_prototypes] if isinstance(self.num_prototypes, int) else list(self.num_prototypes)
 
+    def check_views(self, num_global: int, num_local: int, batch_size: int) -> None:
+        """Any number, of which `crops_for_assign` are global; a queue holds the batch.
+
+        Raises:
+            ValueError: a crop that is none, or too short a queue.
+        """
+        if max(self.crops_for_assign) >= num_global:
+            raise ValueError(
+                f"model.crops_for_assign={list(self.crops_for_assign)} must name global views, which are 0 to "
+                f"{num_global - 1}."
+            )
+        if 0 < self.queue_length < batch_size:
+            raise ValueError(
+                f"model.queue_length={self.queue_length} must be 0, or hold the {batch_size} images of a step."
+            )
+
     @classmethod
     def seer(cls, backbone: str = "regnety_2560", **changes) -> "SwavConfig":
         """SEER (https://huggingface.co/papers/2103.01988): SwAV on a RegNet, with a larger head.

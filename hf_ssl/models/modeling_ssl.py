@@ -231,9 +231,10 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with the code of every class of the method beside the weights."""
-        kind, prefix = self.config.model_type, type(self.config).__name__.removesuffix("Config")
-        classes = {auto: f"modeling_{kind}.{prefix}{suffix}" for auto, suffix in self.auto_classes.items()}
-        self.config.auto_map = {"AutoConfig": f"configuration_{kind}.{prefix}Config", **classes}
+        config, prefix = type(self.config), type(self.config).__name__.removesuffix("Config")
+        file = type(self).__module__.rpartition(".")[2]
+        classes = {auto: f"{file}.{prefix}{suffix}" for auto, suffix in self.auto_classes.items()}
+        self.config.auto_map = {"AutoConfig": f"{config.__module__.rpartition('.')[2]}.{config.__name__}", **classes}
         super().save_pretrained(save_directory, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:

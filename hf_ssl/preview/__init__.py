@@ -16,6 +16,7 @@ from ..data.modality import modality_of
 from ..data.sources import load_source, source_of
 from ..data.streams import open_stream
 from ..data.views import resolve_views
+from ..methods import default_views
 from ..recipe import Recipe, RecipeError, model_config
 from .pictures import CELL, INK, Picture
 
@@ -49,7 +50,7 @@ def preview(
     """
     if num_images <= 0:
         raise RecipeError("The number of images must be greater than 0.")
-    views = resolve_views(recipe.views, recipe.method)
+    views = resolve_views(recipe.views, default_views(recipe.method))
     config = model_config(recipe, image_size=views[0].size)
     modality = modality_of(config)
     drawing, stage1, medium = modality.half(__package__), modality.stage1(views, config, recipe), modality.medium

@@ -56,7 +56,7 @@ class RunState:
 
     `recipe`: all of it, as plain data. `totals`: counters over all restarts. `results`: measurements so far, see
     `hf_ssl.hub.card.Results`. `data`: the fingerprint of what is trained on. `stream`: where a stream stands.
-    `num_instances`: rows of AVID's memories.
+    `num_instances`: rows of AVID's memories. `code`: digest of the file of a method that is not hf_ssl's.
     """
 
     step: int
@@ -66,6 +66,7 @@ class RunState:
     data: dict[str, Any] | None = None
     stream: dict[str, Any] | None = None
     num_instances: int | None = None
+    code: str | None = None
     format: int = FORMAT
 
     def to_json(self) -> str:

@@ -26,6 +26,7 @@ from ..data.workers import WorkerError
 from ..errors import RunError
 from ..hub.card import Results, hardware, versions
 from ..hub.export import export
+from ..methods import code_digest
 from ..models import rebuildable_by_timm
 from ..recipe import Recipe, RecipeError
 from .accelerator import on_main
@@ -251,6 +252,7 @@ class Run:
             if self.accelerator.is_main_process:  # it has the journal and the monitor's window, and writes the state
                 state.results = asdict(self.results(step))
                 own = {"monitor": self.monitor.state(), "meter": self.meter.state()}
+            state.code = code_digest(self.recipe.method)
             if self.modality.numbered:
                 state.num_instances = self.config.num_instances
             if self.examples.streamed:

@@ -21,9 +21,9 @@ from ..data.modality import modality_of
 from ..data.sources import check_source
 from ..data.views import View, resolve_views
 from ..hub.encoders import start_from_encoder
-from ..models import METHODS
+from ..methods import code_digest, default_views, load_method, method_classes
 from ..optim import build_optimizer
-from ..recipe import Recipe, RecipeError, changed_keys, continued, model_config
+from ..recipe import Recipe, RecipeError, changed_keys, continued, method_name, model_config
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found
 from .examples import open_examples
@@ -48,7 +48,7 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
     """
     if dataset is not None:  # what the recipe names was not trained on, and no card may say so
         recipe = replace(recipe, data=replace(recipe.data, path=None))
-    modality = modality_of(METHODS[recipe.method][0])
+    modality = modality_of(load_method(recipe.method)[0])
     if "init_from" not in recipe.model:  # else its weights decide what the recipe leaves open
         described(recipe)
     if dataset is None:
@@ -76,7 +76,7 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
 
 def described(recipe: Recipe) -> tuple[list[View], PreTrainedConfig]:
     """The views of a recipe, and its model's config."""
-    views = resolve_views(recipe.views, recipe.method)
+    views = resolve_views(recipe.views, default_views(recipe.method))
     return views, model_config(recipe, image_size=views[0].size)
 
 
@@ -153,7 +153,7 @@ def new_model(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
         RecipeError: sizes that do not fit each other, or the data.
     """
     try:
-        return METHODS[recipe.method][1](config)
+        return method_classes(recipe.method)[1](config)
     except ValueError as error:
         raise RecipeError(f"model: {error}") from None
 
@@ -180,6 +180,11 @@ def _continued(recipe: Recipe, found: Found) -> Recipe:
         RecipeError: the checkpoint was made by another one.
     """
     state = found.state
+    if state.code is not None and state.code != code_digest(recipe.method):
+        raise RecipeError(
+            f"{found.path} was trained with other code of {method_name(recipe.method)}; restore the file, or train on "
+            f"in another train.output_dir with train.init_from={found.path.parent.parent}."
+        )
     asked, recipe = recipe, continued(recipe, state.recipe, state.format)
     if kept := changed_keys(asked.to_dict(), recipe.to_dict()):
         logger.warning(f"The run goes on as an earlier version began it, with the {', '.join(kept)} of then.")

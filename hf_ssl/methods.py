@@ -1,0 +1,164 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Methods by the name that a recipe gives: those of hf_ssl, and a person's own.
+
+One's own is "path/to/file.py:MyForPreTraining" or "package.module:MyForPreTraining": a config and an `XForPreTraining`
+in one file, see docs/new_method.md. Its code is imported by `load_method` alone, for a recipe that was named on the
+command line or passed in Python; never because a checkpoint, a model folder or a repository names it.
+"""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import xxhash
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from . import models
+from .models import METHODS, register
+from .models.modeling_ssl import SSLPreTrainedModel
+from .recipe import RecipeError, method_name
+
+
+_PACKAGE = "hf_ssl_own_methods"  # of modules that are imported from files
+
+Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
+
+
+def load_method(name: str) -> Classes:
+    """The config and the `XForPreTraining` of a method; code of one's own is imported.
+
+    Raises:
+        RecipeError: there is no such code, it fails, or it is no method.
+    """
+    if _key(name) not in METHODS:
+        place, _, class_name = name.rpartition(":")
+        try:
+            module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        except Exception as error:  # whatever a person's own code raises
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RecipeError(f"method={name}: {place} could not be imported ({said}).") from error
+        METHODS[_key(name)] = _classes(name, module, class_name)
+    return METHODS[_key(name)]
+
+
+def method_classes(name: str) -> Classes:
+    """The same of a method whose code has been imported.
+
+    Raises:
+        RecipeError: it has not; what a folder names is not imported.
+    """
+    if _key(name) not in METHODS:
+        raise RecipeError(
+            f"The code of the method {name} is not imported because a folder names it; give it with --method."
+        )
+    return METHODS[_key(name)]
+
+
+def default_views(name: str) -> str:
+    """The preset of views that a method uses where the recipe names none."""
+    return method_classes(name)[1].views
+
+
+def source_file(name: str) -> Path | None:
+    """The file of one's own method; None for one of hf_ssl."""
+    return Path(sys.modules[method_classes(name)[1].__module__].__file__) if ":" in name else None
+
+
+def code_digest(name: str) -> str | None:
+    """Digest of `source_file`, for a checkpoint."""
+    file = source_file(name)
+    return None if file is None else xxhash.xxh3_128_hexdigest(file.read_bytes())
+
+
+def _key(name: str) -> str:
+    """What a method is called wherever its file lies."""
+    return method_name(name) if ":" in name else name
+
+
+def shipped_code(file: Path) -> tuple[str, list[Path]]:
+    """The code of one's own method as it travels with a model: imports of hf_ssl's models name the files beside it.
+
+    Returns:
+        The text, and the files of `hf_ssl/models` that it names.
+
+    Raises:
+        RecipeError: it imports something of hf_ssl that does not travel.
+    """
+    text, needed = file.read_text(encoding="utf-8"), []
+    lines = text.splitlines(keepends=True)
+    for node in sorted(ast.walk(ast.parse(text)), key=lambda node: getattr(node, "lineno", 0), reverse=True):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "hf_ssl" for alias in node.names):
+            raise RecipeError(
+                f"{file}, line {node.lineno}: write `from hf_ssl.models import NAME`, so that it can travel."
+            )
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hf_ssl" and not node.level:
+            names: dict[str, list[str]] = {}
+            for alias in node.names:
+                names.setdefault(_sibling(file, node, alias.name), []).append(
+                    alias.name + (f" as {alias.asname}" if alias.asname else "")
+                )
+            indent = " " * node.col_offset
+            new = [f"{indent}from .{module} import {', '.join(found)}\n" for module, found in names.items()]
+            lines[node.lineno - 1 : node.end_lineno] = new
+            needed += [Path(models.__file__).parent / f"{module}.py" for module in names]
+    return "".join(lines), needed
+
+
+def _sibling(file: Path, node: ast.ImportFrom, name: str) -> str:
+    """The file of hf_ssl/models that has a name."""
+    if node.module.startswith("hf_ssl.models."):
+        return node.module.removeprefix("hf_ssl.models.")
+    found = getattr(getattr(importlib.import_module(node.module), name, None), "__module__", None) or ""
+    if not found.startswith("hf_ssl.models."):
+        raise RecipeError(
+            f"{file}, line {node.lineno}: {name} of {node.module} does not travel with a model; import only what "
+            "hf_ssl.models has."
+        )
+    return found.removeprefix("hf_ssl.models.")
+
+
+def _from_file(file: Path) -> ModuleType:
+    """Import a file under a name that ends with its own, as transformers needs it to save the code."""
+    if _PACKAGE not in sys.modules:
+        sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
+        sys.modules[_PACKAGE].__path__ = []
+    name = f"{_PACKAGE}.{file.stem}"
+    if name in sys.modules:
+        if Path(sys.modules[name].__file__) == file.resolve():
+            return sys.modules[name]
+        raise ImportError(f"another file of the name {file.stem} is a method already")
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _classes(name: str, module: ModuleType, class_name: str) -> Classes:
+    model = getattr(module, class_name, None)
+    if not (isinstance(model, type) and issubclass(model, SSLPreTrainedModel)) or model.__module__ != module.__name__:
+        raise RecipeError(f"method={name}: {module.__file__} defines no {class_name} derived from SSLPreTrainedModel.")
+    prefix = class_name.removesuffix("ForPreTraining")
+    config = getattr(module, f"{prefix}Config", None)
+    needed = [f"{prefix}Config", *(prefix + suffix for suffix in model.auto_classes.values())]
+    missing = [one for one in needed if not isinstance(getattr(module, one, None), type)]
+    if prefix == class_name or missing:
+        raise RecipeError(
+            f"method={name}: {module.__file__} needs {' and '.join(missing) or 'a class called XForPreTraining'}; see "
+            "docs/new_method.md."
+        )
+    if config.model_type in METHODS or not config.model_type.isidentifier():
+        raise RecipeError(
+            f"method={name}: model_type={config.model_type!r} of {prefix}Config must be a name of its own."
+        )
+    shipped_code(Path(module.__file__))  # what cannot be shared is better known before training
+    register(config, model)
+    METHODS[config.model_type] = (config, model)
+    return config, model
