@@ -4,7 +4,6 @@
 This file ships inside model repositories, so it imports from its siblings only.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones_ssl import backbone_blocks, create_backbone, load_backbone, timm_fields, use_checkpointing
 from .configuration_ssl import SSLConfig
+from .initialization_ssl import init_as_timm, init_as_torchvision, init_linear_as_torch, init_norm, init_remaining
 
 
 @dataclass
@@ -116,26 +116,21 @@ class SSLPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self):
         return None
 
-    def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        pass
+    def before_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None: ...
 
-    def before_optimizer_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        pass
+    def before_optimizer_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None: ...
 
-    def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        pass
+    def after_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None: ...
 
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def prepare(self, missing: set[str], batches: Iterable[dict[str, torch.Tensor]]) -> None:
-        pass
+    def prepare(self, missing: set[str], batches: Iterable[dict[str, torch.Tensor]]) -> None: ...
 
     def export_parts(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
         return self.config, self.state_dict()
 
-    def before_simulation(self) -> None:
-        pass
+    def before_simulation(self) -> None: ...
 
     def post_init(self) -> None:
         """Targets start as copies of the online modules. What `__init__` froze stays frozen after loading."""
@@ -148,9 +143,6 @@ class SSLPreTrainedModel(PreTrainedModel):
         """Name of every target parameter -> (online, target).
 
         Only parameters belong to a pair: a target normalizes by its own batches and keeps its own running statistics.
-
-        Raises:
-            ValueError: a target without an online module.
         """
         own = dict(self.named_parameters())
         names = {name: name.removeprefix("target_") for name in own if name.startswith("target_")}
@@ -207,11 +199,7 @@ class SSLPreTrainedModel(PreTrainedModel):
         return model
 
     def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
-        """Give the encoder, and a target's, the tensors of a timm network; `source` names them in errors.
-
-        Raises:
-            ValueError: tensors that are missing, left over or of another shape, with their names.
-        """
+        """Give the encoder, and a target's, the tensors of a timm network; `source` names them in errors."""
         self.encoder.load_encoder(tensors, source)
         self.copy_to_targets()
 
@@ -249,26 +237,6 @@ class SSLPreTrainedModel(PreTrainedModel):
             init_linear_as_torch(module)
         elif isinstance(module, _BatchNorm):
             init_norm(module)
-
-
-def init_linear_as_torch(module: nn.Linear) -> None:
-    """torch's default: uniform in ±1/sqrt(fan_in), weight and bias."""
-    bound = 1 / math.sqrt(module.in_features)
-    init.uniform_(module.weight, -bound, bound)
-    if module.bias is not None:
-        init.uniform_(module.bias, -bound, bound)
-
-
-def init_norm(module: nn.Module) -> None:
-    """Scale 1, offset 0, running statistics of the unit normal."""
-    if module.weight is not None:
-        init.ones_(module.weight)
-    if module.bias is not None:
-        init.zeros_(module.bias)
-    if isinstance(module, _BatchNorm) and module.running_mean is not None:
-        init.zeros_(module.running_mean)
-        init.ones_(module.running_var)
-        init.zeros_(module.num_batches_tracked)
 
 
 class SSLModel(SSLPreTrainedModel):
@@ -315,41 +283,19 @@ class SSLModel(SSLPreTrainedModel):
         if isinstance(module, nn.Conv2d):
             self._init_convolution(module)
         elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+            init_as_timm(module)
         elif isinstance(module, _BatchNorm | nn.LayerNorm | nn.GroupNorm):
             init_norm(module)
         elif module is self:
-            self._init_remaining()
+            init_remaining(self.backbone, lambda: create_backbone(self.config))
         if self.config.zero_init_residual and "zero_init_last" in dir(module):
             module.zero_init_last()
 
     def _init_convolution(self, module: nn.Conv2d) -> None:
         if self.has_batch_norm:
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            init_as_torchvision(module)
         else:
-            init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            init.zeros_(module.bias)
-
-    def _init_remaining(self) -> None:
-        """Tokens, position embeddings, layer scales ...: timm's own initial values."""
-        layers = nn.Conv2d | nn.Linear | _BatchNorm | nn.LayerNorm | nn.GroupNorm
-        theirs = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        remaining = {
-            f"{prefix}.{name}".lstrip("."): parameter
-            for prefix, module in self.backbone.named_modules()
-            for name, parameter in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            if not (isinstance(module, layers) and name in theirs)
-            and not getattr(parameter, "_is_hf_initialized", False)
-        }
-        if remaining:
-            with torch.device("cpu"):
-                fresh = create_backbone(self.config)
-            initial = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
-            for name, parameter in remaining.items():
-                init.copy_(parameter, initial[name].to(parameter.device, parameter.dtype))
+            init_as_timm(module)
 
 
 class SSLForImageClassification(SSLPreTrainedModel):

@@ -24,13 +24,13 @@ from .distributed_ssl import (
     rank,
     world_size,
 )
+from .initialization_ssl import init_linear_as_torch
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
     SSLForPreTrainingOutput,
     SSLModel,
     SSLPreTrainedModel,
-    init_linear_as_torch,
     split_views,
 )
 
