@@ -87,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "preview",
         help="draw the views that a recipe shows the network",
-        description="Writes a PNG: a row for each image, each view labelled with what was applied. Shows it in "
-        "terminals that can (kitty, Ghostty, Konsole, iTerm2, WezTerm, mintty) and prints its path. Trains nothing.",
+        description="Writes a PNG, a row for each image, each view labeled with what was applied, and prints its path. "
+        "Trains nothing.",
     )
     _add_recipe(command)
     command.add_argument("--images", type=int, default=4, metavar="N", help="number of images (default 4)")
@@ -287,13 +287,9 @@ def _print_result(result, k: int, start: str) -> None:
 
 def _preview(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    from .preview import preview, terminal_image
+    from .preview import preview
 
-    path = preview(recipe, num_images=args.images, output=args.output)
-    picture = terminal_image(path, os.environ) if sys.stdout.isatty() else None
-    if picture:
-        print(picture)
-    print(path)
+    print(preview(recipe, num_images=args.images, output=args.output))
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -1,9 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """The preview shows what training sees, and says what was done to it."""
 
-import base64
 import io
-import re
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric
 from hf_ssl.data.sources import load_source
 from hf_ssl.data.views import Drawn, resolve_views
-from hf_ssl.preview import preview, terminal_image
+from hf_ssl.preview import preview
 from hf_ssl.preview.images import describe
 from hf_ssl.preview.pictures import CELL
 from hf_ssl.recipe import Recipe, RecipeError, model_config, recipe_from_dict
@@ -124,24 +122,6 @@ def test_what_cannot_be_drawn_or_written_is_one_sentence(digits, tmp_path):
         preview(recipe_of(digits), 0)
     with pytest.raises(RecipeError, match="could not be written"):
         preview(recipe_of(digits), 1, tmp_path / "no" / "such" / "folder.png")
-
-
-@pytest.mark.parametrize("environment", [{"KITTY_WINDOW_ID": "1"}, {"TERM_PROGRAM": "WezTerm"}])
-def test_a_terminal_that_shows_pictures_is_sent_the_whole_png(tmp_path, environment):
-    path = tmp_path / "grid.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
-    sent = terminal_image(path, environment)
-    payload = "".join(re.findall(r"\x1b_G[^;]*;([^\x1b]*)\x1b", sent) or re.findall(r":([^:\x07]*)\x07", sent))
-    assert base64.b64decode(payload) == path.read_bytes()
-    if "KITTY_WINDOW_ID" in environment:
-        assert all(len(part) < 4200 for part in sent.split("\x1b_G")), "at most 4096 bytes at a time"
-
-
-@pytest.mark.parametrize("environment", [{}, {"TERM": "xterm-256color"}, {"TERM_PROGRAM": "iTerm.app", "TMUX": "1"}])
-def test_any_other_terminal_gets_the_path_alone(tmp_path, environment):
-    path = tmp_path / "grid.png"
-    Image.new("RGB", (4, 4)).save(path)
-    assert terminal_image(path, environment) is None
 
 
 def test_a_row_of_a_clip_is_its_frames_as_trained_and_its_sound(videos, tmp_path):

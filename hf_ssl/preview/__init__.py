@@ -4,9 +4,7 @@
 The views come from the very code that trains, so what is drawn is what is learnt from.
 """
 
-import base64
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -77,25 +75,6 @@ def preview(
     except OSError as error:
         raise RecipeError(f"The preview could not be written to {path} ({error}).") from error
     return path
-
-
-def terminal_image(path: Path, environment: Mapping[str, str]) -> str | None:
-    """Escape codes that show a PNG in the terminal whose `environment` this is; None for one that has no pictures.
-
-    Kitty's protocol (kitty, Ghostty, Konsole) and iTerm2's (iTerm2, WezTerm, mintty); neither passes tmux or screen.
-    """
-    if environment.get("TMUX") or environment.get("TERM", "").startswith("screen"):
-        return None
-    content = base64.standard_b64encode(path.read_bytes()).decode()
-    kitty = ("KITTY_WINDOW_ID", "GHOSTTY_RESOURCES_DIR", "KONSOLE_VERSION")
-    if any(name in environment for name in kitty):
-        parts = [content[start : start + 4096] for start in range(0, len(content), 4096)]
-        keys = ["a=T,f=100,m=1"] + ["m=1"] * (len(parts) - 1)
-        keys[-1] = keys[-1].replace("m=1", "m=0")
-        return "".join(f"\033_G{key};{part}\033\\" for key, part in zip(keys, parts, strict=True))
-    if environment.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm", "mintty"):
-        return f"\033]1337;File=inline=1;width=100%;preserveAspectRatio=1:{content}\a"
-    return None
 
 
 def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
