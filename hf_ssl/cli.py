@@ -87,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "preview",
         help="draw the views that a recipe shows the network",
-        description="Writes a PNG, a row for each image, each view labeled with what was applied, and prints its path. "
-        "Trains nothing.",
+        description="Writes a PNG, a row for each image, each view labeled with what was applied, and prints its "
+        "path. Trains nothing.",
     )
     _add_recipe(command)
     command.add_argument("--images", type=int, default=4, metavar="N", help="number of images (default 4)")
