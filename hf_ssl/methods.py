@@ -9,12 +9,14 @@ command line or passed in Python; never because a checkpoint, a model folder or 
 import ast
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import xxhash
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from . import models
 from .models import METHODS, register
@@ -24,7 +26,7 @@ from .recipe import RecipeError, method_name
 
 _PACKAGE = "hf_ssl_own_methods"  # of modules that are imported from files
 
-Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
+Classes = tuple[type[PreTrainedConfig], type[SSLPreTrainedModel]]
 
 
 def load_method(name: str) -> Classes:
@@ -64,7 +66,7 @@ def default_views(name: str) -> str:
 
 def source_file(name: str) -> Path | None:
     """The file of one's own method; None for one of hf_ssl."""
-    return Path(sys.modules[method_classes(name)[1].__module__].__file__) if ":" in name else None
+    return Path(inspect.getfile(method_classes(name)[1])) if ":" in name else None
 
 
 def code_digest(name: str) -> str | None:
@@ -109,9 +111,10 @@ def shipped_code(file: Path) -> tuple[str, list[Path]]:
 
 def _sibling(file: Path, node: ast.ImportFrom, name: str) -> str:
     """The file of hf_ssl/models that has a name."""
-    if node.module.startswith("hf_ssl.models."):
-        return node.module.removeprefix("hf_ssl.models.")
-    found = getattr(getattr(importlib.import_module(node.module), name, None), "__module__", None) or ""
+    place = node.module or ""
+    if place.startswith("hf_ssl.models."):
+        return place.removeprefix("hf_ssl.models.")
+    found = getattr(getattr(importlib.import_module(place), name, None), "__module__", None) or ""
     if not found.startswith("hf_ssl.models."):
         raise RecipeError(
             f"{file}, line {node.lineno}: {name} of {node.module} does not travel with a model; import only what "
@@ -127,10 +130,12 @@ def _from_file(file: Path) -> ModuleType:
         sys.modules[_PACKAGE].__path__ = []
     name = f"{_PACKAGE}.{file.stem}"
     if name in sys.modules:
-        if Path(sys.modules[name].__file__) == file.resolve():
+        if sys.modules[name].__file__ == str(file.resolve()):
             return sys.modules[name]
         raise ImportError(f"another file of the name {file.stem} is a method already")
     spec = importlib.util.spec_from_file_location(name, file.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -146,7 +151,7 @@ def _classes(name: str, module: ModuleType, class_name: str) -> Classes:
     if not (isinstance(model, type) and issubclass(model, SSLPreTrainedModel)) or model.__module__ != module.__name__:
         raise RecipeError(f"method={name}: {module.__file__} defines no {class_name} derived from SSLPreTrainedModel.")
     prefix = class_name.removesuffix("ForPreTraining")
-    config = getattr(module, f"{prefix}Config", None)
+    config: Any = getattr(module, f"{prefix}Config", None)
     needed = [f"{prefix}Config", *(prefix + suffix for suffix in model.auto_classes.values())]
     missing = [one for one in needed if not isinstance(getattr(module, one, None), type)]
     if prefix == class_name or missing:
@@ -158,7 +163,7 @@ def _classes(name: str, module: ModuleType, class_name: str) -> Classes:
         raise RecipeError(
             f"method={name}: model_type={config.model_type!r} of {prefix}Config must be a name of its own."
         )
-    shipped_code(Path(module.__file__))  # what cannot be shared is better known before training
+    shipped_code(Path(inspect.getfile(module)))  # what cannot be shared is better known before training
     register(config, model)
     METHODS[config.model_type] = (config, model)
     return config, model

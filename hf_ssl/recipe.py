@@ -120,7 +120,7 @@ class Place:
             raise RecipeError(f"data.path: the weight of {self.path} must be greater than 0, not {self.weight}.")
 
 
-class Places(tuple):
+class Places(tuple[Place, ...]):
     """Several places, which a message calls by their paths."""
 
     def __str__(self) -> str:
@@ -162,7 +162,12 @@ class DataConfig:
 
     @property
     def paths(self) -> list[str]:
-        return [] if self.path is None else [self.path] if isinstance(self.path, str) else [p.path for p in self.path]
+        return [self.path] if isinstance(self.path, str) else [place.path for place in self.places]
+
+    @property
+    def places(self) -> Places:
+        """The places of a list; none where `path` is a single one."""
+        return self.path if isinstance(self.path, Places) else Places()
 
 
 @dataclass
@@ -262,6 +267,17 @@ class TrainConfig:
 
     def __post_init__(self):
         self.output_dir, self.init_from = _under_home(self.output_dir), _under_home(self.init_from)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept.
+
+        Raises:
+            RecipeError: the recipe does not say.
+        """
+        if self.output_dir is None:
+            raise RecipeError("The recipe names no folder for the run; set train.output_dir.")
+        return Path(self.output_dir)
 
 
 @dataclass
@@ -385,9 +401,10 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     if isinstance(recipe.data.path, Places):
         located = (replace(place, path=_locate_data(place.path, path.parent)) for place in recipe.data.path)
         recipe.data.path = Places(located)
-    else:
+    elif isinstance(recipe.data.path, str):
         recipe.data.path = _locate_data(recipe.data.path, path.parent)
-    recipe.monitor.path = _locate_data(recipe.monitor.path, path.parent)
+    if recipe.monitor.path is not None:
+        recipe.monitor.path = _locate_data(recipe.monitor.path, path.parent)
     if recipe.train.output_dir is None:
         recipe.train.output_dir = str(Path("runs") / path.stem)
     return recipe
@@ -598,9 +615,9 @@ def _lies_in(number: float, interval: str) -> bool:
     return above and (number <= high if interval[-1] == "]" else number < high)
 
 
-def _locate_data(path: str | None, folder: Path) -> str | None:
+def _locate_data(path: str, folder: Path) -> str:
     """A path relative to the recipe's own folder is found there when the working folder has none of that name."""
-    if path is not None and not os.path.exists(path) and os.path.exists(folder / path):
+    if not os.path.exists(path) and os.path.exists(folder / path):
         return str(folder / path)
     return path
 

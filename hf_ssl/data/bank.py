@@ -286,8 +286,10 @@ def _marks(source: Source, content: bool) -> list[bytes | str | None]:
 
 
 def _mark(cell: dict[str, Any] | None, content: bool) -> bytes | str | None:
-    if cell is None or not content:
-        return cell and cell["path"]
+    if cell is None:
+        return None
+    if not content:
+        return cell["path"]
     try:
         data = cell["bytes"]
         if data is None:

@@ -3,6 +3,7 @@
 the device. All frames of a clip have the same crop, flip and colours.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -45,14 +46,14 @@ class ClipViews:
         if self.config.num_channels != 3:
             raise RecipeError(f"model.num_channels={self.config.num_channels} is not possible for videos; set 3.")
 
-    def make(self, cell: dict[str, Any] | None, key: tuple[int, ...], source: Any):
+    def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any):
         """Frames uint8 (T, S, S, 3), the row of `PARAMS`, and the waveform float32 (samples,); `key` as for images.
 
         Raises:
             MediaError: the file cannot be read.
         """
         *draw, volume = np.random.default_rng(key).random(DRAWS + 3)[DRAWS:].tolist()
-        frames, sound = _read(cell, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
+        frames, sound = _read(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
         drawn = draw_views([self.view], frames.shape[2], frames.shape[1], key)[0]
         images = [crop_image(Image.fromarray(frame), self.view, drawn) for frame in frames]
         if self.reference:
@@ -67,7 +68,7 @@ class ClipViews:
         frames = np.zeros((c.num_frames, self.view.size, self.view.size, 3), np.uint8)
         return frames, NEUTRAL, np.zeros(int(c.audio_seconds * c.sampling_rate), np.float32)
 
-    def stack(self, made: list) -> dict[str, np.ndarray]:
+    def stack(self, made: Sequence[Any]) -> dict[str, np.ndarray]:
         names = ("frames", "params", "waveforms")
         return {name: np.stack(part) for name, part in zip(names, zip(*made, strict=True), strict=True)}
 
@@ -194,9 +195,11 @@ def eval_sound(cell: dict[str, Any] | None, config: AvidConfig, num_clips: int =
     """
     if cell is None:
         raise MediaError("the row has no sound")
-    how = {"sampling_rate": config.sampling_rate, "audio_seconds": config.audio_seconds}
     with ExitStack() as opened:
-        return np.stack(read_sounds(_file(cell, opened), num_clips, **how))
+        file = _file(cell, opened)
+        return np.stack(
+            read_sounds(file, num_clips, sampling_rate=config.sampling_rate, audio_seconds=config.audio_seconds)
+        )
 
 
 def _read(cell, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:

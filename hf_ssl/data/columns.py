@@ -21,9 +21,7 @@ def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
     return {k: getattr(data, f"{k}_column") for k in (("video", "audio") if kind == "video" else (kind,))}
 
 
-def find_columns(
-    features: Features, wanted: dict[str, str | None], where: str | None = "the dataset"
-) -> dict[str, str]:
+def find_columns(features: Features, wanted: dict[str, str | None], where: object = "the dataset") -> dict[str, str]:
     """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
 
     Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
@@ -51,7 +49,7 @@ def find_columns(
     return found
 
 
-def _not_one_column(kind: str, choice: list[str], possible: list[str], features: Features, where: str | None) -> str:
+def _not_one_column(kind: str, choice: list[str], possible: list[str], features: Features, where: object) -> str:
     said = f"several {kind} columns ({listed(choice)})" if choice else f"no {kind} column"
     if not possible:
         needs = f"a row needs one {kind}: content or path of its file, or datasets.{kind.title()}"
@@ -59,7 +57,7 @@ def _not_one_column(kind: str, choice: list[str], possible: list[str], features:
     return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible)}."
 
 
-def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dataset") -> tuple[Any, dict[str, str]]:
+def encoded(dataset, wanted: dict[str, str | None], where: object = "the dataset") -> tuple[Any, dict[str, str]]:
     """A dataset reduced to its images, or videos and sounds, which stay encoded; and their columns.
 
     Raises:
@@ -76,7 +74,7 @@ def encoded(dataset, wanted: dict[str, str | None], where: str | None = "the dat
     return dataset, columns
 
 
-def _features_of_first(dataset: IterableDataset, where: str | None) -> Features:
+def _features_of_first(dataset: IterableDataset, where: object) -> Features:
     """Types of a stream that has none, from its first example; what is no image, text or bytes is left out.
 
     Raises:

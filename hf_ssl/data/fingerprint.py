@@ -35,7 +35,7 @@ def fingerprint(source: Source | ImageStream, made_in_python: bool) -> dict[str,
     if isinstance(source, ImageStream):
         if source.origin is not None:  # a folder of files, or a saved dataset, read as a stream
             return _of_dataset(source.origin, list(source.columns.values()), made_in_python)
-        files = [source.file_of(shard) for shard in range(source.num_shards)]
+        files = [source.file_of(shard) or "" for shard in range(source.num_shards)]
         columns = {"shards": source.num_shards, "columns": _digest([repr(source.features)])}
         return columns if made_in_python or not all(files) else columns | _of_files(list(dict.fromkeys(files)))
     return _of_dataset(source.dataset, list(source.columns.values()), made_in_python)
@@ -57,7 +57,8 @@ def _is_number(values: dict[str, Any], key: str) -> bool:
 
 
 def _of_dataset(dataset: Dataset, columns: list[str], made_in_python: bool) -> dict[str, Any]:
-    found = {"examples": len(dataset), "columns": _digest([repr(dataset.features[column]) for column in columns])}
+    found: dict[str, Any] = {"examples": len(dataset)}
+    found["columns"] = _digest([repr(dataset.features[column]) for column in columns])
     if made_in_python:
         return found
     names, sizes = xxhash.xxh3_64(), xxhash.xxh3_64()

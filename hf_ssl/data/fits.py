@@ -2,9 +2,9 @@
 """Whether a network takes what a recipe will show it, found out on the meta device, which has shapes only."""
 
 import copy
+from typing import Any
 
 import torch
-from torch import nn
 
 from ..data.views import View
 from ..models import SSLConfig
@@ -21,8 +21,10 @@ def check_fits(views: list[View], config: SSLConfig) -> None:
     sizes = {config.image_size: "model.image_size"}
     sizes |= {view.size: "views.local.size" if view.local else "views.all.size" for view in reversed(views)}
     size, fault = _first_refused(config, list(sizes))
-    usual = _usual_size(config) if fault else None
-    if fault and _first_refused(config, [usual])[1] is None:  # else it is not for the size
+    if not fault:
+        return
+    usual = _usual_size(config)
+    if _first_refused(config, [usual])[1] is None:  # else it is not for the size
         remedy = f"set {' and '.join(sizes.values())} to {usual}{_arguments(config, size, list(sizes))}"
         raise RecipeError(f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); {remedy}.")
 
@@ -36,7 +38,8 @@ def _usual_size(config: SSLConfig) -> int:
     return own if isinstance(own, int) else backbone.pretrained_cfg["input_size"][-1]
 
 
-def _on_meta(config: SSLConfig) -> nn.Module:
+def _on_meta(config: SSLConfig) -> Any:
+    """A network of timm; what all of these have stands in no class of timm's."""
     with torch.device("meta"):
         return create_backbone(config).eval()
 

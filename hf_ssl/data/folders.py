@@ -86,7 +86,8 @@ class Contents:
 def walk(root: Path, kind: str) -> Contents:
     """Every folder below one once, however many symbolic links lead to it; hidden files and folders are left out."""
     found, known = Contents(), set()
-    pending, linked = [(str(root.absolute()), os.path.realpath(root))], []
+    pending = [(str(root.absolute()), os.path.realpath(root))]
+    linked: list[tuple[str, str]] = []
     while pending or linked:
         place, real = pending.pop() if pending else linked.pop(0)
         if real in known:
@@ -184,9 +185,10 @@ def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
         features = Features({kind: MEDIA[kind]()})
         if len(labels) > 1:
             number = {name: i for i, name in enumerate(labels)}
-            columns["label"] = [number.get(name) for name in classes[split] or [None] * len(files)]
+            own = classes[split]
+            columns["label"] = list(map(number.get, own)) if own else [None] * len(files)
             features["label"] = ClassLabel(names=labels)
-            if not classes[split]:
+            if not own:
                 say(f"{len(files)} {kind}(s) of the split {split!r} of {root} are in no class folder: no labels.")
         listed[split] = Dataset.from_dict(columns, features=features, split=split)
     return _with_tables(root, found.tables, listed, kind)
@@ -228,7 +230,7 @@ def _below(top: str, folder: str) -> tuple[str, ...]:
 def _once(files: list[str], root: Path) -> list[str]:
     """A file and not the links to it, or the first of the links."""
     real = {file: os.path.realpath(file) for file in files}
-    kept = {}
+    kept: dict[str, str] = {}
     for file in sorted(files, key=lambda file: (os.path.islink(file), file)):
         kept.setdefault(real[file], file)
     if len(kept) < len(files):

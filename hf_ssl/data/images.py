@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Images, in two stages: decode, crop and flip in the worker, colors on the device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,14 +52,13 @@ class ImageViews:
 
     def of(self, image: Image.Image, key: tuple[int, ...], decoding: Decoding = DEFAULT):
         """The same of an image that is open."""
-        how = {"reference": self.reference, "channels": self.channels, "decoding": decoding}
-        return make_views(image, self.views, key, **how)
+        return make_views(image, self.views, key, reference=self.reference, channels=self.channels, decoding=decoding)
 
     def blank(self):
         blank = [np.zeros((view.size, view.size, self.channels), np.uint8) for view in self.views]
         return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
 
-    def stack(self, made: list[tuple[list[np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
+    def stack(self, made: Sequence[tuple[list[np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays of B images, view by view; small crops apart from global views."""
         params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
         batch = {}
@@ -185,7 +185,7 @@ class Images(Modality):
         return ImageInference.of(config)
 
     def input_shapes(self, views: list[View], batch: int, config) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        shapes = {}
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         for name, local in (("pixel_values", False), ("local_pixel_values", True)):
             sizes = [view.size for view in views if view.local == local]
             if sizes:

@@ -7,7 +7,7 @@ compared by what they are, and counted as 0..K-1.
 """
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from datasets import ClassLabel, Features, Value
 
 from ..recipe import RecipeError, nearest
 
+
+Class = Any  # of a dataset's classes, all are of one type, which can be hashed and sorted
 
 _NAMES = ("label", "labels")
 _CLASSES = re.compile(r"u?int\d+|bool|float\d+|string|large_string|string_view")
@@ -28,7 +30,7 @@ class NoLabels(RecipeError):
     """A dataset has no labels that accuracy could be measured with; its text says why."""
 
 
-def find_label_column(features: Features, name: str | None, where: str | None = "the dataset") -> str | None:
+def find_label_column(features: Features, name: str | None, where: object = "the dataset") -> str | None:
     """The column of classes: `name`, or the one that looks like it, or None.
 
     Raises:
@@ -47,7 +49,7 @@ def _holds_classes(feature: Any) -> bool:
     return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and bool(_CLASSES.fullmatch(feature.dtype)))
 
 
-def check_column(name: str, features: Features, possible: list[str], what: str, where: str | None) -> None:
+def check_column(name: str, features: Features, possible: list[str], what: str, where: object) -> None:
     """Raises RecipeError when a column that somebody named is not there, or holds something else than `what`."""
     if name not in features:
         raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
@@ -55,7 +57,7 @@ def check_column(name: str, features: Features, possible: list[str], what: str, 
         raise RecipeError(f"The column {name!r} of {where} does not hold {what}{nearest(name, possible)}")
 
 
-def why_no_label_column(features: Features, where: str | None) -> str:
+def why_no_label_column(features: Features, where: object) -> str:
     """One sentence about a dataset in which `find_label_column` finds nothing."""
     other = next((column for column in _NAMES if column in features and features[column] != Value("null")), None)
     said = "has no labels for kNN"
@@ -66,7 +68,7 @@ def why_no_label_column(features: Features, where: str | None) -> str:
     return f"{where} {said}; set monitor.label_column to a column of one class an example."
 
 
-def label_classes(feature: Any, values: Sequence[Any], column: str = "label") -> list[Hashable]:
+def label_classes(feature: Any, values: Sequence[Any], column: str = "label") -> list[Class]:
     """The class of every row; None where a row has none: null, -1, not a number, an empty text.
 
     Raises:
@@ -82,13 +84,13 @@ def label_classes(feature: Any, values: Sequence[Any], column: str = "label") ->
     return [int(value) if isinstance(value, float) else value for value in classes]
 
 
-def number_classes(*sides: list[Hashable]) -> list[np.ndarray]:
+def number_classes(*sides: list[Class]) -> list[np.ndarray]:
     """The classes of one or several datasets as common numbers 0..K-1, int64 (N,) each; -1 for none.
 
     Raises:
         RecipeError: names on one side and numbers on the other.
     """
-    known = set().union(*sides) - {None}
+    known: set[Class] = set().union(*sides) - {None}
     if len({isinstance(one, str) for one in known}) > 1:
         raise RecipeError(
             "The labels are names on one side, such as a folder's or a ClassLabel's, and numbers on the other; give "
@@ -98,7 +100,7 @@ def number_classes(*sides: list[Hashable]) -> list[np.ndarray]:
     return [np.array([numbers[one] for one in side], dtype=np.int64) for side in sides]
 
 
-def check_classes(classes: list[Hashable], column: str, where: str | None) -> None:
+def check_classes(classes: list[Class], column: str | None, where: object) -> None:
     """Whether accuracy on these labels would mean anything.
 
     Raises:

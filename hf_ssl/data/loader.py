@@ -7,7 +7,7 @@ continuing at a step is arithmetic. Streams have an order of their own: see `str
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import RecipeError
 from .images import ImageViews
+from .modality import Stage1
 from .sources import Source
 from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
 from .views import View
@@ -52,7 +53,7 @@ class TrainLoader:
     def __init__(
         self,
         source: Source | ImageStream,
-        stage1: list[View] | Any,
+        stage1: Stage1 | list[View],
         *,
         batch_size: int,
         num_steps: int,
@@ -71,6 +72,8 @@ class TrainLoader:
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
         turns = Turns(batch_size, num_steps, seed, start_step, accumulation, rank, world_size)
+        order: Sampler
+        examples: Dataset
         if isinstance(source, ImageStream):
             order = StreamOrder(source, turns, shuffle_block, source.cursors_of(state))
             self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
@@ -88,7 +91,7 @@ class TrainLoader:
             generator=torch.Generator(),  # the global random state stays untouched
         )
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Generator[dict[str, Any], None, None]:
         window: deque[tuple[int, int]] = deque()  # (images tried, failures) of recent batches
         for batch in batches(self._loader):
             window.append((len(batch["index"]) + len(batch["skipped"]), len(batch["skipped"])))
@@ -139,7 +142,7 @@ class _Order(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         own, micro_batch = self.turns.own_batch(), self.turns.batch_size // self.turns.accumulation
-        epoch_of_order, order = -1, None
+        epoch_of_order, order = -1, np.empty(0)
         for micro in self.turns.micro_batches():
             epoch, position = divmod(micro, self.per_epoch)
             if epoch != epoch_of_order:
@@ -151,7 +154,7 @@ class _Order(Sampler):
 class _ViewBatches(Dataset):
     """A list of (epoch, example) pairs -> arrays of their views."""
 
-    def __init__(self, source: Source | ImageStream, stage1: Any, seed: int):
+    def __init__(self, source: Source, stage1: Stage1, seed: int):
         self.source, self.stage1, self.seed = source, stage1, seed
 
     def __getitems__(self, items: list[tuple[int, int]]) -> dict[str, Any]:
@@ -162,7 +165,8 @@ class _ViewBatches(Dataset):
 
     def _example(self, epoch: int, index: int, batch: dict[str, Any]):
         """Views of an example, or of another drawn for it while it cannot be read; and which it is."""
-        key, chosen = (self.seed, epoch, index), index
+        key: tuple[int, ...] = (self.seed, epoch, index)
+        chosen = index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return self.stage1.make(self.source.cell(chosen), key, self.source), chosen
@@ -174,8 +178,11 @@ class _ViewBatches(Dataset):
         return self.stage1.blank(), index
 
 
-class _StreamViews(_ViewBatches):
+class _StreamViews(Dataset):
     """A `StreamBatch` -> arrays of its views; a good one of the same batch stands in for one that cannot be read."""
+
+    def __init__(self, source: ImageStream, stage1: Stage1, seed: int):
+        self.source, self.stage1, self.seed = source, stage1, seed
 
     def __getitems__(self, batch: StreamBatch) -> dict[str, Any]:
         skipped = list(batch.failures)
@@ -217,7 +224,7 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _hand_over(batch: dict[str, Any]) -> dict[str, Any]:
+def _hand_over(batch: Any) -> dict[str, Any]:
     return share(as_tensors(batch))
 
 

@@ -7,14 +7,35 @@ their own, a module of the modality's name (`evaluation/images.py`, `hub/clips.p
 modality adds such modules and changes none.
 """
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 
 from ..recipe import DataConfig, Recipe
 from .views import View
+
+
+Stage2 = Callable[[dict[str, Any], torch.device], dict[str, torch.Tensor]]
+
+
+class Stage1(Protocol):
+    """What a worker does to a record. `name` is what a message counts, `numbered` see `Modality`."""
+
+    name: ClassVar[str]
+    numbered: ClassVar[bool]
+
+    def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any) -> Any:
+        """The arrays of an example; `key` seeds what is drawn, `source` says how files are read."""
+
+    def blank(self) -> Any:
+        """As many and as large arrays of nothing."""
+
+    def stack(self, made: Sequence[Any]) -> dict[str, np.ndarray]:
+        """A batch of them."""
 
 
 class Modality:
@@ -37,11 +58,11 @@ class Modality:
     def check(self, views: list[View], config) -> None:
         """Raises RecipeError where the network does not take the views."""
 
-    def stage1(self, views: list[View], config, recipe: Recipe) -> Any:
-        """What a worker does to a record: an object with `make`, `blank` and `stack`, see `hf_ssl.data.loader`."""
+    def stage1(self, views: list[View], config, recipe: Recipe) -> Stage1:
+        """What a worker does to a record, see `hf_ssl.data.loader`."""
         raise NotImplementedError
 
-    def stage2(self, config) -> Any:
+    def stage2(self, config) -> Stage2:
         """What the device does to a batch: (the loader's batch, device) -> the model's inputs."""
         raise NotImplementedError
 

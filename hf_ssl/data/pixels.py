@@ -114,7 +114,7 @@ def open_image(cell: dict[str, Any] | None, max_megapixels: float) -> Image.Imag
     if cell is None:
         raise ValueError("the row has no image")
     image = cell["image"] if "image" in cell else _opened(cell, max_megapixels)
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_bands(image.tag_v2)
     pixels = image.size[0] * image.size[1] / 1e6
     if pixels > max_megapixels:
@@ -204,7 +204,7 @@ def to_channels(image: Image.Image, channels: int, decoding: Decoding = DEFAULT)
 
 def number_type(image: Image.Image) -> NumberType | None:
     """What a file deeper than 8 bits holds, from its header; None for 8 bits."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits, signed = (_first(tags.get(tag, default)) for tag, default in ((258, 0), (339, 1)))
     if image.mode == "F":
         return NumberType("floating-point")
@@ -247,13 +247,14 @@ def numbers_of(image: Image.Image, kind: NumberType) -> np.ndarray:
 
 def _ppm_maximum(image: Image.Image) -> int | None:
     """The largest number of a PPM of more than 8 bits in color, which Pillow scales to 8."""
-    if image.format == "PPM" and image.mode == "RGB" and image.tile and isinstance(image.tile[0].args, tuple):
-        maximum = image.tile[0].args[-1]
+    tiles = getattr(image, "tile", None)
+    if image.format == "PPM" and image.mode == "RGB" and tiles and isinstance(tiles[0].args, tuple):
+        maximum = tiles[0].args[-1]
         return maximum if maximum > 255 else None
     return None
 
 
-def _ppm_numbers(image: Image.Image) -> np.ndarray:
+def _ppm_numbers(image: Any) -> np.ndarray:
     """Numbers (H, W, 3), in two bytes each or as text."""
     (name, _, offset, _), (width, height) = image.tile[0], image.size
     image.fp.seek(offset)
@@ -270,7 +271,7 @@ def _is_sixteen_bit_color(image: Image.Image) -> bool:
     return ";16" in _raw_mode(image) and not image.mode.startswith("I")
 
 
-def _sixteen_bit_color(image: Image.Image) -> np.ndarray:
+def _sixteen_bit_color(image: Any) -> np.ndarray:
     """Numbers (H, W, colors): the file is decoded twice, once as if its bytes had the other order."""
     image.fp.seek(0)
     content = image.fp.read()
@@ -310,8 +311,8 @@ def _to_eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
             raise ValueError(f"it holds {kind.described(low, high)}; {kind.remedy(low, high)}")
     if _is_sixteen_bit_color(image) or _ppm_maximum(image):
         return image  # Pillow scales it
-    numbers = numbers_of(image, kind).astype(np.int64) - int(kind.low)
-    return Image.fromarray((numbers // (int(kind.high - kind.low + 1) // 256)).astype(np.uint8))
+    whole = numbers_of(image, kind).astype(np.int64) - int(kind.low)
+    return Image.fromarray((whole // (int(kind.high - kind.low + 1) // 256)).astype(np.uint8))
 
 
 def _from_array(array: np.ndarray, mode: str) -> Image.Image:

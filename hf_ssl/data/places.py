@@ -56,7 +56,7 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
     if not isinstance(data.path, str):
         return _open_places(data, streaming, kind, only_media)
     try:
-        return _open_one(data, streaming, kind, only_media)
+        return _open_one(data.path, data, streaming, kind, only_media)
     except RecipeError:
         raise
     except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
@@ -75,17 +75,17 @@ def _said(error: Exception) -> str:
     return (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".") + "."
 
 
-def _open_one(data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
-    place = data.path.removeprefix("file://")
+def _open_one(address: str, data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
+    place = address.removeprefix("file://")
     path = Path(place).expanduser()
     if "://" in place or (shard_kind(place) and not path.is_dir()):
-        files = _files_at(place, data.path)
+        files = _files_at(place, address)
         return _open_shards({"train": files}, data, streaming, kind, only_media)
     if path.is_dir():
         return _open_folder(path, data, streaming, kind, only_media)
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
         fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
-        raise RecipeError(f"data.path={data.path} {fault}; give {_FORMS}.")
+        raise RecipeError(f"data.path={address} {fault}; give {_FORMS}.")
     return load_dataset(place, data.name, revision=data.revision, streaming=streaming)
 
 
@@ -247,8 +247,8 @@ def _load_parquet(
         with suppress(Exception):  # the first error is the one to tell
             features = _all_columns(filter(None, map(_features_of, files)))
             if narrow:
-                columns = find_columns(features, wanted_columns(data, kind), data.path).values()
-                options["columns"], features = list(columns), Features({name: features[name] for name in columns})
+                columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
+                options["columns"], features = columns, Features({name: features[name] for name in columns})
             return load_dataset(what, streaming=streaming, **options | {"features": features})
         damaged = [file for file in files if _features_of(file) is None]
         if damaged and len(damaged) < len(files):
@@ -278,7 +278,7 @@ def _open_places(data: DataConfig, streaming: bool, kind: str, only_media: bool)
     Raises:
         RecipeError: see `open_place`, or weights that the data cannot have.
     """
-    opened = [open_place(replace(data, path=place.path), streaming, kind, only_media) for place in data.path]
+    opened = [open_place(replace(data, path=place.path), streaming, kind, only_media) for place in data.places]
     shared = [split for split in opened[0] if all(split in parts for parts in opened)]
     return {split: _joined([parts[split] for parts in opened], data, split, kind, only_media) for split in shared}
 
@@ -291,7 +291,7 @@ def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bo
     labelled = types[0] is not None and all(one == types[0] for one in types)
     listed_alike = all(isinstance(part, Dataset) for part in parts)
     uniform = []
-    for part, label, place in zip(parts, labels, data.path, strict=True):
+    for part, label, place in zip(parts, labels, data.places, strict=True):
         columns = find_columns(part.features, wanted_columns(data, kind), place.path)
         names = {column: name for name, column in columns.items()} | ({label: "label"} if labelled else {})
         part = part.select_columns(list(names))

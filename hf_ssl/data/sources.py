@@ -83,7 +83,7 @@ class Source:
 
     def classes(self) -> list:
         """The class of every example, None for none; see `label_classes`."""
-        if self._labels is None:
+        if self._labels is None or self.label_column is None:
             return [None] * len(self)
         feature = self._labels.features[self.label_column]
         return label_classes(feature, self._labels[:][self.label_column], self.label_column)
@@ -209,8 +209,8 @@ def check_source(data: DataConfig, split: str | None = None, kind: str = "image"
     Raises:
         RecipeError: no such place, split or column, with the nearest valid name.
     """
-    if data.path is not None and not isinstance(data.path, str):
-        for place in data.path:
+    if data.places:
+        for place in data.places:
             check_source(replace(data, path=place.path), split, kind)
         return available_splits(data, kind)[split or data.split]
     found = available_splits(data, kind)

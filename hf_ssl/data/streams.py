@@ -166,12 +166,14 @@ class ImageStream:
         """
         self.shard_lengths = (state or {}).get("shard_lengths", self.shard_lengths)
         if self.shard_lengths is None:
-            count, shards = _footer, [self.file_of(shard) or "" for shard in range(self.num_shards)]
-            if len(set(shards)) < len(shards) or not all(file.endswith(".parquet") for file in shards):
-                logger.info(f"Counting the examples of {self.num_shards} shards of {self.name}: they are read once.")
-                count, shards = lambda shard: sum(1 for _ in self._readable(shard)), range(self.num_shards)
+            files = [self.file_of(shard) or "" for shard in range(self.num_shards)]
             with ThreadPoolExecutor(_READERS) as pool:
-                self.shard_lengths = list(pool.map(count, shards))
+                if len(set(files)) == len(files) and all(file.endswith(".parquet") for file in files):
+                    lengths = pool.map(_footer, files)
+                else:
+                    logger.info(f"Counting the examples of {len(files)} shards of {self.name}: they are read once.")
+                    lengths = pool.map(lambda shard: sum(1 for _ in self._readable(shard)), range(len(files)))
+                self.shard_lengths = list(lengths)
         return np.cumsum([0, *self.shard_lengths])
 
     def shard_name(self, shard: int) -> str:
@@ -213,8 +215,8 @@ class ImageStream:
         columns = {kinds[0]: list(map(_stored, cells))}
         columns |= {"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {}
         dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, STORAGE)))
-        how = {"max_megapixels": self.max_megapixels, "decoding": self.decoding}
-        return Source(dataset, dict(zip(kinds, kinds, strict=True)), **how)
+        wanted: dict[str, str | None] = {kind: kind for kind in kinds}
+        return Source(dataset, wanted, max_megapixels=self.max_megapixels, decoding=self.decoding)
 
     def settle(self) -> None:
         """Look at what the first images hold before a run starts.
@@ -312,11 +314,11 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
 
 def _count_places(data: DataConfig, kind: str) -> int | None:
     """Examples of an epoch of a list of places, if all are known."""
-    streams = [open_stream(replace(data, path=place.path, partitions=None), kind=kind) for place in data.path]
-    counts = [stream.num_examples for stream in streams]
-    if None in counts:
+    streams = [open_stream(replace(data, path=place.path, partitions=None), kind=kind) for place in data.places]
+    counts = [stream.num_examples for stream in streams if stream.num_examples is not None]
+    if len(counts) < len(streams):
         return None
-    return round(sum(count * place.weight for count, place in zip(counts, data.path, strict=True)))
+    return round(sum(count * place.weight for count, place in zip(counts, data.places, strict=True)))
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -342,7 +344,7 @@ class _Partition:
         self.stream, self.number, self.seed, self.block = stream, number, seed, block
         self._reader: tuple[int, int, int, Iterator] | None = None  # epoch, shard, offset, and its open iterator
         self._pool: ThreadPoolExecutor = pool
-        self._position = cursor.position
+        self._position, self.cursor = cursor.position, cursor
         self._current: _Block | None = None
         self._next: Future[_Block] = pool.submit(self._read, cursor._replace(position=0))
 
@@ -356,11 +358,8 @@ class _Partition:
             self._next = self._pool.submit(self._read, self._current.following)
             failures += [] if begun else self._current.failures
         self._position += 1
+        self.cursor = self._current.start._replace(position=self._position)
         return self._current.items[self._position - 1]
-
-    @property
-    def cursor(self) -> Cursor:
-        return self._current.start._replace(position=self._position)
 
     def _order(self, epoch: int) -> list[int]:
         own = np.arange(self.number, self.stream.num_shards, self.stream.partitions)
@@ -375,11 +374,12 @@ class _Partition:
             order = self._order(epoch)
             while shard < len(order) and len(items) < self.block:
                 try:
-                    for cell in self._open(epoch, order[shard], offset):
+                    reader = self._open(epoch, order[shard], offset)
+                    for cell in reader:
                         items.append(StreamItem(epoch, order[shard], offset, cell))
                         offset += 1
                         if len(items) == self.block:
-                            self._reader = (epoch, order[shard], offset, self._reader[3])
+                            self._reader = (epoch, order[shard], offset, reader)
                             break
                     else:
                         shard, offset = shard + 1, 0
@@ -395,8 +395,9 @@ class _Partition:
         return _Block(start, [items[i] for i in shuffle], failures, Cursor(epoch, shard, offset))
 
     def _open(self, epoch: int, shard: int, offset: int) -> Iterator:
+        """What a block before this one has begun, or the shard anew from an offset on."""
         if self._reader is None or self._reader[:3] != (epoch, shard, offset):
-            self._reader = (epoch, shard, offset, self.stream.examples(shard, offset))
+            return self.stream.examples(shard, offset)
         return self._reader[3]
 
 

@@ -89,7 +89,7 @@ def _counts(member: tarfile.TarInfo) -> bool:
 def _layout_of(names: list[str], data: DataConfig) -> TarLayout:
     media = [name for name in names if media_kind(name)]
     dotted = len({_key(name, False)[1] for name in media}) > max(1, len({_key(name, False)[0] for name in media}))
-    members: dict[tuple[str, str], list[str]] = {}  # (key, kind) -> extensions
+    members: dict[tuple[str, str | None], list[str]] = {}  # (key, kind) -> extensions
     for key, extension in (_key(name, dotted) for name in media):
         members.setdefault((key, media_kind(f"_.{extension}")), []).append(extension)
     kinds = {}
@@ -122,11 +122,11 @@ class _Header(tarfile.TarInfo):
         at = tar.offset
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # the two blocks of zeros that every tar ends with
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it; the two blocks of zeros that every tar ends with
             raise
-        except tarfile.EmptyHeaderError:
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             if at:
-                _warn(f"{tar.name} has no end mark, so it may be cut off after {at:,} bytes.")
+                _warn(f"{tar.name!s} has no end mark, so it may be cut off after {at:,} bytes.")
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"the member at byte {at:,} is damaged ({error})") from None
@@ -153,7 +153,8 @@ def read_tars(files: list[str], layout: TarLayout) -> Iterator[dict[str, Any]]:
 
 def _read_tar(file: str, layout: TarLayout) -> Iterator[dict[str, Any]]:
     with fsspec.open(file, "rb") as opened, tarfile.open(file, fileobj=opened, mode="r|*", tarinfo=_Header) as tar:
-        last, example = None, {}
+        last: str | None = None
+        example: dict[str, Any] = {}
         for member in filter(_counts, tar):
             key, extension = _key(member.name, layout.dotted)
             if key != last:
@@ -169,11 +170,11 @@ def _column(extension: str, layout: TarLayout, example: dict[str, Any]) -> str |
     if extension == layout.label or extension in dict(layout.kinds):
         return extension
     kind = media_kind(f"_.{extension}")
-    return kind if dict(layout.kinds).get(kind) == kind and kind not in example else None
+    return kind if kind is not None and (kind, kind) in layout.kinds and kind not in example else None
 
 
 def _value(tar: tarfile.TarFile, member: tarfile.TarInfo, is_label: bool) -> Any:
-    content = tar.extractfile(member).read()
+    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # what `_counts` lets through is a file
     if not is_label:
         return {"bytes": content, "path": member.name}
     text = content.decode(errors="replace").strip()
@@ -186,5 +187,5 @@ def _value(tar: tarfile.TarFile, member: tarfile.TarInfo, is_label: bool) -> Any
 
 def _finished(example: dict[str, Any], layout: TarLayout) -> Iterator[dict[str, Any]]:
     if any(column in example for column, _ in layout.kinds):
-        columns = [column for column, _ in layout.kinds] + [layout.label] * bool(layout.label)
+        columns = [column for column, _ in layout.kinds] + ([layout.label] if layout.label else [])
         yield {column: example.get(column) for column in columns}

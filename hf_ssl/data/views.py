@@ -286,4 +286,5 @@ def _crop_of_resized(
         last.append(min(old, math.ceil(right + margin)))
         low.append(left - first[-1])
         high.append(right - first[-1])
-    return image.crop((*first, *last)).resize((size, size), _RESAMPLE[interpolation], box=(*low, *high))
+    part = image.crop((first[0], first[1], last[0], last[1]))
+    return part.resize((size, size), _RESAMPLE[interpolation], box=(low[0], low[1], high[0], high[1]))

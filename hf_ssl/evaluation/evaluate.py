@@ -108,7 +108,7 @@ def evaluate(
     if protocol == "retrieval" and medium != modality.medium:
         raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(device)
+    encoder.to(device)  # type: ignore[arg-type]  # the decorator of transformers has no self
     k = monitor.k if protocol == "knn" else 0
     if folds is not None:
         where = replace(data, label_column=monitor.label_column)
@@ -117,16 +117,17 @@ def evaluate(
         sources = {"examples": unlabelled_queries(data, monitor, medium)}
     else:
         bank, queries = labelled_sources(data, monitor, medium, trained_on=False)
-        if bank is None:
+        if bank is None or queries is None:
             raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
         sources = {"bank": bank, "queries": queries}
     result: dict[str, Any] = {"failed": [], "measured": measured_on(sources.get("bank"), sources.get("queries"), k)}
     for note in result["measured"].get("notes", ()):
         logger.warning(note)
-    how = {"device": device, "batch_size": monitor.batch_size, "num_workers": data.num_workers}
-    found = []
+    embed, found = encoder_embedding(encoder), []
     for name, source in sources.items():
-        part = extract(encoder_embedding(encoder), source, transform, **how)
+        part = extract(
+            embed, source, transform, device=device, batch_size=monitor.batch_size, num_workers=data.num_workers
+        )
         if len(part.labels) == 0:
             raise RecipeError(f"None of {len(part.failed)} files could be read, the first is {part.failed[0]}.")
         if protocol != "retrieval" and not (part.labels >= 0).any():

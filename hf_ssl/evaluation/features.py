@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 class Transform(Protocol):
     """Preprocessing at inference, see `Modality.inference`: `num_clips` of each example are embedded and averaged."""
 
-    num_clips: int
+    @property
+    def num_clips(self) -> int:
+        """Of an example."""
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """The arrays of an example, (num_clips, ...) each."""
@@ -32,8 +34,8 @@ class Transform(Protocol):
     def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
         """As many and as large arrays of nothing."""
 
-    def inputs(self, *arrays: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        """The model's inputs of a batch of them."""
+    def inputs(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """(*arrays, device=...) -> the model's inputs of a batch of them."""
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,22 @@ def extract(
         embed: model inputs of some images or clips -> name -> vectors (B, D).
         batch_size: images or clips.
     """
-    total = len(source)
+    total, size = len(source), max(1, batch_size // transform.num_clips)
     loader = DataLoader(
         _Examples(source, range(rank, total, world_size), transform),
-        batch_size=max(1, batch_size // transform.num_clips),
+        batch_size=size,
         num_workers=min(num_workers, os.cpu_count() or 1),
         collate_fn=_collate,
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the global random state stays untouched
     )
-    found, labels, failed = [], [torch.zeros(0, dtype=torch.long)], []
+    found, labels = [], [torch.zeros(0, dtype=torch.long)]
+    failed: list[str] = []
     loaded = batches(loader)
-    for _ in range(max(1, math.ceil(math.ceil(total / world_size) / loader.batch_size))):
-        made, batch_labels, batch_failed = next(loaded, (None, None, []))
+    nothing: Any = (None, None, [])
+    for _ in range(max(1, math.ceil(math.ceil(total / world_size) / size))):
+        made, batch_labels, batch_failed = next(loaded, nothing)
         failed += batch_failed
         vectors = embed(transform.inputs(*(made or transform.blank(source)), device=device))
         if made:

@@ -79,7 +79,7 @@ class ProcessorTransform:
     def blank(self, source: Source | None = None) -> tuple[torch.Tensor, ...]:
         return (torch.from_numpy(self._prepared(Image.new("RGB", (64, 64)))),)
 
-    def inputs(self, images: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+    def inputs(self, images: torch.Tensor, *, device: torch.device) -> dict[str, torch.Tensor]:
         return {"pixel_values": images.to(device, non_blocking=True)}
 
     def _prepared(self, image: Image.Image) -> np.ndarray:

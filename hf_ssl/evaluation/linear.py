@@ -84,8 +84,15 @@ def _accuracy(
     scale = torch.where(std > 1e-6 * x.abs().amax(0), 1 / (std + eps), 0)  # else rounding would be blown up
     x = (x - mean) * scale
     weight, bias = (x.new_zeros(*shape).requires_grad_() for shape in ((x.shape[1], len(classes)), (len(classes),)))
-    options = {"max_eval": 10 * max_iter, "tolerance_grad": 1e-5, "tolerance_change": 1e-10, "history_size": 20}
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe", **options)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_iter,
+        max_eval=10 * max_iter,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-10,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()

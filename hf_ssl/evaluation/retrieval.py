@@ -26,7 +26,7 @@ def evaluate_clips(
         banks: training videos, at most once.
     """
     labelled = bool((queries.labels >= 0).any())
-    results = {}
+    results: dict[str, float] = {}
     if {"video_embeds", "audio_embeds"} <= queries.vectors.keys() and len(queries.labels):
         video, audio = (clip_average(queries.vectors[name]) for name in ("video_embeds", "audio_embeds"))
         results |= retrieval(video, audio, queries.labels if labelled else None)
@@ -77,10 +77,10 @@ def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None,
                 nearest = similarity >= similarity.amax(1, keepdim=True) - TIE
                 right = nearest & (classes == labels[start : start + chunk][asking][:, None])
                 precision.append(right.sum(1) / nearest.sum(1))
-    better, tied = torch.cat(better).float(), torch.cat(tied).float()
-    # The own clip's place is better + 1 .. better + tied, each equally likely.
-    results = {f"{name}_r{k}": ((k - better) / tied).clamp(0, 1).mean().item() for k in (1, 5, 10)}
-    results[f"{name}_median_rank"] = (better + (tied + 1) / 2).quantile(0.5).item()
+    ahead, level = torch.cat(better).float(), torch.cat(tied).float()
+    # The own clip's place is ahead + 1 .. ahead + level, each equally likely.
+    results = {f"{name}_r{k}": ((k - ahead) / level).clamp(0, 1).mean().item() for k in (1, 5, 10)}
+    results[f"{name}_median_rank"] = (ahead + (level + 1) / 2).quantile(0.5).item()
     if precision:
         results[f"{name}_p1"] = torch.cat(precision).mean().item()
     return results

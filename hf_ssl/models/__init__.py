@@ -43,7 +43,7 @@ from .modeling_ssl import SSLPreTrainedModel
 from .modeling_swav import SwavForImageClassification, SwavForPreTraining, SwavModel, sinkhorn, swav_loss
 
 
-METHODS = {
+METHODS: dict[str, tuple[type[PreTrainedConfig], type[SSLPreTrainedModel]]] = {
     "avid": (AvidConfig, AvidForPreTraining),
     "barlow_twins": (BarlowTwinsConfig, BarlowTwinsForPreTraining),
     "byol": (ByolConfig, ByolForPreTraining),

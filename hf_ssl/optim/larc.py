@@ -44,11 +44,11 @@ class Larc(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                self._step_group(group, params)
+                self._step_group(group, params, [p.grad for p in params])
         return loss
 
-    def _step_group(self, group: dict, params: list[torch.Tensor]) -> None:
-        scaled = self._scaled_gradients(group, params)
+    def _step_group(self, group: dict, params: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+        scaled = self._scaled_gradients(group, params, grads)
         buffers = []
         for p, g in zip(params, scaled, strict=True):
             state = self.state[p]
@@ -59,9 +59,11 @@ class Larc(Optimizer):
             buffers.append(state["momentum_buffer"])
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
-    def _scaled_gradients(self, group: dict, params: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _scaled_gradients(
+        self, group: dict, params: list[torch.Tensor], grads: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
         """Nothing here waits for the device."""
-        decay, grads = group["weight_decay"], [p.grad for p in params]
+        decay = group["weight_decay"]
         p_norms, g_norms = _norms(params), _norms(grads)
         scaled = []
         for p, g, p_norm, g_norm in zip(params, grads, p_norms, g_norms, strict=True):
@@ -76,17 +78,20 @@ def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     if not isinstance(tensors[0], DTensor):
         return list(torch._foreach_norm(tensors))
     placements = [Partial() if placement.is_shard() else placement for placement in tensors[0].placements]
-    squares = torch.stack(torch._foreach_norm([tensor.to_local() for tensor in tensors])).square()
+    shards = [tensor.to_local() for tensor in tensors if isinstance(tensor, DTensor)]
+    squares = torch.stack(torch._foreach_norm(shards)).square()
     return list(DTensor.from_local(squares, tensors[0].device_mesh, placements).full_tensor().sqrt().unbind())
 
 
 class Lars(Larc):
     """LARS of Barlow Twins and BYOL; a group with `excluded=True` gets plain SGD without decay."""
 
-    def _scaled_gradients(self, group: dict, params: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _scaled_gradients(
+        self, group: dict, params: list[torch.Tensor], grads: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
         if group.get("excluded", False):
-            return [p.grad for p in params]
-        decayed = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
+            return grads
+        decayed = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
         p_norms, d_norms = _norms(params), _norms(decayed)
         for p_norm, d, d_norm in zip(p_norms, decayed, d_norms, strict=True):
             trust = group["trust_coefficient"] * p_norm / d_norm

@@ -17,8 +17,9 @@ def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: 
     the last warm-up step is already at the peak (SwAV's linspace), else the first step after it is (Barlow Twins,
     BYOL).
     """
-    in_steps = optim.warmup_steps is not None
-    warmup = optim.warmup_steps if in_steps else round(optim.warmup_epochs * steps_per_epoch)
+    warmup = optim.warmup_steps
+    if warmup is None:
+        warmup = round(optim.warmup_epochs * steps_per_epoch)
     if optim.schedule_by == "epoch":
         step = step // steps_per_epoch * steps_per_epoch
     if step < warmup:

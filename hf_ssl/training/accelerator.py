@@ -7,6 +7,7 @@ learning needs on top: buffers that are not broadcast, and BatchNorm statistics 
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import timm.layers
 import torch
@@ -86,7 +87,8 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
     if train.sync_batchnorm and accelerator.num_processes > 1:
         model = synchronize_batchnorm(model, accelerator.device)
     if train.gradient_checkpointing:
-        model.encoder.gradient_checkpointing = True  # transformers gives its own switch another name in version 6
+        encoder: Any = model.get_submodule("encoder")
+        encoder.gradient_checkpointing = True  # transformers gives its own switch another name in version 6
     if train.compile:
         for child in model.children():  # encoders and heads; the losses stay eager
             child.compile()
@@ -112,15 +114,19 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     model = timm.layers.convert_sync_batchnorm(model)
     if device.type == "cpu":
         for module in model.modules():
-            if isinstance(module, timm.layers.norm_act.SyncBatchNormAct):
-                module.__class__ = CpuSyncBatchNormAct
-            elif type(module) is nn.SyncBatchNorm:
-                module.__class__ = CpuSyncBatchNorm
+            with_act = isinstance(module, timm.layers.norm_act.SyncBatchNormAct)
+            if with_act or type(module) is nn.SyncBatchNorm:
+                module.__class__ = CpuSyncBatchNormAct if with_act else CpuSyncBatchNorm
     return model
 
 
 class CpuSyncBatchNorm(_BatchNorm):
     """BatchNorm over the batch of all processes, with autograd through two all-reduces. (B, C, ...) -> the same."""
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -143,6 +149,9 @@ class CpuSyncBatchNorm(_BatchNorm):
 
 class CpuSyncBatchNormAct(CpuSyncBatchNorm):
     """The same with timm's drop and activation behind it."""
+
+    drop: nn.Module
+    act: nn.Module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(super().forward(x)))

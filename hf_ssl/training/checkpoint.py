@@ -203,8 +203,8 @@ class Checkpoints:
         state = digests = fault = None
         try:
             digests = read_digests(path)
-            names = sorted(digests or {})[self.accelerator.process_index :: self._world]
-            fault = first_damage(path, {name: digests[name] for name in names})
+            share = sorted((digests or {}).items())[self.accelerator.process_index :: self._world]
+            fault = first_damage(path, dict(share))
         except ValueError as error:
             fault = str(error)
         try:
@@ -216,7 +216,9 @@ class Checkpoints:
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             fault = fault or f"state.json cannot be read ({first_line(error)})"
         faults = [said for said in gather_object([fault]) if said]
-        return (None, faults[0]) if faults else (Found(path, state, digests is not None), "")
+        if state is None or faults:
+            return None, faults[0]
+        return Found(path, state, digests is not None), ""
 
     def _set_aside(self, path: Path, fault: str) -> None:
         if self.accelerator.is_main_process:

@@ -68,16 +68,16 @@ def open_examples(
         source = _training_source(recipe, dataset, modality)
         bank, queries = _monitor_sources(recipe, dataset, bank, queries, modality)
     measured = measured_on(bank, queries, recipe.monitor.k)
-    streamed = isinstance(source, ImageStream)
-    count = source.num_examples if streamed else len(source)
+    count = source.num_examples if isinstance(source, ImageStream) else len(source)
     own = fingerprint(source, dataset is not None) if accelerator.is_main_process else None
     data = gather_object([own])[0]
     if modality.numbered:
-        instances = int(source.rows(state.stream if state else None)[-1]) if streamed else count
-        _count_instances(config, instances, state, Path(recipe.train.output_dir))
+        stream = state.stream if state else None
+        instances = int(source.rows(stream)[-1]) if isinstance(source, ImageStream) else len(source)
+        _count_instances(config, instances, state, recipe.train.folder)
     if state:
         _note_other_examples(measured, state)
-        _refuse_other_data(recipe, state, data, None if streamed else count)
+        _refuse_other_data(recipe, state, data, None if isinstance(source, ImageStream) else count)
     # The epoch stays as long as it was when a shard has become unreadable since.
     counted = state.stream["num_examples"] if state and state.stream else count
     return Examples(source, bank, queries, measured, data, count, *count_steps(recipe.train, counted))
@@ -171,9 +171,9 @@ def count_steps(train: TrainConfig, count: int | None) -> tuple[int, int]:
     Raises:
         RecipeError: fewer examples than a batch, or epochs of an unknown length.
     """
-    if count is not None:
-        steps_per_epoch = steps_in_epoch(count, train.batch_size)
-        return train.steps or max(1, round(train.epochs * steps_per_epoch)), steps_per_epoch
-    if train.steps is None:
+    steps, per_epoch = train.steps, None if count is None else steps_in_epoch(count, train.batch_size)
+    if steps is None and train.epochs is not None and per_epoch is not None:
+        steps = max(1, round(train.epochs * per_epoch))
+    if steps is None:
         raise RecipeError("The length of the stream is not known; set data.num_examples, or train.steps for epochs.")
-    return train.steps, train.steps
+    return steps, per_epoch or steps

@@ -14,6 +14,7 @@ without memory, and every tensor is then sent and cut on its own. So a seed give
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -98,7 +99,10 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     if not is_sharded(model):
         return model.state_dict()
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return whole
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -39,15 +39,16 @@ class Journal:
         start: int | None = None,
         results: dict[str, Any] | None = None,
     ):
-        folder = Path(recipe.train.output_dir)
+        folder = recipe.train.folder
         self.path, self._recipe = folder / "metrics.jsonl", recipe
         self.accelerator, self.steps_per_epoch = accelerator, steps_per_epoch
         self._kept: list[dict[str, Any]] = []
         if start is not None:
             self._kept = [line for line in read_metrics(self.path) if line["step"] <= start]
             for step, key in ((0, "baseline"), (start, "final")):
-                if (results or {}).get(key) and not any(line["step"] == step for line in self._kept):
-                    self._kept.append({"step": step, **results[key]})
+                figures = (results or {}).get(key)
+                if figures and not any(line["step"] == step for line in self._kept):
+                    self._kept.append({"step": step, **figures})
             self._kept.sort(key=lambda line: line["step"])
         self._torn = False
         self._values: dict[int, dict[str, Any]] = {}
@@ -107,7 +108,8 @@ class Totals:
         self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0, skipped_names: Iterable[str] = ()
     ):
         self.accelerator, self.skipped, self.seconds = accelerator, skipped, seconds
-        self._named, self._own, self._new = set(skipped_names), 0, []
+        self._named, self._own = set(skipped_names), 0
+        self._new: list[str] = []
 
     def add_skipped(self, skipped: list[tuple[str, str]]) -> None:
         """Count images of this process that could not be read, (name, reason), and name each of them once."""

@@ -55,7 +55,7 @@ def train(run: Run) -> PretrainResult:
             run.monitor.observe(output)
             progress.update()
             # Once in a while: log.
-            if log_now:
+            if log_now and norm is not None:  # it is there where it is logged
                 run.log(done, norm, progress)
             # Once in a while: measure.
             if run.due(done, run.every_monitor):

@@ -25,7 +25,7 @@ class Publisher:
 
     def __init__(self, train: TrainConfig, accelerator: Accelerator):
         self.repo_id, self.every, self.private = train.push_to_hub, train.push_every, train.push_private
-        self.folder = Path(train.output_dir) / "model"
+        self.folder = train.folder / "model"
         self.is_main_process = accelerator.is_main_process
         self._thread: Thread | None = None
         self._checkpoints = 0
@@ -44,7 +44,7 @@ class Publisher:
 
     def start(self, export: Callable[[Path], object], step: int) -> None:
         """Export to a folder of its own and push that in the background; left out while an earlier push lasts."""
-        if not self.is_main_process or (self._thread is not None and self._thread.is_alive()):
+        if self.repo_id is None or not self.is_main_process or (self._thread is not None and self._thread.is_alive()):
             return
         folder = self.folder.with_name(".pushed")
         try:
@@ -52,7 +52,7 @@ class Publisher:
         except RecipeError as error:
             logger.warning(f"Step {step} is not pushed: {error}")
             return
-        self._thread = Thread(target=self._push, args=(folder, step), daemon=True)
+        self._thread = Thread(target=self._push, args=(self.repo_id, folder, step), daemon=True)
         self._thread.start()
 
     def finish(self, step: int) -> None:
@@ -62,12 +62,12 @@ class Publisher:
         if self._thread is not None:
             self._thread.join()
             shutil.rmtree(self.folder.with_name(".pushed"), ignore_errors=True)
-        if not self._push(self.folder, step):
+        if not self._push(self.repo_id, self.folder, step):
             logger.warning(f"The model is in {self.folder}: `hf-ssl push {self.folder} {self.repo_id}` tries again.")
 
-    def _push(self, folder: Path, step: int) -> bool:
+    def _push(self, repo_id: str, folder: Path, step: int) -> bool:
         try:
-            address = push(folder, self.repo_id, private=self.private, message=f"Step {step}")
+            address = push(folder, repo_id, private=self.private, message=f"Step {step}")
         except Exception as error:  # nothing of the network may stop a run
             logger.warning(str(error) if isinstance(error, RecipeError) else f"The push failed: {error!r}")
             return False

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ..data.bank import measured_line
 from ..data.loader import TrainLoader
-from ..data.modality import Modality
+from ..data.modality import Modality, Stage2
 from ..data.streams import merge_states
 from ..data.views import View
 from ..data.workers import WorkerError
@@ -27,7 +28,7 @@ from ..errors import RunError
 from ..hub.card import Results, hardware, versions
 from ..hub.export import export
 from ..methods import code_digest
-from ..models import rebuildable_by_timm
+from ..models import SSLPreTrainedModel, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError
 from .accelerator import on_main
 from .checkpoint import Checkpoints, Found, RunState
@@ -85,11 +86,11 @@ class Run:
     config: PreTrainedConfig
     encoder: dict[str, torch.Tensor] | None
     wrapped: nn.Module = field(init=False)
-    model: PreTrainedModel = field(init=False)
+    model: SSLPreTrainedModel = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     start: int = field(init=False)
     loader: TrainLoader = field(init=False)
-    stage2: Any = field(init=False)
+    stage2: Stage2 = field(init=False)
     consumed: dict[str, Any] | None = field(init=False)
     monitor: Monitor = field(init=False)
     journal: Journal = field(init=False)
@@ -174,8 +175,8 @@ class Run:
         except (WorkerError, RecipeError) as error:
             batch, failure = {}, error
         minutes = self.recipe.train.checkpoint_minutes
-        late = minutes is not None and self.accelerator.is_main_process
-        late = late and time.monotonic() - self._saved_at > 60 * minutes
+        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        late = late and self.accelerator.is_main_process
         signum, failed, due = stop.agreed(failure is not None, late)
         if micro == 0 and (failed or signum or due):  # within a step there is nothing to continue from
             saved = self.save(step)
@@ -282,8 +283,7 @@ class Run:
                 self.accelerator.wait_for_everyone()
             if self.publisher.due() and not last:
                 measured, tensors = self.results(done), full_state_dict(self.model)
-                how = {"tensors": tensors, "results": measured}
-                self.publisher.start(lambda folder: export(self.model, self.recipe, folder, **how), done)
+                self.publisher.start(partial(export, self.model, self.recipe, tensors=tensors, results=measured), done)
 
     def finish(self) -> PretrainResult:
         """Export the model, and push it.
@@ -293,8 +293,8 @@ class Run:
         """
         self.totals.summarize()
         measured, tensors = self.results(self.num_steps), full_state_dict(self.model)
-        how = {"tensors": tensors, "results": measured}
-        on_main(self.accelerator, lambda: export(self.model, self.recipe, self.folder / "model", **how))
+        write = partial(export, self.model, self.recipe, self.folder / "model", tensors=tensors, results=measured)
+        on_main(self.accelerator, write)
         self.accelerator.wait_for_everyone()
         self.publisher.finish(self.num_steps)
         self.journal.close()

@@ -7,21 +7,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ..data.loader import TrainLoader
 from ..data.modality import modality_of
 from ..data.sources import check_source
+from ..data.streams import ImageStream
 from ..data.views import View, resolve_views
 from ..hub.encoders import start_from_encoder
 from ..methods import code_digest, default_views, load_method, method_classes
+from ..models import SSLPreTrainedModel
 from ..optim import build_optimizer
 from ..recipe import Recipe, RecipeError, changed_keys, continued, method_name, model_config
 from .accelerator import build_accelerator, fit_model, on_main, prepare
@@ -55,7 +56,7 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
         check_source(recipe.data, kind=modality.medium)
     accelerator = build_accelerator(recipe.train)
     recipe.per_process_batch(accelerator.num_processes)
-    folder = Path(recipe.train.output_dir)
+    folder = recipe.train.folder
     with run_lock(folder, accelerator):
         checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep, accelerator)
         if recipe.train.resume == "never" and checkpoints.complete():
@@ -104,7 +105,8 @@ def build(run: Run) -> None:
     torch.manual_seed(train.seed + 1 + accelerator.process_index)
 
     # Resume.
-    state, own = None, {}
+    state = None
+    own: dict[str, Any] = {}
     if run.found is not None:
         run.found, own = run.checkpoints.load(run.found, run.model, run.optimizer)
         state = run.found.state
@@ -146,7 +148,7 @@ def build(run: Run) -> None:
     run.meter = Meter(accelerator, run.start, own.get("meter"))
 
 
-def new_model(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
+def new_model(recipe: Recipe, config: PreTrainedConfig) -> SSLPreTrainedModel:
     """The model of a recipe, with its initial weights.
 
     Raises:
@@ -204,10 +206,11 @@ def _every_example(run: Run, make_loader: partial) -> Iterator[dict[str, torch.T
     """The model's inputs of one pass over the data; nothing is loaded before the first is asked for."""
     examples = run.examples
     loaders = [make_loader(start_step=0, num_steps=run.steps_per_epoch)]
-    rest = 0 if examples.streamed else examples.count % run.recipe.train.batch_size
+    count = 0 if isinstance(examples.source, ImageStream) else len(examples.source)
+    rest = count % run.recipe.train.batch_size
     if rest:  # one by one, and all of them on every process
         alone = {"batch_size": 1, "accumulation": 1, "rank": 0, "world_size": 1}
-        steps = {"start_step": examples.count - rest, "num_steps": examples.count}
+        steps = {"start_step": count - rest, "num_steps": count}
         loaders.append(make_loader(**steps, **alone))
     for batch in chain.from_iterable(loaders):
         yield run.stage2(batch, run.accelerator.device)

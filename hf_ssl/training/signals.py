@@ -2,6 +2,7 @@
 """SIGTERM, SIGINT and SIGHUP end a run before its next step, after a checkpoint; all processes agree on the step."""
 
 import signal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,10 +28,10 @@ class StopSignals:
 
     def __init__(self):
         self.received: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         # Exchanged on the CPU so that no process waits for its GPU.
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo") if several else None
+        self._group: Any = dist.new_group(backend="gloo") if several else None
 
     def __enter__(self) -> "StopSignals":
         for signum in STOPS:
