@@ -18,7 +18,7 @@ from ..recipe import RecipeError, nearest
 
 Class = Any  # of a dataset's classes, all are of one type, which can be hashed and sorted
 
-_NAMES = ("label", "labels")
+_NAMES = ("label", "labels", "cls")  # the last is what a tar of WebDataset calls it
 _CLASSES = re.compile(r"u?int\d+|bool|float\d+|string|large_string|string_view")
 _SPLIT_NAME = re.compile(
     r"[\W\d_]*(?:(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|dev|eval|hold|out|(?:un)?labell?ed|labels?|images?|imgs?"

@@ -90,11 +90,12 @@ def test_two_images_of_an_example_must_be_chosen_from(tmp_path):
     assert shades(open_stream(DataConfig(path=path, image_column="seg.png")).head(9)) == list(range(100, 106))
 
 
-def test_class_numbers_are_labels_when_they_are_named_and_a_wrong_one_is_none(tmp_path):
+@pytest.mark.parametrize("named", ["cls", None])
+def test_class_numbers_are_labels_and_a_wrong_one_is_none(named, tmp_path):
     members = [
         one for i in range(4) for one in ((f"{i}.jpg", picture(i)), (f"{i}.cls", b"x" if i == 2 else str(i).encode()))
     ]
-    source = load_source(DataConfig(path=str(write(tmp_path / "a.tar", *members)), label_column="cls"))
+    source = load_source(DataConfig(path=str(write(tmp_path / "a.tar", *members)), label_column=named))
     assert [source.label(i) for i in range(4)] == [0, 1, None, 3]
 
 
