@@ -60,10 +60,10 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
     except RecipeError:
         raise
     except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
-        said = _said(error)
+        said, cause = _said(error), error.__cause__ if isinstance(error, DatasetGenerationError) else error
         elsewhere = "://" in data.path or os.path.exists(data.path)
         where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
-        if isinstance(error, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
+        if isinstance(cause, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
             said += " Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
         raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
 

@@ -30,8 +30,8 @@ class Source:
 
     Args:
         wanted: names of the columns, see `find_columns`.
-        label_column: found by its type (ClassLabel), or by its name (label, labels, cls) when it holds numbers or texts;
-            may be missing.
+        label_column: found by its type (ClassLabel), or by its name (label, labels, cls) when it holds numbers or
+            texts; may be missing.
         max_megapixels: larger images are not read.
         decoding: how images become 8-bit pixels.
 
