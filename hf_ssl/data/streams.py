@@ -72,7 +72,7 @@ class StreamBatch:
     failures: list[tuple[str, str]]
 
 
-class Turns(NamedTuple):
+class BatchPlan(NamedTuple):
     """Which micro-batches a process has; see `TrainLoader`."""
 
     batch_size: int
@@ -401,7 +401,7 @@ class _Partition:
         return self._reader[3]
 
 
-class StreamOrder(Sampler):
+class StreamBatchSampler(Sampler):
     """`StreamBatch`es of a process, micro-batch by micro-batch.
 
     Args:
@@ -412,27 +412,27 @@ class StreamOrder(Sampler):
         RecipeError: fewer partitions than processes; while iterating, nothing readable in a partition.
     """
 
-    def __init__(self, stream: ImageStream, turns: Turns, block: int, cursors: dict[int, Cursor]):
-        if stream.partitions < turns.world_size:
+    def __init__(self, stream: ImageStream, plan: BatchPlan, block: int, cursors: dict[int, Cursor]):
+        if stream.partitions < plan.world_size:
             raise RecipeError(
-                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {turns.world_size} processes; "
+                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {plan.world_size} processes; "
                 "set data.partitions to a multiple of the processes."
             )
-        self.stream, self.turns, self.block, self.cursors = stream, turns, block, cursors
-        self.own = np.array_split(np.arange(stream.partitions), turns.world_size)[turns.rank].tolist()
+        self.stream, self.plan, self.block, self.cursors = stream, plan, block, cursors
+        self.own = np.array_split(np.arange(stream.partitions), plan.world_size)[plan.rank].tolist()
 
     def __len__(self) -> int:
-        return len(self.turns.micro_batches())
+        return len(self.plan.micro_batches())
 
     def __iter__(self) -> Iterator[StreamBatch]:
         pool = ThreadPoolExecutor(min(_READERS, len(self.own)), "stream")
-        seed, batch = self.turns.seed, self.turns.own_batch()
+        seed, batch = self.plan.seed, self.plan.own_batch()
         try:
             parts = [
                 _Partition(self.stream, number, seed, self.block, self.cursors.get(number, Cursor()), pool)
                 for number in self.own
             ]
-            for micro in self.turns.micro_batches():
+            for micro in self.plan.micro_batches():
                 # Partition by partition, as the parts of one batch of all processes follow each other.
                 drawn = sorted(turn % len(parts) for turn in range(micro * batch, (micro + 1) * batch))
                 failures: list[tuple[str, str]] = []
