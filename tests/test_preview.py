@@ -16,7 +16,7 @@ from hf_ssl.data.images import ImageTransform, ImageViews
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric
 from hf_ssl.data.sources import load_source
-from hf_ssl.data.views import Drawn, resolve_views
+from hf_ssl.data.views import ViewParams, resolve_views
 from hf_ssl.preview import preview, terminal_image
 from hf_ssl.preview.images import describe
 from hf_ssl.preview.pictures import CELL
@@ -72,7 +72,7 @@ def test_a_label_says_what_was_applied_in_the_order_of_application():
     row = dict(zip(PARAMS, NEUTRAL.tolist(), strict=True))
     row |= {"multiply": 0.8, "contrast": 1.25, "saturation": 0.5, "hue": -0.1, "order": ORDERS.index((3, 0, 2, 1))}
     row |= {"gray": 1, "sigma": 1.5, "threshold": 0.5}
-    lines = describe(Drawn((3, 4, 50, 40), True, np.array(list(row.values()), np.float32)), area=0.25)
+    lines = describe(ViewParams((3, 4, 50, 40), True, np.array(list(row.values()), np.float32)), area=0.25)
     assert lines == [
         "crop 50 x 40 at 3, 4",
         "  = 25% of the image",
@@ -85,7 +85,7 @@ def test_a_label_says_what_was_applied_in_the_order_of_application():
         "blur, sigma 1.50 px",
         "solarised from 0.5",
     ]
-    assert len(describe(Drawn((3, 4, 50, 40), False, NEUTRAL), area=0.25)) == 2, "nothing else was applied"
+    assert len(describe(ViewParams((3, 4, 50, 40), False, NEUTRAL), area=0.25)) == 2, "nothing else was applied"
 
 
 def test_the_seed_decides_what_is_drawn(digits, tmp_path):

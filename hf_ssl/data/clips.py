@@ -20,7 +20,7 @@ from ..recipe import ClipsConfig, DataConfig, Recipe, RecipeError
 from .modality import Modality
 from .photometric import NEUTRAL, Photometric, reference_photometric
 from .sources import Source, available_splits, check_source
-from .views import DRAWS, View, crop_image, draw_views, eval_image
+from .views import DRAWS, View, crop_image, eval_image, sample_views
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ClipViews:
         """
         *draw, volume = np.random.default_rng(key).random(DRAWS + 3)[DRAWS:].tolist()
         frames, sound = _read(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
-        drawn = draw_views([self.view], frames.shape[2], frames.shape[1], key)[0]
+        drawn = sample_views([self.view], frames.shape[2], frames.shape[1], key)[0]
         images = [crop_image(Image.fromarray(frame), self.view, drawn) for frame in frames]
         if self.reference:
             images = [reference_photometric(image, drawn.params) for image in images]
