@@ -103,8 +103,8 @@ def test_images_that_cannot_be_read_are_passed_over(digits, tmp_path):
     Image.new("L", (300, 20), 90).save(file, "PNG")
 
     def dataset(*contents: bytes) -> Dataset:
-        cells = [{"bytes": content, "path": "a_long_name_without_any_space_in_it.png"} for content in contents]
-        return Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+        records = [{"bytes": content, "path": "a_long_name_without_any_space_in_it.png"} for content in contents]
+        return Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
 
     path = preview(recipe, 4, tmp_path / "grid.png", dataset=dataset(b"broken", file.getvalue(), b""))
     assert Image.open(path).size[1] < 2 * 300, "one row"

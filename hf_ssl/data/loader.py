@@ -169,7 +169,7 @@ class _ViewBatches(Dataset):
         chosen = index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self.stage1.make(self.source.cell(chosen), key, self.source), chosen
+                return self.stage1.make(self.source.record(chosen), key, self.source), chosen
             except Exception as error:  # whatever a decoder raises: the image is skipped
                 batch["skipped"].append((self.source.name(chosen), _reason(error)))
             key = (self.seed, epoch, index, attempt)
@@ -210,7 +210,7 @@ class _StreamViews(Dataset):
     def _try(self, item: StreamItem, key: tuple[int, ...], skipped: list[tuple[str, str]]):
         """Views of an item, or None when it cannot be read."""
         try:
-            return self.stage1.make(item.cell, key, self.source)
+            return self.stage1.make(item.record, key, self.source)
         except Exception as error:  # whatever a decoder raises
             skipped.append((self.source.item_name(item), _reason(error)))
             return None

@@ -24,7 +24,7 @@ def row(source: Source, index: int, stage1: ImageViews, key: tuple[int, ...]) ->
     views, channels = stage1.views, stage1.channels
     original = to_channels(source.image(index), channels, source.decoding)
     drawn = sample_views(views, *original.size, key)
-    pixels, params = stage1.make(source.cell(index), key, source)
+    pixels, params = stage1.make(source.record(index), key, source)
     photometric = Photometric([0.0] * channels, [1.0] * channels)  # colors and blur, without the normalization
     width, height = original.size
     name = Path(source.name(index)).name

@@ -189,7 +189,7 @@ def test_only_byol_has_deepminds_colors_and_a_recipe_can_have_the_others():
 
 def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
     content = pq.read_table(recipes_folder() / "quickstart" / "train.parquet").column("image").to_pylist()[:100]
-    images = [Image.open(io.BytesIO(cell["bytes"])).convert("RGB").resize((64, 64)) for cell in content]
+    images = [Image.open(io.BytesIO(record["bytes"])).convert("RGB").resize((64, 64)) for record in content]
     view = replace(resolve_views(ViewsConfig(), "byol")[0], blur=0.0, grayscale=0.0)
     rows = [sample_views([view], 64, 64, (0, 0, i))[0].params for i in range(len(images))]
     saturations = [row(saturation=r[PARAMS.index("saturation")], deepmind=1) for r in rows]

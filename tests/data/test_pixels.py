@@ -71,8 +71,8 @@ def pixels(content: bytes, value_range=None, channels: int = 1) -> np.ndarray:
 
 
 def dataset(*contents: bytes) -> Dataset:
-    cells = [{"bytes": content, "path": None} for content in contents]
-    return Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+    records = [{"bytes": content, "path": None} for content in contents]
+    return Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
 
 
 # ---------------------------------------------------------------------------------------------- depth
