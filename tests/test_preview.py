@@ -14,7 +14,7 @@ from hf_ssl.data.images import ImageTransform, ImageViews
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric
 from hf_ssl.data.sources import load_source
-from hf_ssl.data.views import Drawn, resolve_views
+from hf_ssl.data.views import ViewParams, resolve_views
 from hf_ssl.preview import preview
 from hf_ssl.preview.images import describe
 from hf_ssl.preview.pictures import CELL
@@ -70,7 +70,7 @@ def test_a_label_says_what_was_applied_in_the_order_of_application():
     row = dict(zip(PARAMS, NEUTRAL.tolist(), strict=True))
     row |= {"multiply": 0.8, "contrast": 1.25, "saturation": 0.5, "hue": -0.1, "order": ORDERS.index((3, 0, 2, 1))}
     row |= {"gray": 1, "sigma": 1.5, "threshold": 0.5}
-    lines = describe(Drawn((3, 4, 50, 40), True, np.array(list(row.values()), np.float32)), area=0.25)
+    lines = describe(ViewParams((3, 4, 50, 40), True, np.array(list(row.values()), np.float32)), area=0.25)
     assert lines == [
         "crop 50 x 40 at 3, 4",
         "  = 25% of the image",
@@ -83,7 +83,7 @@ def test_a_label_says_what_was_applied_in_the_order_of_application():
         "blur, sigma 1.50 px",
         "solarised from 0.5",
     ]
-    assert len(describe(Drawn((3, 4, 50, 40), False, NEUTRAL), area=0.25)) == 2, "nothing else was applied"
+    assert len(describe(ViewParams((3, 4, 50, 40), False, NEUTRAL), area=0.25)) == 2, "nothing else was applied"
 
 
 def test_the_seed_decides_what_is_drawn(digits, tmp_path):
@@ -101,8 +101,8 @@ def test_images_that_cannot_be_read_are_passed_over(digits, tmp_path):
     Image.new("L", (300, 20), 90).save(file, "PNG")
 
     def dataset(*contents: bytes) -> Dataset:
-        cells = [{"bytes": content, "path": "a_long_name_without_any_space_in_it.png"} for content in contents]
-        return Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+        records = [{"bytes": content, "path": "a_long_name_without_any_space_in_it.png"} for content in contents]
+        return Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
 
     path = preview(recipe, 4, tmp_path / "grid.png", dataset=dataset(b"broken", file.getvalue(), b""))
     assert Image.open(path).size[1] < 2 * 300, "one row"

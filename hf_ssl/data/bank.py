@@ -280,21 +280,21 @@ def _shared(bank: Source, queries: Source) -> int:
 
 def _marks(source: Source, content: bool) -> list[bytes | str | None]:
     """What tells each file from others, its content or its path; nothing where only content that is not read could."""
-    if not content and len(source) and (source.cell(0) or {}).get("bytes") is not None:
+    if not content and len(source) and (source.record(0) or {}).get("bytes") is not None:
         return []
-    return [_mark(source.cell(index), content) for index in range(len(source))]
+    return [_mark(source.record(index), content) for index in range(len(source))]
 
 
-def _mark(cell: dict[str, Any] | None, content: bool) -> bytes | str | None:
-    if cell is None:
+def _mark(record: dict[str, Any] | None, content: bool) -> bytes | str | None:
+    if record is None:
         return None
     if not content:
-        return cell["path"]
+        return record["path"]
     try:
-        data = cell["bytes"]
+        data = record["bytes"]
         if data is None:
-            with open(cell["path"], "rb") as file:
+            with open(record["path"], "rb") as file:
                 data = file.read()
         return hashlib.blake2b(data).digest()
     except OSError:  # not here, or not readable
-        return os.path.abspath(cell["path"])
+        return os.path.abspath(record["path"])

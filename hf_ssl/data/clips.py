@@ -20,7 +20,7 @@ from ..recipe import ClipsConfig, DataConfig, Recipe, RecipeError
 from .modality import Modality
 from .photometric import NEUTRAL, Photometric, reference_photometric
 from .sources import Source, available_splits, check_source
-from .views import DRAWS, View, crop_image, draw_views, eval_image
+from .views import DRAWS, View, crop_image, eval_image, sample_views
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ClipViews:
         """
         *draw, volume = np.random.default_rng(key).random(DRAWS + 3)[DRAWS:].tolist()
         frames, sound = _read(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
-        drawn = draw_views([self.view], frames.shape[2], frames.shape[1], key)[0]
+        drawn = sample_views([self.view], frames.shape[2], frames.shape[1], key)[0]
         images = [crop_image(Image.fromarray(frame), self.view, drawn) for frame in frames]
         if self.reference:
             images = [reference_photometric(image, drawn.params) for image in images]
@@ -113,10 +113,10 @@ class ClipInference:
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """Frames uint8 (clips, T, S, S, C), where there are any, and sound (clips, samples)."""
-        cell = source.cell(index)
+        record = source.record(index)
         if "video" in source.columns:
-            return eval_clip(cell, self.config, self.num_clips)
-        return (eval_sound(cell, self.config, self.num_clips),)
+            return eval_clip(record, self.config, self.num_clips)
+        return (eval_sound(record, self.config, self.num_clips),)
 
     def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
         c = self.config
@@ -175,7 +175,7 @@ def require_av() -> None:
 
 
 def eval_clip(
-    cell: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1, max_megapixels: float = 50.0
+    record: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1, max_megapixels: float = 50.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inference clips of a video, evenly spaced: frames uint8 (n, T, S, S, C), centre-cropped, and sound (n, samples).
 
@@ -183,36 +183,36 @@ def eval_clip(
         MediaError: the file cannot be read.
     """
     size = (config.image_size, config.crop_pct, config.interpolation, config.num_channels)
-    frames, sound = zip(*_read(cell, even_draws(num_clips), config, 0.0, max_megapixels), strict=True)
+    frames, sound = zip(*_read(record, even_draws(num_clips), config, 0.0, max_megapixels), strict=True)
     return np.stack([[eval_image(Image.fromarray(f), *size) for f in clip] for clip in frames]), np.stack(sound)
 
 
-def eval_sound(cell: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1) -> np.ndarray:
+def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1) -> np.ndarray:
     """Inference windows of a sound without a video, evenly spaced: (n, samples).
 
     Raises:
         MediaError: the file cannot be read.
     """
-    if cell is None:
+    if record is None:
         raise MediaError("the row has no sound")
     with ExitStack() as opened:
-        file = _file(cell, opened)
+        file = _file(record, opened)
         return np.stack(
             read_sounds(file, num_clips, sampling_rate=config.sampling_rate, audio_seconds=config.audio_seconds)
         )
 
 
-def _read(cell, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
-    if cell is None or cell.get("audio", cell) is None:
-        raise MediaError(f"the row has no {'sound' if cell else 'video'}")
+def _read(record, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
+    if record is None or record.get("audio", record) is None:
+        raise MediaError(f"the row has no {'sound' if record else 'video'}")
     how = {key: getattr(config, key) for key in ("num_frames", "frame_rate", "sampling_rate", "audio_seconds")}
     with ExitStack() as opened:
-        file, audio = _file(cell, opened), _file(cell["audio"], opened) if "audio" in cell else None
+        file, audio = _file(record, opened), _file(record["audio"], opened) if "audio" in record else None
         return read_clips(file, draws, **how, offset=offset, audio=audio, max_megapixels=max_megapixels)
 
 
-def _file(cell: dict[str, Any], opened: ExitStack):
+def _file(record: dict[str, Any], opened: ExitStack):
     """Content, path, or an open file of what lies elsewhere (the Hub, an archive)."""
-    if cell["bytes"] is not None or "://" not in cell["path"]:
-        return cell["path"] if cell["bytes"] is None else cell["bytes"]
-    return opened.enter_context(fsspec.open(cell["path"], "rb"))
+    if record["bytes"] is not None or "://" not in record["path"]:
+        return record["path"] if record["bytes"] is None else record["bytes"]
+    return opened.enter_context(fsspec.open(record["path"], "rb"))

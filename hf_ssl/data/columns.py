@@ -100,15 +100,15 @@ def _type_of(value: Any):
     return Value("binary" if isinstance(value, bytes) else "string" if isinstance(value, str) else "null")
 
 
-def cell_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any] | None:
+def record_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any] | None:
     """{"bytes", "path"} of an example's file or None; with "image" instead, where Python made the image; with "audio",
     another such, where it has a column of its own.
     """
-    cell = _cell(example[next(iter(columns.values()))])
-    return {**cell, "audio": _cell(example[columns["audio"]])} if cell and "audio" in columns else cell
+    record = _encoded_file(example[next(iter(columns.values()))])
+    return {**record, "audio": _encoded_file(example[columns["audio"]])} if record and "audio" in columns else record
 
 
-def _cell(value: Any) -> dict[str, Any] | None:
+def _encoded_file(value: Any) -> dict[str, Any] | None:
     if isinstance(value, Image.Image):
         return {"bytes": None, "path": None, "image": value}
     if isinstance(value, bytes):
@@ -116,8 +116,8 @@ def _cell(value: Any) -> dict[str, Any] | None:
     return {"bytes": None, "path": value} if isinstance(value, str) else value
 
 
-def name_of(cell: dict[str, Any] | None, place: str) -> str:
+def name_of(record: dict[str, Any] | None, place: str) -> str:
     """What a message calls an example: its file, or its place in the dataset."""
-    if not cell or not cell["path"]:
+    if not record or not record["path"]:
         return place
-    return cell["path"] if cell["bytes"] is None else f"{cell['path']} ({place})"
+    return record["path"] if record["bytes"] is None else f"{record['path']} ({place})"

@@ -39,7 +39,7 @@ def _usual_size(config: SSLConfig) -> int:
 
 
 def _on_meta(config: SSLConfig) -> Any:
-    """A network of timm; what all of these have stands in no class of timm's."""
+    """A network of timm's, which have no base class with the methods that are called here."""
     with torch.device("meta"):
         return create_backbone(config).eval()
 

@@ -299,7 +299,7 @@ def _read_table(table: str) -> Dataset:
 
 
 def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) -> Dataset:
-    files = [cell["path"] for cell in part.cast_column(kind, STORAGE)[kind]]
+    files = [record["path"] for record in part.cast_column(kind, STORAGE)[kind]]
     rows = pa.array([row_of.get(file) for file in files], pa.int64())
     table = content.data.table.combine_chunks().take(rows)
     columns = {kind: part.data.table[kind]} | {name: table[name] for name in content.column_names if name != kind}

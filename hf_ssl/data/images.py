@@ -150,7 +150,7 @@ class ImageInference:
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """uint8 (1, S, S, C)."""
-        image = open_image(source.cell(index), source.max_megapixels)
+        image = open_image(source.record(index), source.max_megapixels)
         how = (self.size, self.crop_pct, self.interpolation, len(self.mean), source.decoding)
         return (eval_image(image, *how)[None],)
 

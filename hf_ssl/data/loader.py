@@ -18,7 +18,7 @@ from ..recipe import RecipeError
 from .images import ImageViews
 from .modality import Stage1
 from .sources import Source
-from .streams import Cursor, ImageStream, StreamBatch, StreamItem, StreamOrder, Turns
+from .streams import BatchPlan, Cursor, ImageStream, StreamBatch, StreamBatchSampler, StreamItem
 from .views import View
 from .workers import batches, share, start_worker
 
@@ -71,19 +71,19 @@ class TrainLoader:
         self.max_failed_share, self._name = max_failed_share, stage1.name
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
-        turns = Turns(batch_size, num_steps, seed, start_step, accumulation, rank, world_size)
-        order: Sampler
+        plan = BatchPlan(batch_size, num_steps, seed, start_step, accumulation, rank, world_size)
+        sampler: Sampler
         examples: Dataset
         if isinstance(source, ImageStream):
-            order = StreamOrder(source, turns, shuffle_block, source.cursors_of(state))
-            self._cursors = {number: order.cursors[number] for number in order.own if number in order.cursors}
+            sampler = StreamBatchSampler(source, plan, shuffle_block, source.cursors_of(state))
+            self._cursors = {number: sampler.cursors[number] for number in sampler.own if number in sampler.cursors}
             examples = _StreamViews(source, stage1, seed)
         else:
-            order = _Order(len(source), turns)
+            sampler = _BatchSampler(len(source), plan)
             examples = _ViewBatches(source, stage1, seed)
         self._loader = DataLoader(
             examples,
-            batch_sampler=order,
+            batch_sampler=sampler,
             collate_fn=_hand_over,
             worker_init_fn=start_worker,
             num_workers=num_workers,
@@ -130,24 +130,24 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
-class _Order(Sampler):
+class _BatchSampler(Sampler):
     """(epoch, example) pairs of a process's micro-batches."""
 
-    def __init__(self, n: int, turns: Turns):
-        self.n, self.turns = n, turns
-        self.per_epoch = steps_in_epoch(n, turns.batch_size) * turns.accumulation
+    def __init__(self, n: int, plan: BatchPlan):
+        self.n, self.plan = n, plan
+        self.per_epoch = steps_in_epoch(n, plan.batch_size) * plan.accumulation
 
     def __len__(self) -> int:
-        return len(self.turns.micro_batches())
+        return len(self.plan.micro_batches())
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        own, micro_batch = self.turns.own_batch(), self.turns.batch_size // self.turns.accumulation
+        own, micro_batch = self.plan.own_batch(), self.plan.batch_size // self.plan.accumulation
         epoch_of_order, order = -1, np.empty(0)
-        for micro in self.turns.micro_batches():
+        for micro in self.plan.micro_batches():
             epoch, position = divmod(micro, self.per_epoch)
             if epoch != epoch_of_order:
-                epoch_of_order, order = epoch, epoch_order(self.n, self.turns.seed, epoch)
-            first = position * micro_batch + self.turns.rank * own
+                epoch_of_order, order = epoch, epoch_order(self.n, self.plan.seed, epoch)
+            first = position * micro_batch + self.plan.rank * own
             yield [(epoch, int(index)) for index in order[first : first + own]]
 
 
@@ -169,7 +169,7 @@ class _ViewBatches(Dataset):
         chosen = index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self.stage1.make(self.source.cell(chosen), key, self.source), chosen
+                return self.stage1.make(self.source.record(chosen), key, self.source), chosen
             except Exception as error:  # whatever a decoder raises: the image is skipped
                 batch["skipped"].append((self.source.name(chosen), _reason(error)))
             key = (self.seed, epoch, index, attempt)
@@ -210,7 +210,7 @@ class _StreamViews(Dataset):
     def _try(self, item: StreamItem, key: tuple[int, ...], skipped: list[tuple[str, str]]):
         """Views of an item, or None when it cannot be read."""
         try:
-            return self.stage1.make(item.cell, key, self.source)
+            return self.stage1.make(item.record, key, self.source)
         except Exception as error:  # whatever a decoder raises
             skipped.append((self.source.item_name(item), _reason(error)))
             return None

@@ -104,16 +104,16 @@ class WrongBands(OSError):
     """A file has other bands than gray, colors and transparency."""
 
 
-def open_image(cell: dict[str, Any] | None, max_megapixels: float) -> Image.Image:
+def open_image(record: dict[str, Any] | None, max_megapixels: float) -> Image.Image:
     """An encoded image ({"bytes", "path"}), opened but not yet decoded; or the "image" that Python made.
 
     Raises:
         OSError, ValueError: it is missing, cannot be read, has more than `max_megapixels`, or other bands than gray,
             colors and transparency (`WrongBands`).
     """
-    if cell is None:
+    if record is None:
         raise ValueError("the row has no image")
-    image = cell["image"] if "image" in cell else _opened(cell, max_megapixels)
+    image = record["image"] if "image" in record else _opened(record, max_megapixels)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_bands(image.tag_v2)
     pixels = image.size[0] * image.size[1] / 1e6
@@ -122,9 +122,9 @@ def open_image(cell: dict[str, Any] | None, max_megapixels: float) -> Image.Imag
     return image
 
 
-def _opened(cell: dict[str, Any], max_megapixels: float) -> Image.Image:
+def _opened(record: dict[str, Any], max_megapixels: float) -> Image.Image:
     limit = own_limit() if max_megapixels > DataConfig.max_megapixels else nullcontext()
-    file = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+    file = io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"]
     with warnings.catch_warnings(), limit:
         warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are allowed
         try:
@@ -333,21 +333,21 @@ def sample_indices(count: int) -> list[int]:
 
 
 def settled(
-    decoding: Decoding, cells: Iterable[tuple[str, dict[str, Any] | None]], max_megapixels: float, where: str
+    decoding: Decoding, records: Iterable[tuple[str, dict[str, Any] | None]], max_megapixels: float, where: str
 ) -> Decoding:
     """The decoding after a look at some files before a run starts.
 
     Args:
-        cells: name and encoded image.
+        records: name and encoded image.
         where: what a message calls the dataset.
 
     Raises:
         RecipeError: deep files need a `data.value_range`, or a file has other bands than gray, colors, transparency.
     """
     used: dict[NumberType, list[tuple[float, float]]] = {}
-    for name, cell in cells:
+    for name, record in records:
         try:
-            found = _numbers_in(cell, max_megapixels, decoding)
+            found = _numbers_in(record, max_megapixels, decoding)
         except WrongBands as error:
             raise RecipeError(f"{name} cannot be used: {error}.") from None
         if found is not None:
@@ -365,7 +365,7 @@ def settled(
 
 
 def _numbers_in(
-    cell: dict[str, Any] | None, max_megapixels: float, decoding: Decoding
+    record: dict[str, Any] | None, max_megapixels: float, decoding: Decoding
 ) -> tuple[NumberType, tuple[float, float]] | None:
     """Type and extent of a deep file's numbers; None for 8 bits, and for a broken file, which a loader skips.
 
@@ -373,9 +373,9 @@ def _numbers_in(
         WrongBands: see `open_image`.
     """
     try:
-        if cell and (cell["path"] or "").lower().endswith(_NEVER_DEEP):
+        if record and (record["path"] or "").lower().endswith(_NEVER_DEEP):
             return None
-        image = open_image(cell, max_megapixels)
+        image = open_image(record, max_megapixels)
         kind = number_type(image)
         if kind is None or isinstance(decoding.value_range, tuple):
             return None

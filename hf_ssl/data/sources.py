@@ -16,7 +16,7 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from ..recipe import DataConfig, RecipeError, nearest
-from .columns import cell_of, encoded, find_columns, name_of, wanted_columns
+from .columns import encoded, find_columns, name_of, record_of, wanted_columns
 from .labels import find_label_column, label_classes, number_classes
 from .pixels import DEFAULT, Decoding, open_image, sample_indices, settled
 from .places import open_place
@@ -51,9 +51,9 @@ class Source:
             raise RecipeError(f"A datasets.Dataset (one split, not streamed) is needed, not {type(dataset).__name__}.")
         transformed = dataset if dataset.format["type"] == "custom" else None
         dataset = dataset.with_format(None)
-        self._cells, self.columns = encoded(dataset, wanted)
+        self._records, self.columns = encoded(dataset, wanted)
         if transformed is not None and _gives_images(transformed, self.columns):
-            self._cells = transformed
+            self._records = transformed
         self.label_column = find_label_column(dataset.features, label_column)
         self.split = str(dataset.split or "the dataset")
         self.part = self.split
@@ -62,20 +62,20 @@ class Source:
         self._numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self._records)
 
     @property
     def dataset(self) -> Dataset:
         """The files, still encoded, in `columns`."""
-        return self._cells
+        return self._records
 
-    def cell(self, index: int) -> dict[str, Any] | None:
-        """The encoded file, see `cell_of`."""
-        return cell_of(self._cells[index], self.columns)
+    def record(self, index: int) -> dict[str, Any] | None:
+        """The encoded file, see `record_of`."""
+        return record_of(self._records[index], self.columns)
 
     def image(self, index: int) -> Image.Image:
         """The image, opened but not yet decoded; see `open_image`."""
-        return open_image(self.cell(index), self.max_megapixels)
+        return open_image(self.record(index), self.max_megapixels)
 
     def label(self, index: int) -> Any:
         """As the dataset has it."""
@@ -115,16 +115,16 @@ class Source:
         """Name and encoded file of an example; no file where a damaged table cannot give it."""
         place = f"row {index} of {self.split}"
         try:
-            cell = self.cell(index)
+            record = self.record(index)
         except Exception:  # whatever Arrow raises
             return place, None
-        return name_of(cell, place), cell
+        return name_of(record, place), record
 
     def select(self, indices: Sequence[int], part_name: str | None = None) -> Self:
         """A part of the source, and what a person calls it."""
         part = copy.copy(self)
         part.part = part_name or self.part
-        part._cells = self._cells.select(indices)
+        part._records = self._records.select(indices)
         part._labels = None if self._labels is None else self._labels.select(indices)
         part._numbers = None if self._numbers is None else self._numbers[list(indices)]
         return part

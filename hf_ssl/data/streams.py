@@ -29,7 +29,7 @@ from datasets import Dataset, Features, IterableDataset
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .columns import STORAGE, cell_of, encoded, name_of, wanted_columns
+from .columns import STORAGE, encoded, name_of, record_of, wanted_columns
 from .pixels import DEFAULT, Decoding, settled
 from .places import FOLDER_SHARDS, open_place
 from .sources import Source, check_source, decoding_of
@@ -55,12 +55,12 @@ class Cursor(NamedTuple):
 
 
 class StreamItem(NamedTuple):
-    """An example whose turn it is: `cell` is a still encoded file or None, see `cell_of`."""
+    """An example whose turn it is: `record` is a still encoded file or None, see `record_of`."""
 
     epoch: int
     shard: int
     offset: int
-    cell: dict[str, Any] | None
+    record: dict[str, Any] | None
 
 
 @dataclass
@@ -72,7 +72,7 @@ class StreamBatch:
     failures: list[tuple[str, str]]
 
 
-class Turns(NamedTuple):
+class BatchPlan(NamedTuple):
     """Which micro-batches a process has; see `TrainLoader`."""
 
     batch_size: int
@@ -139,7 +139,7 @@ class ImageStream:
         self.num_examples = num_examples or self._count()
 
     def examples(self, shard: int, offset: int = 0) -> Iterator[dict[str, Any] | None]:
-        """Cells of a shard from an offset on; a failure is tried again, after a while, from where it happened.
+        """Records of a shard from an offset on; a failure is tried again, after a while, from where it happened.
 
         Raises:
             UnreadableShard: it fails again and again.
@@ -149,7 +149,7 @@ class ImageStream:
             try:
                 part = self._images.shard(num_shards=self.num_shards, index=shard)
                 for example in part.skip(offset) if offset else part:
-                    yield cell_of(example, self.columns)
+                    yield record_of(example, self.columns)
                     offset, tries = offset + 1, 0
                 return
             except Exception as error:  # whatever a file system, an archive or a network raises
@@ -182,7 +182,7 @@ class ImageStream:
 
     def item_name(self, item: StreamItem) -> str:
         """What a message calls an example: its file, or its place in a shard."""
-        return name_of(item.cell, f"example {item.offset} of {self.shard_name(item.shard)}")
+        return name_of(item.record, f"example {item.offset} of {self.shard_name(item.shard)}")
 
     def state_of(self, cursors: dict[int, Cursor]) -> dict[str, Any]:
         """Plain data of cursors, for a checkpoint."""
@@ -210,10 +210,10 @@ class ImageStream:
 
     def head(self, count: int) -> Source:
         """The first readable examples, as a map-style source."""
-        cells = self._first(count)
+        records = self._first(count)
         kinds = list(self.columns)
-        columns = {kinds[0]: list(map(_stored, cells))}
-        columns |= {"audio": [cell and cell["audio"] for cell in cells]} if kinds[1:] else {}
+        columns = {kinds[0]: list(map(_stored, records))}
+        columns |= {"audio": [record and record["audio"] for record in records]} if kinds[1:] else {}
         dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(kinds, STORAGE)))
         wanted: dict[str, str | None] = {kind: kind for kind in kinds}
         return Source(dataset, wanted, max_megapixels=self.max_megapixels, decoding=self.decoding)
@@ -224,8 +224,8 @@ class ImageStream:
         Raises:
             RecipeError: see `pixels.settled`.
         """
-        cells = enumerate(self._first(_LOOKED_AT))
-        named = ((name_of(cell, f"example {i} of {self.name}"), cell) for i, cell in cells)
+        records = enumerate(self._first(_LOOKED_AT))
+        named = ((name_of(record, f"example {i} of {self.name}"), record) for i, record in records)
         self.decoding = settled(self.decoding, named, self.max_megapixels, self.name)
 
     def _first(self, count: int) -> list[dict[str, Any] | None]:
@@ -257,13 +257,13 @@ class ImageStream:
         return sum(map(_footer, {self.file_of(shard) or "" for shard in range(self.num_shards)})) or None
 
 
-def _stored(cell: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A cell without an image that Python made: its content instead."""
-    if cell is None or "image" not in cell:
-        return cell
-    image, content = cell["image"], io.BytesIO()
+def _stored(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A record without an image that Python made: its content instead."""
+    if record is None or "image" not in record:
+        return record
+    image, content = record["image"], io.BytesIO()
     image.save(content, "PNG" if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "TIFF")
-    return {"bytes": content.getvalue(), "path": cell["path"]}
+    return {"bytes": content.getvalue(), "path": record["path"]}
 
 
 def _footer(file: str) -> int:
@@ -375,8 +375,8 @@ class _Partition:
             while shard < len(order) and len(items) < self.block:
                 try:
                     reader = self._open(epoch, order[shard], offset)
-                    for cell in reader:
-                        items.append(StreamItem(epoch, order[shard], offset, cell))
+                    for record in reader:
+                        items.append(StreamItem(epoch, order[shard], offset, record))
                         offset += 1
                         if len(items) == self.block:
                             self._reader = (epoch, order[shard], offset, reader)
@@ -401,7 +401,7 @@ class _Partition:
         return self._reader[3]
 
 
-class StreamOrder(Sampler):
+class StreamBatchSampler(Sampler):
     """`StreamBatch`es of a process, micro-batch by micro-batch.
 
     Args:
@@ -412,27 +412,27 @@ class StreamOrder(Sampler):
         RecipeError: fewer partitions than processes; while iterating, nothing readable in a partition.
     """
 
-    def __init__(self, stream: ImageStream, turns: Turns, block: int, cursors: dict[int, Cursor]):
-        if stream.partitions < turns.world_size:
+    def __init__(self, stream: ImageStream, plan: BatchPlan, block: int, cursors: dict[int, Cursor]):
+        if stream.partitions < plan.world_size:
             raise RecipeError(
-                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {turns.world_size} processes; "
+                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {plan.world_size} processes; "
                 "set data.partitions to a multiple of the processes."
             )
-        self.stream, self.turns, self.block, self.cursors = stream, turns, block, cursors
-        self.own = np.array_split(np.arange(stream.partitions), turns.world_size)[turns.rank].tolist()
+        self.stream, self.plan, self.block, self.cursors = stream, plan, block, cursors
+        self.own = np.array_split(np.arange(stream.partitions), plan.world_size)[plan.rank].tolist()
 
     def __len__(self) -> int:
-        return len(self.turns.micro_batches())
+        return len(self.plan.micro_batches())
 
     def __iter__(self) -> Iterator[StreamBatch]:
         pool = ThreadPoolExecutor(min(_READERS, len(self.own)), "stream")
-        seed, batch = self.turns.seed, self.turns.own_batch()
+        seed, batch = self.plan.seed, self.plan.own_batch()
         try:
             parts = [
                 _Partition(self.stream, number, seed, self.block, self.cursors.get(number, Cursor()), pool)
                 for number in self.own
             ]
-            for micro in self.turns.micro_batches():
+            for micro in self.plan.micro_batches():
                 # Partition by partition, as the parts of one batch of all processes follow each other.
                 drawn = sorted(turn % len(parts) for turn in range(micro * batch, (micro + 1) * batch))
                 failures: list[tuple[str, str]] = []

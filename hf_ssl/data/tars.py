@@ -122,8 +122,8 @@ class _Header(tarfile.TarInfo):
         at = tar.offset
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it; the two blocks of zeros that every tar ends with
-            raise
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
+            raise  # the two blocks of zeros that every tar ends with
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             if at:
                 _warn(f"{tar.name!s} has no end mark, so it may be cut off after {at:,} bytes.")
@@ -174,7 +174,7 @@ def _column(extension: str, layout: TarLayout, example: dict[str, Any]) -> str |
 
 
 def _value(tar: tarfile.TarFile, member: tarfile.TarInfo, is_label: bool) -> Any:
-    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # what `_counts` lets through is a file
+    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # what `_counts` lets pass is a file
     if not is_label:
         return {"bytes": content, "path": member.name}
     text = content.decode(errors="replace").strip()

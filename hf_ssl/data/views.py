@@ -124,21 +124,21 @@ def _check(view: View, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What was drawn for one view: crop box (left, top, width, height), flip, and the row of `PARAMS`."""
+class ViewParams:
+    """What makes one view of an image: crop box (left, top, width, height), flip, and the row of `PARAMS`."""
 
     box: tuple[int, int, int, int]
     flip: bool
     params: np.ndarray
 
 
-def draw_views(views: list[View], width: int, height: int, key: tuple[int, ...]) -> list[Drawn]:
-    """Draw all views of an image of `width` x `height`; `key` is (seed, epoch, example), and view v has row v."""
+def sample_views(views: list[View], width: int, height: int, key: tuple[int, ...]) -> list[ViewParams]:
+    """What all views of an image of `width` x `height` are; `key` is (seed, epoch, example), and view v has row v."""
     uniform = np.random.default_rng(key).random((len(views), DRAWS)).tolist()
-    return [_draw(view, width, height, row) for view, row in zip(views, uniform, strict=True)]
+    return [_sample(view, width, height, row) for view, row in zip(views, uniform, strict=True)]
 
 
-def _draw(view: View, width: int, height: int, u: list[float]) -> Drawn:
+def _sample(view: View, width: int, height: int, u: list[float]) -> ViewParams:
     crop = _crop_retry if view.crop == "retry" else _crop_clip
     params = NEUTRAL.copy()
     params[9] = view.colors == "deepmind"
@@ -157,7 +157,7 @@ def _draw(view: View, width: int, height: int, u: list[float]) -> Drawn:
         params[7] = _between(*view.blur_sigma, u[49])
     if u[50] < view.solarize:
         params[8] = view.solarize_threshold
-    return Drawn(crop(view, width, height, u), u[40] < view.flip, params)
+    return ViewParams(crop(view, width, height, u), u[40] < view.flip, params)
 
 
 def _between(low: float, high: float, u: float) -> float:
@@ -211,7 +211,7 @@ def make_views(
         One uint8 array (size, size, channels) a view, and float32 rows (V, len(PARAMS)).
     """
     size = upright_size(image, decoding)
-    drawn = draw_views(views, *size, key)
+    drawn = sample_views(views, *size, key)
     if reference:
         image = to_channels(image, channels, decoding)
         crops = [crop_image(image, v, d) for v, d in zip(views, drawn, strict=True)]
@@ -229,7 +229,7 @@ def make_views(
     return [p if p.ndim == 3 else p[:, :, None] for p in pixels], params
 
 
-def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float, scale_y: float) -> Image.Image:
+def _crop(image: Image.Image, view: View, drawn: ViewParams, scale_x: float, scale_y: float) -> Image.Image:
     """The crop of an image that was decoded at a scale, in one resampling."""
     left, top, width, height = drawn.box
     box = (
@@ -241,7 +241,7 @@ def _crop(image: Image.Image, view: View, drawn: Drawn, scale_x: float, scale_y:
     return image.resize((view.size, view.size), _RESAMPLE[view.interpolation], box=box)
 
 
-def crop_image(image: Image.Image, view: View, drawn: Drawn) -> Image.Image:
+def crop_image(image: Image.Image, view: View, drawn: ViewParams) -> Image.Image:
     """Crop, then resize, as published: pixels outside of the crop have no part in it."""
     left, top, width, height = drawn.box
     with own_limit():

@@ -108,7 +108,7 @@ def evaluate(
     if protocol == "retrieval" and medium != modality.medium:
         raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(device)  # type: ignore[arg-type]  # the decorator of transformers has no self
+    encoder.to(device)  # type: ignore[arg-type]  # transformers decorates `to` without its self
     k = monitor.k if protocol == "knn" else 0
     if folds is not None:
         where = replace(data, label_column=monitor.label_column)

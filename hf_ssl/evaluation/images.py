@@ -73,7 +73,7 @@ class ProcessorTransform:
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
         """float32 (1, C, H, W)."""
-        image = open_image(source.cell(index), source.max_megapixels)
+        image = open_image(source.record(index), source.max_megapixels)
         return (self._prepared(to_channels(image, 3, source.decoding)),)
 
     def blank(self, source: Source | None = None) -> tuple[torch.Tensor, ...]:

@@ -19,7 +19,7 @@ def title(views: list[View]) -> str:
 
 def row(source: Source, index: int, stage1: ClipViews, key: tuple[int, ...]) -> list[Picture]:
     """The frames of a clip as the network sees them, and its spectrogram."""
-    made = stage1.make(source.cell(index), key, source)
+    made = stage1.make(source.record(index), key, source)
     batch = {name: torch.from_numpy(array.copy()) for name, array in stage1.stack([made]).items()}
     config = stage1.config
     photometric = Photometric([0.0] * config.num_channels, [1.0] * config.num_channels)

@@ -10,7 +10,7 @@ from ..data.images import ImageViews
 from ..data.photometric import ORDERS, Photometric
 from ..data.pixels import to_channels
 from ..data.sources import Source
-from ..data.views import Drawn, View, draw_views
+from ..data.views import View, ViewParams, sample_views
 from .pictures import CELL, COLORS, INK, Picture, picture_of
 
 
@@ -23,8 +23,8 @@ def row(source: Source, index: int, stage1: ImageViews, key: tuple[int, ...]) ->
     """The original with its crops framed, and the views."""
     views, channels = stage1.views, stage1.channels
     original = to_channels(source.image(index), channels, source.decoding)
-    drawn = draw_views(views, *original.size, key)
-    pixels, params = stage1.make(source.cell(index), key, source)
+    drawn = sample_views(views, *original.size, key)
+    pixels, params = stage1.make(source.record(index), key, source)
     photometric = Photometric([0.0] * channels, [1.0] * channels)  # colors and blur, without the normalization
     width, height = original.size
     name = Path(source.name(index)).name
@@ -38,7 +38,7 @@ def row(source: Source, index: int, stage1: ImageViews, key: tuple[int, ...]) ->
     return cells
 
 
-def describe(drawn: Drawn, area: float) -> list[str]:
+def describe(drawn: ViewParams, area: float) -> list[str]:
     """What was applied, in the order of application; `area` is the crop's share of the image."""
     left, top, width, height = drawn.box
     multiply, add, contrast, saturation, hue, order, gray, sigma, threshold, _ = drawn.params.tolist()
@@ -56,7 +56,7 @@ def describe(drawn: Drawn, area: float) -> list[str]:
     return lines + [text for text, applied in last.items() if applied]
 
 
-def _framed(original: Image.Image, drawn: list[Drawn]) -> Image.Image:
+def _framed(original: Image.Image, drawn: list[ViewParams]) -> Image.Image:
     """The original, fitted into a cell, with every view's crop in the view's colour."""
     factor = CELL / max(original.size)
     size = tuple(max(1, round(side * factor)) for side in original.size)

@@ -99,9 +99,7 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     if not is_sharded(model):
         return model.state_dict()
-    whole: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    whole: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return whole
 
 

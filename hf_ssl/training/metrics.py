@@ -22,7 +22,7 @@ from ..recipe import Recipe, RecipeError
 logger = get_logger(__name__)
 
 
-class Journal:
+class MetricsLogger:
     """`metrics.jsonl`, one JSON object a line, and the trackers of `train.track`; also keeps `recipe.yaml`.
 
     Lines after `start`, which a resumed run writes again, are cut off first. Where the file is lost, what `results`
@@ -101,7 +101,7 @@ class Journal:
         self._values[step] = self._values.get(step, {}) | line
 
 
-class Totals:
+class RunTotals:
     """Counters over the whole run and all processes, kept in checkpoints."""
 
     def __init__(
@@ -138,7 +138,7 @@ class Totals:
         return {"skipped": self.skipped, "seconds": round(self.seconds, 3), **names}
 
 
-class Meter:
+class Throughput:
     """Loss and speed between two log lines; time spent measuring or saving does not count.
 
     `state` is what a checkpoint keeps, so that an interrupted run logs the same loss.

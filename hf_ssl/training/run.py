@@ -35,7 +35,7 @@ from .checkpoint import Checkpoints, Found, RunState
 from .examples import Examples
 from .finite import all_finite, features_finite
 from .fsdp import full_state_dict
-from .metrics import Journal, Meter, Totals, peak_memory
+from .metrics import MetricsLogger, RunTotals, Throughput, peak_memory
 from .monitor import Monitor
 from .publish import Publisher
 from .signals import Interrupted, StopSignals
@@ -93,9 +93,9 @@ class Run:
     stage2: Stage2 = field(init=False)
     consumed: dict[str, Any] | None = field(init=False)
     monitor: Monitor = field(init=False)
-    journal: Journal = field(init=False)
-    meter: Meter = field(init=False)
-    totals: Totals = field(init=False)
+    metrics: MetricsLogger = field(init=False)
+    throughput: Throughput = field(init=False)
+    totals: RunTotals = field(init=False)
     publisher: Publisher = field(init=False)
 
     def __post_init__(self):
@@ -142,7 +142,7 @@ class Run:
             return
         self.check(0)
         if baseline := self.monitor.baseline(self.model):
-            self.journal.record(0, baseline)
+            self.metrics.record(0, baseline)
 
     def progress(self) -> tqdm:
         """A progress bar; a log file gets a line now and then."""
@@ -170,7 +170,7 @@ class Run:
 
     def _next_batch(self, batches: Iterator[dict[str, Any]], stop: StopSignals, step: int, micro: int) -> dict:
         try:
-            with self.meter.waiting():
+            with self.throughput.waiting():
                 batch, failure = next(batches), None
         except (WorkerError, RecipeError) as error:
             batch, failure = {}, error
@@ -181,10 +181,10 @@ class Run:
         if micro == 0 and (failed or signum or due):  # within a step there is nothing to continue from
             saved = self.save(step)
             if signum and not failed:
-                self.journal.close()
+                self.metrics.close()
                 raise Interrupted(signum, step, saved)
         if failed:
-            self.journal.close()
+            self.metrics.close()
             raise failure or RunError("This process stops because another one could not go on.")
         return batch
 
@@ -196,7 +196,7 @@ class Run:
 
     def add_loss(self, loss: torch.Tensor, step: int) -> None:
         """Count a micro-batch's loss, and remember the first step at which it was no number; nothing is waited for."""
-        self.meter.add_loss(loss / self.recipe.train.accumulation)
+        self.throughput.add_loss(loss / self.recipe.train.accumulation)
         self._bad_step = torch.where((self._bad_step < 0) & ~loss.isfinite(), step, self._bad_step)
 
     def log(self, done: int, grad_norm: torch.Tensor, progress: tqdm) -> None:
@@ -204,22 +204,22 @@ class Run:
         self.check(done, weights=False)
         self.totals.synchronize()
         counted = self.modality.name
-        values = self.meter.read(done, self.recipe.train.batch_size, counted)
+        values = self.throughput.read(done, self.recipe.train.batch_size, counted)
         self.totals.seconds += values.pop("seconds")
         values["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         # Of sharded gradients the norm is a sum over processes that is still to be made.
         norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
         values |= {"grad_norm": norm.item(), **peak_memory(self.accelerator.device)}
-        self.journal.record(done, {**values, "skipped": self.totals.skipped, **self.model.metrics()})
+        self.metrics.record(done, {**values, "skipped": self.totals.skipped, **self.model.metrics()})
         speed = f"{values[f'{counted}_per_second']:.0f} {counted}/s"
         progress.set_postfix_str(f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {speed}", refresh=False)
 
     def measure(self, done: int, progress: tqdm) -> None:
         """Accuracy and the diagnostics of collapse."""
-        with self.meter.paused():
+        with self.throughput.paused():
             self.check(done)
             values = self.monitor.measure(self.model)
-        self.journal.record(done, values)
+        self.metrics.record(done, values)
         headline = self.monitor.headline(values)
         if headline and not progress.disable:
             progress.write(f"epoch {done / self.steps_per_epoch:.4g}: {headline}", file=sys.stderr)
@@ -245,14 +245,14 @@ class Run:
 
     def save(self, step: int) -> bool:
         """Write a checkpoint; False where the disk refused it."""
-        with self.meter.paused():
+        with self.throughput.paused():
             self.check(step)
             self.totals.synchronize()
             state = RunState(step, self.recipe.to_dict(), self.totals.to_dict(), data=self.examples.fingerprint)
             own = {}
-            if self.accelerator.is_main_process:  # it has the journal and the monitor's window, and writes the state
+            if self.accelerator.is_main_process:  # it has the metrics and the monitor's window, and writes the state
                 state.results = asdict(self.results(step))
-                own = {"monitor": self.monitor.state(), "meter": self.meter.state()}
+                own = {"monitor": self.monitor.state(), "meter": self.throughput.state()}
             state.code = code_digest(self.recipe.method)
             if self.modality.numbered:
                 state.num_instances = self.config.num_instances
@@ -265,14 +265,14 @@ class Run:
         """What has been measured, before training and at `step`."""
         counted = None if self.examples.streamed else self.examples.count  # a recipe's own word is no count
         where = hardware(self.accelerator.num_processes, str(self.accelerator.device))
-        figures = (self.journal.at(0), self.journal.at(step))
+        figures = (self.metrics.at(0), self.metrics.at(step))
         measured = self.examples.measured
         return Results(*figures, counted, step, self.totals.seconds, where, versions(), measured=measured)
 
     def share(self, done: int) -> None:
         """After a checkpoint: export the model of a milestone, and push where it is time. The run goes on."""
         last = done == self.num_steps
-        with self.meter.paused():
+        with self.throughput.paused():
             if self.checkpoints.is_milestone(done) and not last:
                 folder, tensors = self.folder / "milestones" / f"step_{done:08d}", full_state_dict(self.model)
                 if self.accelerator.is_main_process:
@@ -297,7 +297,7 @@ class Run:
         on_main(self.accelerator, write)
         self.accelerator.wait_for_everyone()
         self.publisher.finish(self.num_steps)
-        self.journal.close()
+        self.metrics.close()
         return self._result(measured.baseline, measured.final, measured.measured)
 
     def _result(self, baseline: dict, final: dict, measured: dict) -> PretrainResult:

@@ -30,7 +30,7 @@ from .checkpoint import Checkpoints, Found
 from .examples import open_examples
 from .fsdp import build_once
 from .lock import run_lock
-from .metrics import Journal, Meter, Totals
+from .metrics import MetricsLogger, RunTotals, Throughput
 from .monitor import Monitor, evaluating
 from .publish import Publisher
 from .run import Run
@@ -113,7 +113,7 @@ def build(run: Run) -> None:
     run.start = state.step if state else 0
     if run.start > run.num_steps:
         raise RecipeError(f"{run.folder} is at step {run.start}, and the recipe ends at step {run.num_steps}.")
-    run.totals = Totals(accelerator, **(state.totals if state else {}))
+    run.totals = RunTotals(accelerator, **(state.totals if state else {}))
     workers = min(recipe.data.num_workers, os.cpu_count() or 1)
     sources = (examples.bank, examples.queries, workers, examples.source)
     run.monitor = Monitor(recipe.monitor, run.modality, run.config, accelerator, *sources)
@@ -143,9 +143,9 @@ def build(run: Run) -> None:
 
     # Records.
     before = (state.step, state.results) if state else (None, {})
-    run.journal = Journal(recipe, accelerator, run.steps_per_epoch, *before)
-    on_main(accelerator, run.journal.begin)
-    run.meter = Meter(accelerator, run.start, own.get("meter"))
+    run.metrics = MetricsLogger(recipe, accelerator, run.steps_per_epoch, *before)
+    on_main(accelerator, run.metrics.begin)
+    run.throughput = Throughput(accelerator, run.start, own.get("meter"))
 
 
 def new_model(recipe: Recipe, config: PreTrainedConfig) -> SSLPreTrainedModel:

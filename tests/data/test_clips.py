@@ -292,10 +292,10 @@ def test_whatever_is_wrong_with_files_each_is_a_clip_or_skipped_counted_and_name
     files = {e: write_clip(tmp_path / f"whole.{e}", seconds=1, greys=rng.integers(0, 255, 8), side=16) for e in CODECS}
     whole = {ending: file.read_bytes() for ending, file in files.items()}
     whole |= {"live": rewritten(files["mkv"], "matroska"), "parts": rewritten(files["mp4"], "mp4", **FRAGMENTS)}
-    cells = [{"bytes": broken(whole, rng), "path": f"{i}.mp4"} for i in range(count)]
-    cells += [{"bytes": whole["mp4"], "path": "good.mp4"}] * count  # of bad ones alone, ten in a row end a run
+    records = [{"bytes": broken(whole, rng), "path": f"{i}.mp4"} for i in range(count)]
+    records += [{"bytes": whole["mp4"], "path": "good.mp4"}] * count  # of bad ones alone, ten in a row end a run
     loader = loader_of(
-        clips_of(Dataset.from_dict({"x": cells})), batch_size=20, num_steps=count // 10, max_failed_share=1
+        clips_of(Dataset.from_dict({"x": records})), batch_size=20, num_steps=count // 10, max_failed_share=1
     )
     skipped, made = [], 0
     for batch in loader:
@@ -361,12 +361,12 @@ def test_every_kind_of_place_has_the_same_clips(videos, tmp_path):
     for name, source in sources(videos, tmp_path).items():
         assert len(source) == N, name
         for i in (0, 5, 11):
-            frames, sound = eval_clip(source.cell(i), CONFIG)
+            frames, sound = eval_clip(source.record(i), CONFIG)
             assert frames.shape == (1, 3, 16, 16, 3) and sound.shape == (1, 4000), name
             assert np.allclose(greys(frames[0]), 20 * i, atol=4), name
         assert source.label(0) is None
     part = source.select([3, 4])
-    assert len(part) == 2 and np.allclose(eval_clip(part.cell(1), CONFIG, 2)[0], 80, atol=4)
+    assert len(part) == 2 and np.allclose(eval_clip(part.record(1), CONFIG, 2)[0], 80, atol=4)
 
 
 def test_folders_with_classes_splits_and_metadata_have_labels(tmp_path):
@@ -392,7 +392,7 @@ def test_a_dataset_without_videos_or_with_several_is_told_so(videos):
     two = Dataset.from_dict({"l": paths, "r": paths}, features=Features({"l": Video(), "r": Video()}))
     with pytest.raises(RecipeError, match="several video columns .l, r.; set data.video_column"):
         clips_of(two)
-    assert np.allclose(eval_clip(clips_of(two, "r").cell(0), CONFIG)[0], 0, atol=3)
+    assert np.allclose(eval_clip(clips_of(two, "r").record(0), CONFIG)[0], 0, atol=3)
     with pytest.raises(RecipeError, match="no column 'sound'"):
         clips_of(two, "r", "sound")
     other = Dataset.from_dict({"v": paths, "t": [1]}, features=Features({"v": Video(), "t": Value("int64")}))
@@ -509,8 +509,8 @@ def test_nothing_but_broken_files_stops_with_the_last_reason(tmp_path):
 
 
 def test_a_row_without_video_is_a_skipped_clip(videos):
-    cells = [None if i == 2 else {"bytes": None, "path": str(f)} for i, f in enumerate(videos)]
-    source = clips_of(Dataset.from_dict({"video": cells}, features=Features({"video": Video(decode=False)})))
+    records = [None if i == 2 else {"bytes": None, "path": str(f)} for i, f in enumerate(videos)]
+    source = clips_of(Dataset.from_dict({"video": records}, features=Features({"video": Video(decode=False)})))
     batches = list(loader_of(source, num_steps=3, max_failed_share=1.0))
     assert [skip for batch in batches for skip in batch["skipped"]] == [
         ("row 2 of the dataset", "the row has no video")
@@ -520,11 +520,11 @@ def test_a_row_without_video_is_a_skipped_clip(videos):
 def test_the_preview_of_a_stream_has_its_first_clips(videos, tmp_path):
     head = stream_of(write_shards(videos, tmp_path / "tar", "tar")).head(3)
     assert isinstance(head, Source) and len(head) == 3
-    assert np.allclose(eval_clip(head.cell(2), CONFIG)[0], 40, atol=4)
+    assert np.allclose(eval_clip(head.record(2), CONFIG)[0], 40, atol=4)
     paths = [str(file) for file in videos]
     both = Dataset.from_dict({"a": paths, "b": paths}).cast_column("a", Video()).cast_column("b", Audio())
     head = open_stream(DataConfig(streaming=True), both.to_iterable_dataset(num_shards=2), "video").head(2)
-    assert head.cell(1)["audio"]["path"] == paths[1]
+    assert head.record(1)["audio"]["path"] == paths[1]
 
 
 # ---------------------------------------------------------------------------------------------- views of a clip

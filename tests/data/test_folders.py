@@ -124,9 +124,9 @@ def test_special_characters_in_a_path_work_for_images_metadata_and_shards(tmp_pa
     shards = tmp_path / name / "shards"
     shards.mkdir()
     for split, count in (("train", 3), ("test", 2)):
-        cells = [{"bytes": PNG.getvalue(), "path": None}] * count
+        records = [{"bytes": PNG.getvalue(), "path": None}] * count
         features = Features({"image": ImageFeature()})
-        Dataset.from_dict({"image": cells}, features=features).to_parquet(shards / f"{split}.parquet")
+        Dataset.from_dict({"image": records}, features=features).to_parquet(shards / f"{split}.parquet")
     assert len(load_source(DataConfig(path=str(shards)))) == 3
     assert len(load_source(DataConfig(path=str(shards)), "test")) == 2
     assert len(load_source(DataConfig(path=str(shards / "test.parquet")))) == 2
@@ -307,8 +307,8 @@ def test_a_shard_without_images_is_a_leftover_in_a_folder_of_images(tmp_path, ca
 
 def test_shards_with_images_are_read_and_the_pictures_of_their_readme_are_counted(tmp_path, caplog):
     make(tmp_path, "assets/banner.png", "assets/logo.png")
-    cells = {"image": [{"bytes": PNG.getvalue(), "path": None}] * 5}
-    Dataset.from_dict(cells, features=Features({"image": ImageFeature()})).to_parquet(tmp_path / "train.parquet")
+    records = {"image": [{"bytes": PNG.getvalue(), "path": None}] * 5}
+    Dataset.from_dict(records, features=Features({"image": ImageFeature()})).to_parquet(tmp_path / "train.parquet")
     assert len(load_source(DataConfig(path=str(tmp_path)))) == 5
     assert "1 shard(s)" in caplog.text and "2 other file(s)" in caplog.text
 

@@ -108,20 +108,20 @@ def readable(content: bytes) -> bool:
 def test_damaged_images_are_skipped_counted_and_named(amount):
     rng = np.random.default_rng(amount)
     contents = [damaged(IMAGES[i % len(IMAGES)], rng) for i in range(amount)]
-    cells = [{"bytes": content, "path": f"{i}.bin"} for i, content in enumerate(contents)]
-    cells += [{"bytes": IMAGES[0], "path": "good.png"}] * amount  # of bad ones alone, ten in a row end a run
-    dataset = Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+    records = [{"bytes": content, "path": f"{i}.bin"} for i, content in enumerate(contents)]
+    records += [{"bytes": IMAGES[0], "path": "good.png"}] * amount  # of bad ones alone, ten in a row end a run
+    dataset = Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
     source = Source(dataset, {"image": None}, max_megapixels=MEGAPIXELS)
     wanted = {f"{i}.bin (row {i} of the dataset)" for i, content in enumerate(contents) if not readable(content)}
-    loader = TrainLoader(source, VIEWS, batch_size=20, num_steps=len(cells) // 20, max_failed_share=1.0)
+    loader = TrainLoader(source, VIEWS, batch_size=20, num_steps=len(records) // 20, max_failed_share=1.0)
     skipped = [skip for batch in loader for skip in batch["skipped"]]
     assert {name for name, _ in skipped} == wanted and len(wanted) > amount / 4
     assert all(reason and "\n" not in reason for _, reason in skipped)
 
 
 def table() -> bytes:
-    cells = [{"bytes": _file(_picture(i), "PNG"), "path": f"{i}.png"} for i in range(12)]
-    content = {"image": cells, "label": [i % 2 for i in range(12)], "text": ["x"] * 12}
+    records = [{"bytes": _file(_picture(i), "PNG"), "path": f"{i}.png"} for i in range(12)]
+    content = {"image": records, "label": [i % 2 for i in range(12)], "text": ["x"] * 12}
     features = Features({"image": ImageFeature(), "label": Dataset.from_dict({"n": [1]}).features["n"]})
     file = io.BytesIO()
     Dataset.from_dict(content).cast_column("image", features["image"]).to_parquet(file, batch_size=4)

@@ -66,8 +66,8 @@ def saved(folder, **splits: dict[str, list]) -> DataConfig:
 
 
 def columns(values: list) -> dict:
-    cells = [{"bytes": None, "path": f"{i}.png"} for i in range(len(values))]
-    return {"image": cells, "label": values}
+    records = [{"bytes": None, "path": f"{i}.png"} for i in range(len(values))]
+    return {"image": records, "label": values}
 
 
 @pytest.mark.parametrize(

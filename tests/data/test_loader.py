@@ -35,10 +35,10 @@ def png(seed: int, side: int = 20) -> bytes:
 
 
 def source_of(n: int = N, broken: dict[int, bytes | None] | None = None, side: int = 20) -> ImageSource:
-    cells = [{"bytes": png(i, side), "path": None} for i in range(n)]
+    records = [{"bytes": png(i, side), "path": None} for i in range(n)]
     for index, content in (broken or {}).items():
-        cells[index] = None if content is None else {"bytes": content, "path": f"photo{index}.png"}
-    return ImageSource(Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()})))
+        records[index] = None if content is None else {"bytes": content, "path": f"photo{index}.png"}
+    return ImageSource(Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()})))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,9 @@ def test_a_run_continues_at_any_step_as_if_never_interrupted(source, start):
 
 def test_continuing_reads_nothing_of_what_came_before(source, monkeypatch):
     opened = []
-    monkeypatch.setattr(ImageSource, "cell", lambda self, i, real=ImageSource.cell: opened.append(i) or real(self, i))
+    monkeypatch.setattr(
+        ImageSource, "record", lambda self, i, real=ImageSource.record: opened.append(i) or real(self, i)
+    )
     last = batches(source, start_step=6)
     assert opened == last[0]["index"].tolist()
 

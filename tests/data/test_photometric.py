@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from hf_ssl.data import photometric
 from hf_ssl.data.images import ImageTransform
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, colour_maps, reference_photometric
-from hf_ssl.data.views import draw_views, resolve_views
+from hf_ssl.data.views import resolve_views, sample_views
 from hf_ssl.recipe import ViewsConfig, recipes_folder
 
 
@@ -116,7 +116,7 @@ def test_the_order_of_hue_and_saturation_is_seen(crops):
 @pytest.mark.parametrize("preset", ["barlow_twins", "byol", "simsiam", "swav"])
 def test_over_many_drawn_views_the_fast_colours_have_the_published_moments(crops, preset):
     view = resolve_views(ViewsConfig(preset=preset), preset)[1]
-    drawn = [[d.params for d in draw_views([view] * 16, 48, 48, (0, 0, i))] for i in range(30)]
+    drawn = [[d.params for d in sample_views([view] * 16, 48, 48, (0, 0, i))] for i in range(30)]
     ours = np.concatenate([fast(crops, rows) for rows in drawn])
     published = np.concatenate([reference(crops, rows) for rows in drawn])
     moments = {
@@ -182,15 +182,16 @@ def test_only_byol_has_deepminds_colors_and_a_recipe_can_have_the_others():
         assert {view.colors for view in views} == {"deepmind" if preset == "byol" else "torchvision"}
     views = resolve_views(ViewsConfig(colors="torchvision"), "byol")
     assert {view.colors for view in views} == {"torchvision"}
-    assert draw_views(views, 48, 48, (0, 0, 0))[0].params[PARAMS.index("deepmind")] == 0
-    assert draw_views(resolve_views(ViewsConfig(), "byol"), 48, 48, (0, 0, 0))[0].params[PARAMS.index("deepmind")] == 1
+    assert sample_views(views, 48, 48, (0, 0, 0))[0].params[PARAMS.index("deepmind")] == 0
+    views = resolve_views(ViewsConfig(), "byol")
+    assert sample_views(views, 48, 48, (0, 0, 0))[0].params[PARAMS.index("deepmind")] == 1
 
 
 def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
     content = pq.read_table(recipes_folder() / "quickstart" / "train.parquet").column("image").to_pylist()[:100]
-    images = [Image.open(io.BytesIO(cell["bytes"])).convert("RGB").resize((64, 64)) for cell in content]
+    images = [Image.open(io.BytesIO(record["bytes"])).convert("RGB").resize((64, 64)) for record in content]
     view = replace(resolve_views(ViewsConfig(), "byol")[0], blur=0.0, grayscale=0.0)
-    rows = [draw_views([view], 64, 64, (0, 0, i))[0].params for i in range(len(images))]
+    rows = [sample_views([view], 64, 64, (0, 0, i))[0].params for i in range(len(images))]
     saturations = [row(saturation=r[PARAMS.index("saturation")], deepmind=1) for r in rows]
     untouched = np.stack([np.asarray(image) for image in images])
 
@@ -227,7 +228,7 @@ def test_every_view_is_dense_and_channels_last_for_global_and_local_crops(crops)
 
 def test_an_image_looks_the_same_alone_in_a_batch_and_in_small_chunks(crops, monkeypatch):
     view = resolve_views(ViewsConfig(), "barlow_twins")[1]
-    rows = [d.params for d in draw_views([view] * 16, 48, 48, (0, 0, 0))]
+    rows = [d.params for d in sample_views([view] * 16, 48, 48, (0, 0, 0))]
     together = fast(crops, rows)
     alone = np.concatenate([fast([c], [r]) for c, r in zip(crops, rows, strict=True)])
     monkeypatch.setitem(photometric._CHUNK, "cpu", 3 * 48 * 48 * 3)
@@ -253,7 +254,7 @@ def test_solarising_comes_after_blur_and_colour(crops):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_views_and_is_never_waited_for(crops):
     view = resolve_views(ViewsConfig(), "barlow_twins")[1]
-    rows = np.stack([d.params for d in draw_views([view] * 16, 48, 48, (0, 0, 0))])
+    rows = np.stack([d.params for d in sample_views([view] * 16, 48, 48, (0, 0, 0))])
     batch = {"views": pixels_of(crops).pin_memory(), "params": torch.from_numpy(rows)[None].pin_memory()}
     on_device = ImageTransform([0.5] * 3, [0.2] * 3)
     on_device(batch, "cuda")

@@ -72,8 +72,8 @@ def pixels(content: bytes, value_range=None, channels: int = 1) -> np.ndarray:
 
 
 def dataset(*contents: bytes) -> Dataset:
-    cells = [{"bytes": content, "path": None} for content in contents]
-    return Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+    records = [{"bytes": content, "path": None} for content in contents]
+    return Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
 
 
 # ---------------------------------------------------------------------------------------------- depth
@@ -319,12 +319,12 @@ def test_preview_training_and_evaluation_show_the_same_pixels(kind, exif, tmp_pa
     transform = ImageInference(side, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
     assert np.array_equal(transform.read(source, 0)[0][0], whole[top : top + side, left : left + side])
     crop_of_training = np.asarray(Image.fromarray(whole))
-    from hf_ssl.data.views import crop_image, draw_views
+    from hf_ssl.data.views import crop_image, sample_views
 
-    box = draw_views(views, whole.shape[1], whole.shape[0], (0, 0, 0))[0]
+    box = sample_views(views, whole.shape[1], whole.shape[0], (0, 0, 0))[0]
     wanted = np.asarray(crop_image(Image.fromarray(crop_of_training), views[0], box))
     assert np.array_equal(seen["training"], wanted) and np.array_equal(seen["preview"], wanted)
-    box = draw_views(views, whole.shape[1], whole.shape[0], (0, 0, 0, 0))[0]
+    box = sample_views(views, whole.shape[1], whole.shape[0], (0, 0, 0, 0))[0]
     assert np.array_equal(seen["stream"], np.asarray(crop_image(Image.fromarray(whole), views[0], box)))
 
 

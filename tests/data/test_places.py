@@ -32,9 +32,9 @@ def png(shade: int) -> bytes:
 
 def parquet(path: Path, shades, **columns) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = {"image": [{"bytes": png(shade), "path": None} for shade in shades]}
+    records = {"image": [{"bytes": png(shade), "path": None} for shade in shades]}
     features = {"image": ImageFeature()} | {name: values[1] for name, values in columns.items()}
-    content = cells | {name: values[0] for name, values in columns.items()}
+    content = records | {name: values[0] for name, values in columns.items()}
     Dataset.from_dict(content, features=Features(features)).to_parquet(path)
     return path
 

@@ -241,7 +241,7 @@ def test_sounds_of_a_table_need_no_decoder(tmp_path):
         (tmp_path / split / "metadata.csv").write_text(rows)
     train = load_source(DataConfig(path=str(tmp_path), label_column="target"), "train", "audio")
     assert labels(train) == [3, 5]
-    assert train.cell(0)["path"] == str(tmp_path / "train/a/x.wav")
+    assert train.record(0)["path"] == str(tmp_path / "train/a/x.wav")
     assert labels(load_source(DataConfig(path=str(tmp_path), label_column="target"), "test", "audio")) == [4]
 
 

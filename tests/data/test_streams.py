@@ -31,8 +31,8 @@ def write_parquet(folder: Path, lengths=LENGTHS) -> Path:
     folder.mkdir()
     first = 0
     for shard, length in enumerate(lengths):
-        cells = [{"bytes": png(first + i), "path": f"photo{first + i}.png"} for i in range(length)]
-        columns = {"image": cells, "url": [f"photo {first + i}" for i in range(length)]}
+        records = [{"bytes": png(first + i), "path": f"photo{first + i}.png"} for i in range(length)]
+        columns = {"image": records, "url": [f"photo {first + i}" for i in range(length)]}
         features = Features({"image": datasets.Image(), "url": datasets.Value("string")})
         Dataset.from_dict(columns, features=features).to_parquet(folder / f"train-{shard:02}.parquet")
         first += length
@@ -272,11 +272,11 @@ def test_a_transient_failure_loses_nothing(parquet, monkeypatch, no_waiting):
 def test_broken_empty_and_huge_images_are_named_and_replaced(tmp_path):
     huge = io.BytesIO()
     Image.new("L", (10_000, 6_000), 128).save(huge, "PNG")
-    cells = [{"bytes": png(i), "path": f"photo{i}.png"} for i in range(16)]
-    cells[2] = {"bytes": huge.getvalue(), "path": "huge.png"}
-    cells[5] = {"bytes": b"GIF89a nonsense", "path": "broken.gif"}
-    cells[9] = None
-    Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image()})).to_parquet(
+    records = [{"bytes": png(i), "path": f"photo{i}.png"} for i in range(16)]
+    records[2] = {"bytes": huge.getvalue(), "path": "huge.png"}
+    records[5] = {"bytes": b"GIF89a nonsense", "path": "broken.gif"}
+    records[9] = None
+    Dataset.from_dict({"image": records}, features=Features({"image": datasets.Image()})).to_parquet(
         tmp_path / "train.parquet"
     )
     for workers in (0, 2):
@@ -292,8 +292,8 @@ def test_broken_empty_and_huge_images_are_named_and_replaced(tmp_path):
 def test_a_batch_without_a_readable_image_or_a_partition_without_a_readable_shard_stops_with_a_reason(
     tmp_path, no_waiting
 ):
-    cells = [{"bytes": b"nothing", "path": f"{i}.jpg"} for i in range(8)]
-    Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image()})).to_parquet(
+    records = [{"bytes": b"nothing", "path": f"{i}.jpg"} for i in range(8)]
+    Dataset.from_dict({"image": records}, features=Features({"image": datasets.Image()})).to_parquet(
         tmp_path / "train.parquet"
     )
     with pytest.raises(RecipeError, match=r"images could not be read, the last one .*jpg"):
@@ -317,8 +317,8 @@ def test_parquet_tar_folder_and_python_streams_have_the_same_images(tmp_path):
     dataset = datasets.load_dataset(str(places[0]), split="train", streaming=True)
     sources = [stream_of(place) for place in places] + [open_stream(DataConfig(streaming=True), dataset)]
     for stream in sources:
-        cells = [cell for shard in range(stream.num_shards) for cell in stream.examples(shard)]
-        content = {cell["bytes"] or Path(cell["path"]).read_bytes() for cell in cells}
+        records = [record for shard in range(stream.num_shards) for record in stream.examples(shard)]
+        content = {record["bytes"] or Path(record["path"]).read_bytes() for record in records}
         assert content == {png(i) for i in range(96)}
 
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
 from hf_ssl.data.photometric import NEUTRAL, reference_photometric
-from hf_ssl.data.views import View, draw_views, eval_image, make_views, resolve_views
+from hf_ssl.data.views import View, eval_image, make_views, resolve_views, sample_views
 from hf_ssl.recipe import RecipeError, ViewOverride, ViewsConfig
 
 
@@ -127,7 +127,7 @@ def test_crops_are_distributed_as_torchvisions(shape, scale, ratio):
     torch.manual_seed(0)
     width, height = shape
     view = View(size=16, scale=scale, ratio=ratio)
-    ours = np.array([draw_views([view], width, height, (0, 0, i))[0].box for i in range(2000)])
+    ours = np.array([sample_views([view], width, height, (0, 0, i))[0].box for i in range(2000)])
     image = torch.empty(3, height, width)
     theirs = [RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(2000)]
     theirs = np.array([(left, top, w, h) for top, left, h, w in theirs])
@@ -141,7 +141,7 @@ def test_crops_are_distributed_as_torchvisions(shape, scale, ratio):
 
 def test_byols_crop_is_one_attempt_cut_to_the_image():
     view = View(crop="clip")
-    boxes = np.array([draw_views([view], 100, 40, (0, 0, i))[0].box for i in range(3000)])
+    boxes = np.array([sample_views([view], 100, 40, (0, 0, i))[0].box for i in range(3000)])
     left, top, width, height = boxes.T
     assert (left >= 0).all() and (top >= 0).all() and (left + width <= 100).all() and (top + height <= 40).all()
     rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def test_byols_crop_is_one_attempt_cut_to_the_image():
 
 def test_each_thing_happens_as_often_and_as_strongly_as_the_view_says():
     view = View(jitter=(0.8, 0.6, 0.4, 0.1), flip=0.3, grayscale=0.2, blur=0.5, solarize=0.25, solarize_threshold=0.4)
-    drawn = [draw_views([view], 50, 50, (0, 0, i))[0] for i in range(4000)]
+    drawn = [sample_views([view], 50, 50, (0, 0, i))[0] for i in range(4000)]
     rows = np.array([d.params for d in drawn])
     multiply, add, contrast, saturation, hue, order, gray, sigma, threshold, deepmind = rows.T
     jittered = multiply != 1
@@ -179,7 +179,7 @@ def test_each_thing_happens_as_often_and_as_strongly_as_the_view_says():
 
 def test_byols_brightness_is_added():
     view = View(brightness="add", jitter_prob=1.0)
-    rows = np.array([draw_views([view], 50, 50, (0, 0, i))[0].params for i in range(500)])
+    rows = np.array([sample_views([view], 50, 50, (0, 0, i))[0].params for i in range(500)])
     assert (rows[:, 0] == 1).all() and rows[:, 1].min() < -0.35 and rows[:, 1].max() > 0.35
 
 
@@ -189,7 +189,7 @@ def test_byols_brightness_is_added():
 def test_a_plain_view_is_the_crop_flipped():
     view = View(size=40, jitter_prob=0, grayscale=0, blur=0, flip=1.0)
     (pixels,), params = make_views(PHOTO, [view], (0, 0, 0))
-    left, top, width, height = draw_views([view], *PHOTO.size, (0, 0, 0))[0].box
+    left, top, width, height = sample_views([view], *PHOTO.size, (0, 0, 0))[0].box
     crop = TF.resized_crop(PHOTO, top, left, height, width, [40, 40], interpolation=InterpolationMode.BICUBIC)
     mirrored = np.asarray(TF.horizontal_flip(crop), dtype=int)
     assert pixels.shape == (40, 40, 3) and pixels.dtype == np.uint8
@@ -201,7 +201,7 @@ def test_a_plain_view_is_the_crop_flipped():
 def test_reference_views_are_torchvisions_crop_and_pillows_colours_of_the_same_draw(interpolation):
     view = View(size=40, interpolation=interpolation, flip=1.0, solarize=1.0)
     pixels, params = make_views(encoded(PHOTO), [view], (0, 0, 3), reference=True)
-    drawn = draw_views([view], *PHOTO.size, (0, 0, 3))[0]
+    drawn = sample_views([view], *PHOTO.size, (0, 0, 3))[0]
     left, top, width, height = drawn.box
     mode = InterpolationMode(interpolation)
     crop = TF.resized_crop(encoded(PHOTO), top, left, height, width, [40, 40], interpolation=mode)
@@ -217,7 +217,7 @@ def test_a_jpeg_is_decoded_small_only_where_no_crop_gets_larger_pixels_and_looks
         file = encoded(large, quality=95)
         small = make_views(file, views, (0, 0, index))[0]
         full = make_views(encoded(large, quality=95).convert("RGB"), views, (0, 0, index))[0]
-        shrink = min(min(d.box[2:]) for d in draw_views(views, *large.size, (0, 0, index))) / 64
+        shrink = min(min(d.box[2:]) for d in sample_views(views, *large.size, (0, 0, index))) / 64
         assert file.size[0] < 1280 and 1280 / file.size[0] <= shrink
         for a, b in zip(small, full, strict=True):
             assert np.abs(a.astype(int) - b).mean() < 4

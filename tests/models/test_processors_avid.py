@@ -103,8 +103,8 @@ def test_a_file_becomes_what_the_monitor_sees(tmp_path):
     batch = processor([str(files[0]), files[1].read_bytes()], num_clips=2, return_tensors="pt")
     assert batch["pixel_values_videos"].shape == (4, 3, 3, 24, 24)
     assert batch["input_values"].shape == (4, CONFIG.num_audio_frames, 17)
-    cell = {"bytes": None, "path": str(files[0])}
-    frames, sound = (torch.from_numpy(part) for part in eval_clip(cell, CONFIG, 2))
+    record = {"bytes": None, "path": str(files[0])}
+    frames, sound = (torch.from_numpy(part) for part in eval_clip(record, CONFIG, 2))
     seen = ClipTransform(CONFIG).normalize(frames, sound)
     assert torch.allclose(batch["pixel_values_videos"][:2], seen["pixel_values_videos"], atol=0.05)
     assert torch.allclose(batch["input_values"][:2], seen["input_values"], atol=1e-4)

@@ -5,17 +5,17 @@ import logging
 
 from accelerate import Accelerator
 
-from hf_ssl.training.metrics import Totals, read_metrics
+from hf_ssl.training.metrics import RunTotals, read_metrics
 
 
 def test_a_broken_file_is_named_once_in_a_run_and_summed_up_at_its_end(caplog):
     caplog.set_level(logging.INFO)
     accelerator = Accelerator(cpu=True)
-    totals = Totals(accelerator)
+    totals = RunTotals(accelerator)
     for _ in range(3):  # epochs
         totals.add_skipped([("b.jpg", "cut off"), ("a.jpg", "not an image")])
         totals.synchronize()
-    continued = Totals(accelerator, **totals.to_dict())
+    continued = RunTotals(accelerator, **totals.to_dict())
     continued.add_skipped([("a.jpg", "not an image"), ("c.jpg", "cut off")])
     continued.synchronize()
     continued.summarize()
@@ -25,7 +25,7 @@ def test_a_broken_file_is_named_once_in_a_run_and_summed_up_at_its_end(caplog):
 
 
 def test_a_run_without_broken_files_says_nothing(caplog):
-    totals = Totals(Accelerator(cpu=True))
+    totals = RunTotals(Accelerator(cpu=True))
     totals.add_skipped([])
     totals.synchronize()
     totals.summarize()

@@ -107,13 +107,13 @@ def test_the_seed_changes_the_weights_and_the_same_seed_repeats_them(tmp_path):
 
 def test_corrupt_images_are_skipped_counted_and_named(tmp_path, caplog):
     images, _ = digit_images(64)
-    cells = []
+    records = []
     for number, image in enumerate(images):
         path = tmp_path / f"{number}.png"
         image.save(path)
-        cells.append({"bytes": path.read_bytes(), "path": path.name})
-    cells[5] = {"bytes": cells[5]["bytes"][:60], "path": "broken.png"}
-    dataset = Dataset.from_dict({"image": cells}, features=Features({"image": Image()}))
+        records.append({"bytes": path.read_bytes(), "path": path.name})
+    records[5] = {"bytes": records[5]["bytes"][:60], "path": "broken.png"}
+    dataset = Dataset.from_dict({"image": records}, features=Features({"image": Image()}))
     with caplog.at_level(logging.WARNING):
         pretrain(small_recipe(tmp_path / "run", train={"steps": 8}), dataset=dataset)
     last = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "skipped" in line][-1]
