@@ -22,7 +22,8 @@ from .coerce import RecipeError, build, nearest
 from .files import read_text, read_yaml
 
 
-METHODS = ("avid", "barlow_twins", "byol", "simsiam", "swav")
+_CONFIGURATIONS = (Path(__file__).parent / "models").glob("configuration_*.py")  # importing them would take seconds
+METHODS = tuple(sorted({file.stem.removeprefix("configuration_") for file in _CONFIGURATIONS} - {"ssl"}))
 
 # Keys that may differ between a run and its continuation: they change what is written or how fast, never the weights.
 FREE_ON_RESUME = (
@@ -195,7 +196,7 @@ class ViewOverride:
 class ViewsConfig:
     """What the network sees of an image: a preset, and changes to all of its views or to one."""
 
-    preset: Literal["avid", "barlow_twins", "byol", "simsiam", "swav", "seer"] | None = None  # default: the method's
+    preset: str | None = None  # of hf_ssl.data.views; default: the method's
     photometric: Literal["fast", "reference"] = "fast"  # batched on the device, or per image as published
     colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
     all: ViewOverride = field(default_factory=ViewOverride)

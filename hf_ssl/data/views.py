@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..models.configuration_ssl import short_side
-from ..recipe import RecipeError, ViewsConfig
+from ..recipe import RecipeError, ViewsConfig, nearest
 from .photometric import NEUTRAL, reference_photometric
 from .pixels import DEFAULT, Decoding, own_limit, shrink, to_channels, upright_size
 
@@ -84,12 +84,18 @@ _RESAMPLE = {one.name.lower(): one for one in Image.Resampling}  # timm's names,
 def resolve_views(config: ViewsConfig, method: str) -> list[View]:
     """The views of a recipe, global ones first: the preset, changed by `all`, then by `first`, `second` and `local`.
 
+    Args:
+        method: the preset that the method uses by default; that of AVID has one view, of a clip.
+
     Raises:
-        RecipeError: impossible values, fewer than two views (of clips: not one), or global (or local) ones of several
+        RecipeError: no such preset, impossible values, fewer than two views (of clips: not one), or global (or local) ones of several
             sizes.
     """
     views: list[View] = []
-    for name, (count, view) in zip(("first", "second", "local"), PRESETS[config.preset or method], strict=True):
+    preset = config.preset or method
+    if preset not in PRESETS:
+        raise RecipeError(f"There is no preset of views {preset!r}{nearest(preset, PRESETS)}")
+    for name, (count, view) in zip(("first", "second", "local"), PRESETS[preset], strict=True):
         changes = vars(config.all) | {k: v for k, v in vars(getattr(config, name)).items() if v is not None}
         changes = {key: value for key, value in changes.items() if value is not None}
         count = changes.pop("count", count)
