@@ -88,8 +88,8 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         method: the preset that the method uses by default; that of AVID has one view, of a clip.
 
     Raises:
-        RecipeError: no such preset, impossible values, fewer than two views (of clips: not one), or global (or local) ones of several
-            sizes.
+        RecipeError: no such preset, impossible values, fewer than two views (of clips: not one), or global (or local)
+            ones of several sizes.
     """
     views: list[View] = []
     preset = config.preset or method
