@@ -290,7 +290,7 @@ def fuzz(place: Path, count: int, seed: int) -> None:
 
 
 def test_damaged_files_of_a_model_end_in_success_or_one_sentence(place):
-    fuzz(place, 100, seed=0)
+    fuzz(place, 300, seed=0)
 
 
 @pytest.mark.slow
@@ -320,7 +320,7 @@ def fuzz_originals(folder: Path, count: int, seed: int) -> None:
 
 def test_damaged_originals_end_in_success_or_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fuzz_originals(tmp_path, 150, seed=0)
+    fuzz_originals(tmp_path, 300, seed=0)
 
 
 @pytest.mark.slow
