@@ -92,7 +92,8 @@ class Monitor:
             results = {**self.diagnostics(), **self.measures.of(model)}
         ratio = results.get("embedding_std")
         if ratio is not None and ratio < COLLAPSED_STD:
-            logger.warning(COLLAPSE_ADVICE.format(ratio=ratio), main_process_only=True)
+            signs = getattr(model, "collapse", "")  # the method's own words
+            logger.warning(f"{COLLAPSE_ADVICE.format(ratio=ratio)} {signs}".rstrip(), main_process_only=True)
         return results
 
     def baseline(self, model: nn.Module) -> dict[str, float]:

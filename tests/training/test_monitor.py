@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_ssl.data.modality import modality_of
-from hf_ssl.models import SimSiamConfig
+from hf_ssl.models import SimSiamConfig, SimSiamForPreTraining
 from hf_ssl.recipe import MonitorConfig
 from hf_ssl.training.monitor import Monitor, effective_rank
 
@@ -37,9 +37,11 @@ def test_spread_embeddings_are_healthy():
 def test_collapse_is_said_aloud_with_causes(caplog):
     watch = monitor()
     watch.observe(batch(torch.ones(16, 2, 32) + 1e-4 * torch.randn(16, 2, 32)))
-    values = watch.measure(torch.nn.Identity())
+    model = torch.nn.Identity()
+    model.collapse = SimSiamForPreTraining.collapse
+    values = watch.measure(model)
     assert values["embedding_std"] < 0.01
-    assert "collapsed" in caplog.text and "learning rate" in caplog.text
+    assert "collapsed" in caplog.text and "learning rate" in caplog.text and "falls to -1" in caplog.text
 
 
 def test_only_the_newest_images_count():
