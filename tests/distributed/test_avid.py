@@ -37,13 +37,13 @@ def oracles() -> dict:
         case = np.load(path)
         model = of_case(case, torch.float64)
         draws = share(torch.tensor(case["draws"]))
-        model._draw_negatives = lambda own, positives, draws=draws: negatives_of_draws(draws, own)
+        model.memory.draw_negatives = lambda own, positives, draws=draws: negatives_of_draws(draws, own)
         raw = [share(torch.tensor(case[m]).double()).clone().requires_grad_() for m in ("video", "audio")]
         video, audio = (F.normalize(x, dim=1) for x in raw)
         indices = share(torch.tensor(case["y"]))
-        loss = model._loss(video, audio, indices)
+        loss = model.objective(video, audio, indices)
         loss.backward()
-        model.remember(video.detach(), audio.detach(), indices, case["momentum"][0].item())
+        model.memory.update(video.detach(), audio.detach(), indices, case["momentum"][0].item())
         found[path.stem] = {
             "loss": loss.detach(),
             "z": model.normalizer[0],
