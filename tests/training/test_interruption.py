@@ -58,7 +58,11 @@ def untimed(output: Path) -> list[dict]:
 
 def test_the_end_of_the_terminal_leaves_a_checkpoint(digits, tmp_path):
     args = command("simsiam", digits, tmp_path / "run", "data.num_workers=2", "train.checkpoint_every=100")
-    process = popen(args, tmp_path / "log")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests, and what they start, ignore it
+    try:
+        process = popen(args, tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     wait_for_step(process, tmp_path / "run", 5)
     os.killpg(process.pid, signal.SIGHUP)
     assert process.wait(timeout=120) == 128 + signal.SIGHUP
