@@ -268,6 +268,8 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
         if "file_name" not in content.column_names:
             say(f"{table} has no column file_name and is not used.")
             continue
+        if column := next((name for name in content.column_names if name.lower() in ("split", "subset")), None):
+            say(f"The column {column!r} of {table} makes no splits; put the {kind}s into folders train/ and test/.")
         files += [os.path.join(os.path.dirname(table), str(name)) for name in content["file_name"]]
         rows.append(content.remove_columns("file_name"))
     if not files:

@@ -274,6 +274,13 @@ def test_several_rows_of_one_file_are_said(tmp_path, caplog):
     assert "2 more rows than files; a file's last row counts" in caplog.text
 
 
+def test_a_column_of_splits_is_said(tmp_path, caplog):
+    make(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label,split\na.png,1,train\nb.png,2,test\n")
+    assert len(load_source(DataConfig(path=str(tmp_path)))) == 2
+    assert "makes no splits; put the images into folders" in caplog.text
+
+
 def test_metadata_of_each_split_and_in_lines_of_json_are_read(tmp_path):
     make(tmp_path, "train/a.png", "train/sub/b.png", "test/c.png")
     (tmp_path / "train" / "metadata.csv").write_text("file_name,label\nsub/b.png,7\na.png,5\n")
