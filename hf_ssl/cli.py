@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from .errors import RunError
+from .errors import RunError, UserError
 from .recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 
 
@@ -60,12 +60,9 @@ def main(argv: list[str] | None = None) -> None:
 
             load_method(args.own_method)
         args.command(args)
-    except RecipeError as error:
+    except UserError as error:
         sys.stderr.write(f"hf-ssl: {error}\n")
-        sys.exit(2)
-    except RunError as error:
-        sys.stderr.write(f"hf-ssl: {error}\n")
-        sys.exit(1)
+        sys.exit(1 if isinstance(error, RunError) else 2)
     except OSError as error:
         if error.filename is None or error.errno not in _UNUSABLE:
             raise

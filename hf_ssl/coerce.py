@@ -12,13 +12,11 @@ from dataclasses import is_dataclass
 from datetime import date
 from typing import Any, Literal
 
+from .errors import RecipeError
+
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _LARGEST = 2**53  # above it floats are no exact whole numbers
-
-
-class RecipeError(ValueError):
-    """A mistake of the person who runs a command; its text is one sentence that names the thing and the remedy."""
 
 
 def nearest(name: str, valid, prefix: str = "") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from .coerce import RecipeError
+from .errors import UserError
 
 
 DIGESTS = "digests.json"
@@ -56,7 +56,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     them when that fails.
 
     Raises:
-        RecipeError: the disk refused it.
+        UserError: the disk refused it.
     """
     partial = path.with_name(f".partial_{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -70,7 +70,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         refusal = refused_write(error)
         if refusal is None:
             raise
-        raise RecipeError(f"{path} could not be written ({first_line(refusal)}); free some space.") from error
+        raise UserError(f"{path} could not be written ({first_line(refusal)}); free some space.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

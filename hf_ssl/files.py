@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import yaml
 
-from .coerce import RecipeError
+from .errors import RecipeError
 
 
 MOST_BYTES = 64 * 2**20

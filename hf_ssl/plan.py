@@ -27,9 +27,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from .data.modality import modality_of
-from .data.views import View, resolve_views
-from .methods import default_views, method_classes
-from .recipe import Recipe, RecipeError, model_config
+from .data.views import View
+from .methods import method_classes
+from .recipe import Recipe, RecipeError
+from .resolve import resolve
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
 
 
@@ -60,8 +61,8 @@ def plan(
     if processes < 1:
         raise RecipeError(f"--processes must be at least 1, not {processes}.")
     precision = recipe.train.precision or precision
-    views = resolve_views(recipe.views, default_views(recipe.method))
-    config = model_config(recipe, image_size=views[0].size)
+    resolved = resolve(recipe)
+    views, config = resolved.views, resolved.config
     if getattr(config, "num_instances", None) == 0:
         if recipe.data.num_examples is None:
             raise RecipeError("The memories have a row for each clip: set data.num_examples to their number.")

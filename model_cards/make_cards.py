@@ -17,7 +17,8 @@ from hf_ssl.data.views import resolve_views
 from hf_ssl.hub.card import bibtex
 from hf_ssl.hub.published import published_rows
 from hf_ssl.models import SSLConfig, rebuildable_by_timm
-from hf_ssl.recipe import Recipe, load_recipe, model_config, recipe_header, shipped_recipes
+from hf_ssl.recipe import Recipe, load_recipe, recipe_header, shipped_recipes
+from hf_ssl.resolve import resolve
 
 
 FOLDER = Path(__file__).parent
@@ -71,7 +72,7 @@ def render(name: str) -> str:
     """The card of a recipe."""
     path = shipped_recipes()[name]
     recipe, header = load_recipe(path), recipe_header(path)
-    config = model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+    config = resolve(recipe).config
     family_name, stem = name.split("/")
     family = yaml.safe_load((FOLDER / "families.yaml").read_text())[family_name]
     family |= family.get("of", {}).get(name, {})

@@ -14,7 +14,8 @@ import hf_ssl.plan as planning
 from hf_ssl.cli import main
 from hf_ssl.models import METHODS
 from hf_ssl.plan import GIB, parse_memory, plan, table, track_frozen
-from hf_ssl.recipe import RecipeError, model_config, recipe_from_dict
+from hf_ssl.recipe import RecipeError, recipe_from_dict
+from hf_ssl.resolve import model_config
 from hf_ssl.training.fsdp import fully_shard_units
 from tests.distributed.processes import run_on_ranks
 

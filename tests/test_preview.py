@@ -18,7 +18,8 @@ from hf_ssl.data.views import ViewParams, resolve_views
 from hf_ssl.preview import preview
 from hf_ssl.preview.images import describe
 from hf_ssl.preview.pictures import CELL
-from hf_ssl.recipe import Recipe, RecipeError, model_config, recipe_from_dict
+from hf_ssl.recipe import Recipe, RecipeError, recipe_from_dict
+from hf_ssl.resolve import model_config
 
 
 def recipe_of(digits, method: str = "barlow_twins", photometric: str = "fast", **views) -> Recipe:

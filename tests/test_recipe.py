@@ -16,12 +16,12 @@ from hf_ssl.recipe import (
     RecipeError,
     changed_keys,
     load_recipe,
-    model_config,
     recipe_from_dict,
     recipe_header,
     recipes_folder,
     shipped_recipes,
 )
+from hf_ssl.resolve import model_config, resolve
 from hf_ssl.training.examples import count_steps
 
 
@@ -212,7 +212,7 @@ def test_the_overrides_of_every_further_published_row_can_be_given(name):
     for row in recipe_header(SHIPPED[name])["Published"].split(";")[1:]:
         epochs, overrides = re.search(r"\((\d+) ep[^:]*: (.+)\)$", row.strip()).groups()
         recipe = load_recipe(name, overrides.split())
-        model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+        resolve(recipe)
         assert recipe.train.epochs == int(epochs), row
 
 
@@ -286,7 +286,7 @@ def test_overrides_in_notes_can_be_given():
         comments = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
         for override in re.findall(r"(?:model|optim|train|views|monitor)\.[a-z_.]+=[\w.\[\],-]*[\w\]]", comments):
             recipe = load_recipe(name, [override])
-            model_config(recipe, resolve_views(recipe.views, recipe.method)[0].size)
+            resolve(recipe)
 
 
 def test_accelerate_configurations_are_not_recipes_and_say_how_many_processes():

@@ -6,7 +6,8 @@ import random
 import pytest
 import yaml
 
-from hf_ssl.recipe import RecipeError, load_recipe, model_config, recipe_from_dict, shipped_recipes
+from hf_ssl.recipe import RecipeError, load_recipe, recipe_from_dict, shipped_recipes
+from hf_ssl.resolve import resolve
 
 
 def recipe(method: str, *overrides: str):
@@ -20,7 +21,7 @@ def recipe(method: str, *overrides: str):
             place = place.setdefault(section, {})
         place[last] = yaml.safe_load(text)
     built = recipe_from_dict(content)
-    return built, model_config(built, 224)
+    return built, resolve(built).config
 
 
 IMPOSSIBLE = """
@@ -76,9 +77,9 @@ def test_the_ends_of_what_is_possible_are_possible():
 
 
 def test_one_image_a_process_needs_statistics_of_all_processes():
-    assert recipe("simsiam", "train.batch_size=2")[0].per_process_batch(2) == 1
+    assert resolve(recipe("simsiam", "train.batch_size=2")[0]).per_process_batch(2) == 1
     with pytest.raises(RecipeError, match="sync_batchnorm=true"):
-        recipe("simsiam", "train.batch_size=2", "train.sync_batchnorm=false")[0].per_process_batch(2)
+        resolve(recipe("simsiam", "train.batch_size=2", "train.sync_batchnorm=false")[0]).per_process_batch(2)
 
 
 # ------------------------------------------------------------------------------------------ files and overrides
@@ -173,7 +174,7 @@ def fuzz(folder, count: int, seed: int) -> None:
         (folder / "recipe.yaml").write_bytes(data)
         try:
             built = load_recipe(folder / "recipe.yaml", overrides)
-            model_config(built, 224)
+            resolve(built)
             assert recipe_from_dict(yaml.safe_load(built.to_yaml())).to_dict() == built.to_dict()
             built.shareable().flat_text()
         except RecipeError as error:

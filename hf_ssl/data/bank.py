@@ -45,11 +45,14 @@ def labelled_sources(
     where = DataConfig(path=monitor.path, name=monitor.name) if own else replace(data, max_examples=None)
     if not isinstance(where.path, str | None):
         where = replace(where, path=tuple(where.paths))  # each example once, whatever its weight in training
-    where.image_column = monitor.image_column or where.image_column
-    where.label_column = monitor.label_column or where.label_column
-    # `data` limits what is trained on; its images are decoded alike.
-    where.max_megapixels = max(DataConfig.max_megapixels, data.max_megapixels)
-    where.value_range, where.exif = data.value_range, data.exif
+    where = replace(
+        where,
+        image_column=monitor.image_column or where.image_column,
+        label_column=monitor.label_column or where.label_column,
+        max_megapixels=max(DataConfig.max_megapixels, data.max_megapixels),  # `data` limits what is trained on
+        value_range=data.value_range,  # its images are decoded alike
+        exif=data.exif,
+    )
     splits = available_splits(where, kind)
     if not own and monitor.label_column is None and monitor.bank_split not in splits:
         return None, None

@@ -133,6 +133,10 @@ class Clips(Modality):
     needs_labels, numbered = False, True
     towers = ("video", "audio")
 
+    def check_views(self, views: list[View]) -> None:
+        if len(views) != 1 or views[0].local:
+            raise RecipeError("A clip has one view, views.first; set the count of views.second and views.local to 0.")
+
     def stage1(self, views: list[View], config: AvidConfig, recipe: Recipe) -> ClipViews:
         return ClipViews(views[0], config, recipe.clips, recipe.views.photometric == "reference")
 

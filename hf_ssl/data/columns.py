@@ -10,15 +10,12 @@ from PIL import Image
 from ..coerce import listed
 from ..recipe import DataConfig, RecipeError
 from .labels import check_column
-
-
-MEDIA = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
-STORAGE = {"bytes": Value("binary"), "path": Value("string")}  # of all three; making an Audio takes torchcodec
+from .media import MEDIA, STORAGE
 
 
 def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
     """What a recipe says about the columns, for `find_columns`."""
-    return {k: getattr(data, f"{k}_column") for k in (("video", "audio") if kind == "video" else (kind,))}
+    return {name: getattr(data, f"{name}_column") for name in (kind, MEDIA[kind].beside) if name}
 
 
 def find_columns(features: Features, wanted: dict[str, str | None], where: object = "the dataset") -> dict[str, str]:
@@ -32,15 +29,17 @@ def find_columns(features: Features, wanted: dict[str, str | None], where: objec
         RecipeError: not there, or several.
     """
     found = {}
+    beside = {MEDIA[kind].beside for kind in wanted}
     for kind, name in wanted.items():
-        typed = [column for column, feature in features.items() if isinstance(feature, MEDIA[kind])]
+        medium = MEDIA[kind]
+        typed = [column for column, feature in features.items() if isinstance(feature, medium.feature)]
         structs = [c for c, f in features.items() if isinstance(f, dict) and f.keys() == STORAGE.keys()]
         binary = [c for c, f in features.items() if f in (Value("binary"), Value("large_binary"))]
         texts = [c for c, f in features.items() if f in (Value("string"), Value("large_string"))]
-        choice = {"image": typed + structs, "video": typed or structs or binary, "audio": typed or structs}[kind]
-        if name is None and kind == "audio" and "video" in wanted and not typed and "audio" not in structs:
+        choice = medium.choice(typed, structs, binary)
+        if name is None and kind in beside and not typed and kind not in structs:
             continue
-        possible = [*typed, *structs, *binary, *(texts if kind == "image" else ())]
+        possible = [*typed, *structs, *binary, *(texts if medium.paths else ())]
         if name is not None:
             check_column(name, features, possible, f"{kind}s", where)
         elif len(choice) != 1:
@@ -70,7 +69,7 @@ def encoded(dataset, wanted: dict[str, str | None], where: object = "the dataset
     untyped = dataset.features is None
     dataset = dataset.select_columns(list(columns.values()))
     for kind, column in columns.items() if not untyped else ():
-        dataset = dataset.cast_column(column, MEDIA[kind](decode=False))
+        dataset = dataset.cast_column(column, MEDIA[kind].feature(decode=False))
     return dataset, columns
 
 
@@ -104,8 +103,9 @@ def record_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any
     """{"bytes", "path"} of an example's file or None; with "image" instead, where Python made the image; with "audio",
     another such, where it has a column of its own.
     """
-    record = _encoded_file(example[next(iter(columns.values()))])
-    return {**record, "audio": _encoded_file(example[columns["audio"]])} if record and "audio" in columns else record
+    first, *beside = columns.items()
+    record = _encoded_file(example[first[1]])
+    return record and {**record, **{medium: _encoded_file(example[column]) for medium, column in beside}}
 
 
 def _encoded_file(value: Any) -> dict[str, Any] | None:

@@ -20,19 +20,11 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, concatenate_dat
 
 from ..disk import first_line
 from ..recipe import RecipeError
-from .columns import MEDIA, STORAGE
+from .media import MEDIA, STORAGE
 
 
 logger = logging.getLogger(__name__)
 
-_EXTENSIONS = {
-    "image": (
-        ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpf .jpg .jpx .pbm .pgm .pjp .pjpeg .png .pnm .ppm "
-        ".tif .tiff .webp"
-    ).split(),
-    "video": ".avi .m4v .mkv .mov .mp4 .webm".split(),
-    "audio": ".flac .m4a .mp3 .ogg .opus .wav".split(),
-}
 _TABLES = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}
 SPLITS = {  # the words of `datasets`
     **dict.fromkeys(("train", "training"), "train"),
@@ -52,7 +44,7 @@ def say(message: str) -> None:
 def media_kind(name: str) -> str | None:
     """ "image", "video" or "audio", by the name of a file."""
     extension = os.path.splitext(name)[1].lower()
-    return next((kind for kind, extensions in _EXTENSIONS.items() if extension in extensions), None)
+    return next((kind for kind, medium in MEDIA.items() if extension in medium.extensions), None)
 
 
 def shard_kind(name: str) -> str | None:
@@ -182,7 +174,7 @@ def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
     listed = {}
     for split, files in parts.items():
         columns: dict[str, list] = {kind: [{"bytes": None, "path": file} for file in files]}
-        features = Features({kind: MEDIA[kind]()})
+        features = Features({kind: MEDIA[kind].feature()})
         if len(labels) > 1:
             number = {name: i for i, name in enumerate(labels)}
             own = classes[split]

@@ -169,10 +169,13 @@ def images_of_timm(pretrained_cfg: dict[str, Any] | None) -> dict[str, Any]:
 
 class Images(Modality):
     name, medium = "images", "image"
+    smallest_batch = 2
 
-    def check(self, views: list[View], config) -> None:
+    def check_views(self, views: list[View]) -> None:
         if len(views) < 2 or all(view.local for view in views):
             raise RecipeError("An image needs at least two views, one of them global; raise views.first.count.")
+
+    def check(self, views: list[View], config) -> None:
         check_fits(views, config)
 
     def stage1(self, views: list[View], config, recipe: Recipe) -> ImageViews:

@@ -44,6 +44,7 @@ class Modality:
     Attributes:
         name: what a message counts ("images"), and what the halves of other rooms are called.
         medium: what `hf_ssl.data.sources` calls a column of the files ("image").
+        smallest_batch: examples of one forward, of which BatchNorm has statistics.
         needs_labels: whether nothing but labels can be measured on unseen examples.
         numbered: whether the method keeps a row for each example, so that batches carry the rows of what they hold.
         towers: the encoders of a model, by the names of their features ("" for a single one).
@@ -51,9 +52,13 @@ class Modality:
 
     name: ClassVar[str]
     medium: ClassVar[str]
+    smallest_batch: ClassVar[int] = 1
     needs_labels: ClassVar[bool] = True
     numbered: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...]] = ("",)
+
+    def check_views(self, views: list[View]) -> None:
+        """Raises RecipeError for a number of views that no method can have of such an example."""
 
     def check(self, views: list[View], config) -> None:
         """Raises RecipeError where the network does not take the views."""

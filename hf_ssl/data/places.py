@@ -28,9 +28,10 @@ from datasets.exceptions import DatasetGenerationError
 
 from ..coerce import listed
 from ..recipe import DataConfig, Place, RecipeError
-from .columns import MEDIA, find_columns, wanted_columns
+from .columns import find_columns, wanted_columns
 from .folders import SPLITS, Contents, list_media, say, shard_kind, sounds_of_tables, split_of, walk
 from .labels import find_label_column
+from .media import MEDIA
 from .tars import read_tars, tar_layout
 
 
@@ -145,7 +146,7 @@ def _open_folder(path: Path, data: DataConfig, streaming: bool, kind: str, only_
         for file in shards:
             parts.setdefault(_split_of_file(os.path.relpath(file, path)), []).append(file)
         return _open_shards(parts, data, streaming, kind, only_media)
-    if kind == "audio" and found.tables:
+    if MEDIA[kind].tabled and found.tables:
         return sounds_of_tables(found.tables)
     if found.media:
         return list_media(path, found, kind)
@@ -296,7 +297,7 @@ def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bo
         names = {column: name for name, column in columns.items()} | ({label: "label"} if labelled else {})
         part = part.select_columns(list(names))
         for name, column in columns.items():
-            part = part.cast_column(column, MEDIA[name](decode=False))
+            part = part.cast_column(column, MEDIA[name].feature(decode=False))
         renamed = {old: new for old, new in names.items() if old != new}
         part = part.rename_columns(renamed) if renamed else part
         if isinstance(part, Dataset) and not listed_alike:
@@ -308,7 +309,7 @@ def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bo
 def _repeated(dataset, place: Place, kind: str) -> list:
     """A place's examples as often as its weight says: whole times, and a seeded part of them."""
     times, part = divmod(place.weight, 1)
-    if kind != "image" and times + (part > 0) > 1:
+    if MEDIA[kind].once and times + (part > 0) > 1:
         raise RecipeError(
             f"data.path: {place.path} has weight {place.weight:g}, but a clip is needed once; set 1 or less."
         )

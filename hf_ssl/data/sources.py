@@ -18,6 +18,7 @@ from PIL import Image
 from ..recipe import DataConfig, RecipeError, nearest
 from .columns import encoded, find_columns, name_of, record_of, wanted_columns
 from .labels import find_label_column, label_classes, number_classes
+from .media import MEDIA
 from .pixels import DEFAULT, Decoding, open_image, sample_indices, settled
 from .places import open_place
 
@@ -189,7 +190,7 @@ def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> Source
     """
     decoding = decoding_of(data)
     source = Source(dataset, wanted_columns(data, kind), data.label_column, data.max_megapixels, decoding)
-    if kind == "image":
+    if MEDIA[kind].pixels:
         looked_at = map(source.named, sample_indices(len(source)))
         source.decoding = settled(decoding, looked_at, data.max_megapixels, str(data.path or "the dataset"))
     return source

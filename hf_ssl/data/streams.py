@@ -29,7 +29,8 @@ from datasets import Dataset, Features, IterableDataset
 from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
-from .columns import STORAGE, encoded, name_of, record_of, wanted_columns
+from .columns import encoded, name_of, record_of, wanted_columns
+from .media import MEDIA, STORAGE
 from .pixels import DEFAULT, Decoding, settled
 from .places import FOLDER_SHARDS, open_place
 from .sources import Source, check_source, decoding_of
@@ -305,9 +306,9 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
         name=name,
         origin=origin,
     )
-    if kind == "image":
+    if MEDIA[kind].pixels:
         stream.settle()
-    if kind == "video":  # every clip has a row in the method's memory
+    if MEDIA[kind].once:
         stream.num_examples = int(stream.rows()[-1])
     return stream
 

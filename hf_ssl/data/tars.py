@@ -20,8 +20,8 @@ import fsspec
 from datasets import Features, Value
 
 from ..recipe import DataConfig
-from .columns import MEDIA, STORAGE
 from .folders import media_kind
+from .media import MEDIA
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class TarLayout:
 
     @property
     def features(self) -> Features:
-        media = {name: STORAGE if kind == "audio" else MEDIA[kind](decode=False) for name, kind in self.kinds}
+        media = {name: MEDIA[kind].written for name, kind in self.kinds}
         label = {self.label: Value("int64" if self.label == "cls" else "string")} if self.label else {}
         return Features(media | label)
 

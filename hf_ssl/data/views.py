@@ -85,11 +85,10 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
     """The views of a recipe, global ones first: the preset, changed by `all`, then by `first`, `second` and `local`.
 
     Args:
-        method: the preset that the method uses by default; that of AVID has one view, of a clip.
+        method: the preset that the method uses by default.
 
     Raises:
-        RecipeError: no such preset, impossible values, fewer than two views (of clips: not one), or global (or local)
-            ones of several sizes.
+        RecipeError: no such preset, impossible values, no view at all, or global (or local) ones of several sizes.
     """
     views: list[View] = []
     preset = config.preset or method
@@ -106,11 +105,8 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         view = replace(view, local=name == "local", **changes)
         _check(view, f"views.{name}")
         views += [view] * count
-    if method == "avid":
-        if len(views) != 1 or views[0].local:
-            raise RecipeError("A clip has one view, views.first; set the count of views.second and views.local to 0.")
-    elif len(views) < 2 or all(view.local for view in views):
-        raise RecipeError("An image needs at least two views, one of them global; raise views.first.count.")
+    if not views:
+        raise RecipeError("The recipe has no views; raise views.first.count.")
     for local, where in ((False, "views.first and views.second"), (True, "views.local")):
         if len({view.size for view in views if view.local == local}) > 1:
             raise RecipeError(f"{where} must have one size.")

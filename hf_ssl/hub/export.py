@@ -23,12 +23,13 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .. import models
 from ..coerce import listed
 from ..data.modality import modality_of
-from ..data.views import resolve_views
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
+from ..errors import UserError
 from ..files import read_json
-from ..methods import default_views, method_classes, shipped_code
+from ..methods import method_classes, shipped_code
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
-from ..recipe import Recipe, RecipeError, continued, model_config, recipe_from_dict
+from ..recipe import Recipe, RecipeError, continued, recipe_from_dict
+from ..resolve import resolve
 from .card import Results, render_card
 from .refresh import said_of
 from .weights import find_weights, read_weights
@@ -44,7 +45,7 @@ def export(
     """The repo folder of a trained `XForPreTraining`, with its recipe, its measurements and a card that shows them.
 
     Raises:
-        RecipeError: the disk refused it.
+        UserError: the disk refused it.
     """
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
         model = METHODS[model.config.model_type][1](model.export_parts()[0])
@@ -73,7 +74,7 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
     try:
         state = read_json(found / "state.json")
         recipe = continued(recipe_from_dict(state["recipe"]), state["recipe"], state.get("format", 1))
-        config = model_config(recipe, resolve_views(recipe.views, default_views(recipe.method))[0].size)
+        config = resolve(recipe).config
         if "num_instances" in state:
             config.num_instances = state["num_instances"]
         results = Results(**state["results"])
@@ -112,7 +113,7 @@ def write_repo(
         add: puts what else belongs to it into the unfinished folder.
 
     Raises:
-        RecipeError: the disk refused it.
+        UserError: the disk refused it.
     """
     folder = Path(folder)
     partial = folder.with_name(f".partial_{folder.name}")
@@ -134,7 +135,7 @@ def write_repo(
         refusal = refused_write(error)
         if refusal is None:
             raise
-        raise RecipeError(
+        raise UserError(
             f"The model could not be written to {folder} ({first_line(refusal)}); free some space or make it "
             "writable, and run the same command again (the checkpoints that a run has written are kept)."
         ) from error

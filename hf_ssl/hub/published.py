@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.views import resolve_views
-from ..methods import default_views
-from ..recipe import Recipe, load_recipe, model_config, recipe_header, shipped_recipes
+from ..recipe import Recipe, load_recipe, recipe_header, shipped_recipes
+from ..resolve import resolve
 
 
 # Keys that decide neither the weights nor what a figure means, only where, how fast or on what a run was.
@@ -71,7 +70,7 @@ def differences(recipe: Recipe, other: Recipe, *, knn: bool = False) -> dict[str
 
 
 def _settings(recipe: Recipe, knn: bool) -> dict[str, str]:
-    config = model_config(recipe, resolve_views(recipe.views, default_views(recipe.method))[0].size)
+    config = resolve(recipe).config
     model = json.loads(config.to_json_string(use_diff=False))  # with the defaults that a recipe need not say
     flat = {key: value for key, value in recipe.flat_text().items() if not key.startswith("model.")}
     kept = {key: value for key, value in flat.items() if not IGNORED.fullmatch(key)}

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from ..errors import UserError
 from ..files import read_text
 from ..recipe import RecipeError
 
@@ -26,7 +27,7 @@ REMEDIES = {
 }
 
 
-class PushError(RecipeError):
+class PushError(UserError):
     """The Hub could not be reached, or refused; what stood there before still stands.
 
     `status`: the HTTP status, 400 for a name that cannot be one, or None where there was no answer.

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..errors import UserError
 from ..files import read_json, read_text, read_yaml
 from ..methods import method_classes
 from ..recipe import RecipeError, recipe_from_dict
@@ -35,7 +36,7 @@ def refresh_card(
             it was trained on. They are kept in results.json; an empty one takes an earlier one back.
 
     Raises:
-        RecipeError: no such folder, or a word that the Hub does not take.
+        UserError: no such folder, a word that the Hub does not take, or a disk that refused it.
     """
     folder = Path(place)
     folder = folder / "model" if (folder / "model" / "results.json").exists() else folder
@@ -70,5 +71,5 @@ def refresh_card(
             (folder / f".partial_{file}").write_text(content, encoding="utf-8")
             os.replace(folder / f".partial_{file}", folder / file)
     except OSError as error:
-        raise RecipeError(f"The card could not be written to {folder} ({error}).") from error
+        raise UserError(f"The card could not be written to {folder} ({error}).") from error
     return folder / "README.md"

@@ -105,7 +105,7 @@ class AvidConfig(ImageInputConfig):
     audio_std: float | int | list[float | int] | tuple[float | int, ...] = 19.7
 
     def check_views(self, num_global: int, num_local: int, batch_size: int) -> None:
-        """`resolve_views` lets a clip have one view only."""
+        """A clip has one view, whatever the method; the data see to that."""
 
     @property
     def backbones(self) -> list[str]:

@@ -10,12 +10,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.loader import epoch_order
-from ..data.modality import modality_of
 from ..data.sources import load_source, source_of
 from ..data.streams import open_stream
-from ..data.views import resolve_views
-from ..methods import default_views
-from ..recipe import Recipe, RecipeError, model_config
+from ..errors import UserError
+from ..recipe import Recipe, RecipeError
+from ..resolve import resolve
 from .pictures import CELL, INK, Picture
 
 
@@ -44,14 +43,13 @@ def preview(
         The absolute path of the PNG.
 
     Raises:
-        RecipeError: the recipe's data or views cannot work, no image can be read, or `output` cannot be written.
+        UserError: the recipe's data or views cannot work, no image can be read, or `output` cannot be written.
     """
     if num_images <= 0:
         raise RecipeError("The number of images must be greater than 0.")
-    views = resolve_views(recipe.views, default_views(recipe.method))
-    config = model_config(recipe, image_size=views[0].size)
-    modality = modality_of(config)
-    drawing, stage1, medium = modality.half(__package__), modality.stage1(views, config, recipe), modality.medium
+    resolved = resolve(recipe)
+    views, modality, medium = resolved.views, resolved.modality, resolved.modality.medium
+    drawing, stage1 = modality.half(__package__), modality.stage1(views, resolved.config, recipe)
     if recipe.data.streaming:
         source = open_stream(recipe.data, kind=medium).head(num_images + 100)
     else:
@@ -73,7 +71,7 @@ def preview(
     try:
         _grid(rows, title).save(path, "PNG")
     except OSError as error:
-        raise RecipeError(f"The preview could not be written to {path} ({error}).") from error
+        raise UserError(f"The preview could not be written to {path} ({error}).") from error
     return path
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
 from ..models.distributed_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import RecipeError, TrainConfig
 from .fsdp import shard
@@ -161,14 +162,14 @@ def on_main(accelerator: Accelerator, call: Callable[[], object]) -> None:
     """Call something on the main process only; every process must call this.
 
     Raises:
-        RecipeError: the call's, on all processes, so that none waits for one that has given up.
+        UserError: the call's, on all processes, so that none waits for one that has given up.
     """
     error = None
     if accelerator.is_main_process:
         try:
             call()
-        except RecipeError as raised:
+        except UserError as raised:
             error = raised
     said = gather_object([error and str(error)])[0]
     if said:
-        raise error or RecipeError(said)
+        raise error or UserError(said)

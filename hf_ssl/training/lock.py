@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from ..disk import atomic_write, first_line
-from ..recipe import RecipeError
+from ..errors import UserError
 
 
 logger = get_logger(__name__)
@@ -35,7 +35,7 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold the lock of a run's folder, which is made, on the main process. Every process must enter.
 
     Raises:
-        RecipeError: on all processes: another run holds it, or the folder cannot be written.
+        UserError: on all processes: another run holds it, or the folder cannot be written.
     """
     refusal, lock, made = None, FileLock(folder / ".lock"), not folder.exists()
     if accelerator.is_main_process:
@@ -43,7 +43,7 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     refusal = next((said for said in gather_object([refusal]) if said), None)
     try:
         if refusal:
-            raise RecipeError(refusal)
+            raise UserError(refusal)
         yield
     finally:
         lock.release()

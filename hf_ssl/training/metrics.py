@@ -16,7 +16,8 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
 from ..disk import atomic_write
-from ..recipe import Recipe, RecipeError
+from ..errors import UserError
+from ..recipe import Recipe
 
 
 logger = get_logger(__name__)
@@ -61,13 +62,13 @@ class MetricsLogger:
         """Write what is kept of the file, and `recipe.yaml`; on the main process.
 
         Raises:
-            RecipeError: the disk refused it.
+            UserError: the disk refused it.
         """
         try:
             atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self._kept))
             atomic_write(self.path.with_name("recipe.yaml"), self._recipe.to_yaml())
         except OSError as error:
-            raise RecipeError(
+            raise UserError(
                 f"train.output_dir={self.path.parent} cannot be written ({error}); free some space or set another one."
             ) from error
 

@@ -33,7 +33,7 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         bank, queries: labeled datasets for the kNN monitor instead of `recipe.monitor.path`.
 
     Raises:
-        RecipeError: something in the recipe cannot work here.
+        UserError: something in the recipe, or in its folders, cannot work here.
         NonFiniteLoss: the loss or the weights became NaN or infinite.
         WorkerError: a loader's worker was killed.
         Interrupted: SIGTERM or SIGINT came.

@@ -9,8 +9,9 @@ from threading import Thread
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
+from ..errors import UserError
 from ..hub.push import PushError, create_repo, push
-from ..recipe import RecipeError, TrainConfig
+from ..recipe import TrainConfig
 
 
 logger = get_logger(__name__)
@@ -20,7 +21,7 @@ class Publisher:
     """Pushes every `train.push_every`-th checkpoint from the main process, in the background, one at a time.
 
     Raises:
-        RecipeError: the Hub refuses this token or this name, which is better known before training.
+        UserError: the Hub refuses this token or this name, which is better known before training.
     """
 
     def __init__(self, train: TrainConfig, accelerator: Accelerator):
@@ -34,7 +35,7 @@ class Publisher:
                 create_repo(self.repo_id, self.private)
             except PushError as error:
                 if error.status in (400, 401, 403, 404):
-                    raise RecipeError(f"train.push_to_hub: {error}") from error
+                    raise UserError(f"train.push_to_hub: {error}") from error
                 logger.warning(f"{error} Training starts, and the push is tried again at every checkpoint.")
 
     def due(self) -> bool:
@@ -49,7 +50,7 @@ class Publisher:
         folder = self.folder.with_name(".pushed")
         try:
             export(folder)
-        except RecipeError as error:
+        except UserError as error:
             logger.warning(f"Step {step} is not pushed: {error}")
             return
         self._thread = Thread(target=self._push, args=(self.repo_id, folder, step), daemon=True)
@@ -69,7 +70,7 @@ class Publisher:
         try:
             address = push(folder, repo_id, private=self.private, message=f"Step {step}")
         except Exception as error:  # nothing of the network may stop a run
-            logger.warning(str(error) if isinstance(error, RecipeError) else f"The push failed: {error!r}")
+            logger.warning(str(error) if isinstance(error, UserError) else f"The push failed: {error!r}")
             return False
         logger.info(f"Step {step} is on the Hub: {address}")
         return True

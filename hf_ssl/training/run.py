@@ -24,12 +24,12 @@ from ..data.modality import Modality, Stage2
 from ..data.streams import merge_states
 from ..data.views import View
 from ..data.workers import WorkerError
-from ..errors import RunError
+from ..errors import RunError, UserError
 from ..hub.card import Results, hardware, versions
 from ..hub.export import export
 from ..methods import code_digest
 from ..models import SSLPreTrainedModel, rebuildable_by_timm
-from ..recipe import Recipe, RecipeError
+from ..recipe import Recipe
 from .accelerator import on_main
 from .checkpoint import Checkpoints, Found, RunState
 from .examples import Examples
@@ -162,7 +162,7 @@ class Run:
 
         Raises:
             Interrupted: a signal came, and a checkpoint was written.
-            WorkerError, RecipeError: the data cannot be read.
+            WorkerError, UserError: the data cannot be read.
             RunError: those of another process cannot.
         """
         for micro in range(self.recipe.train.accumulation):
@@ -172,7 +172,7 @@ class Run:
         try:
             with self.throughput.waiting():
                 batch, failure = next(batches), None
-        except (WorkerError, RecipeError) as error:
+        except (WorkerError, UserError) as error:
             batch, failure = {}, error
         minutes = self.recipe.train.checkpoint_minutes
         late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
@@ -278,7 +278,7 @@ class Run:
                 if self.accelerator.is_main_process:
                     try:
                         export(self.model, self.recipe, folder, tensors=tensors, results=self.results(done))
-                    except RecipeError as error:
+                    except UserError as error:
                         logger.error(f"{error} Training goes on.")
                 self.accelerator.wait_for_everyone()
             if self.publisher.due() and not last:
@@ -289,7 +289,7 @@ class Run:
         """Export the model, and push it.
 
         Raises:
-            RecipeError: the disk refused it; the checkpoints are kept.
+            UserError: the disk refused it; the checkpoints are kept.
         """
         self.totals.summarize()
         measured, tensors = self.results(self.num_steps), full_state_dict(self.model)

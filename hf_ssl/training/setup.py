@@ -19,12 +19,12 @@ from ..data.loader import TrainLoader
 from ..data.modality import modality_of
 from ..data.sources import check_source
 from ..data.streams import ImageStream
-from ..data.views import View, resolve_views
 from ..hub.encoders import start_from_encoder
-from ..methods import code_digest, default_views, load_method, method_classes
+from ..methods import code_digest, load_method, method_classes
 from ..models import SSLPreTrainedModel
 from ..optim import build_optimizer
-from ..recipe import Recipe, RecipeError, changed_keys, continued, method_name, model_config
+from ..recipe import Recipe, RecipeError, changed_keys, continued, method_name
+from ..resolve import resolve
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found
 from .examples import open_examples
@@ -45,17 +45,16 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
     """A run and the lock of its folder; its data are open, its model is built by `build`.
 
     Raises:
-        RecipeError: something in the recipe cannot work here, or another process holds the folder.
+        UserError: something in the recipe cannot work here, or another process holds the folder.
     """
     if dataset is not None:  # what the recipe names was not trained on, and no card may say so
         recipe = replace(recipe, data=replace(recipe.data, path=None))
     modality = modality_of(load_method(recipe.method)[0])
     if "init_from" not in recipe.model:  # else its weights decide what the recipe leaves open
-        described(recipe)
+        resolve(recipe)
     if dataset is None:
         check_source(recipe.data, kind=modality.medium)
     accelerator = build_accelerator(recipe.train)
-    recipe.per_process_batch(accelerator.num_processes)
     folder = recipe.train.folder
     with run_lock(folder, accelerator):
         checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep, accelerator)
@@ -66,19 +65,15 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
             recipe, encoder = _pretrained_encoder(recipe, accelerator)
         else:
             recipe = _continued(recipe, found)
-        views, config = described(recipe)
+        resolved = resolve(recipe)
+        resolved.per_process_batch(accelerator.num_processes)
+        views, config = resolved.views, resolved.config
         modality.check(views, config)
         state = found.state if found else None
         examples = open_examples(recipe, (dataset, bank, queries), modality, config, state, accelerator)
         if recipe.train.keep_every is not None:
             checkpoints.keep_every = max(1, round(recipe.train.keep_every * examples.steps_per_epoch))
         yield Run(recipe, accelerator, checkpoints, found, examples, modality, views, config, encoder)
-
-
-def described(recipe: Recipe) -> tuple[list[View], PreTrainedConfig]:
-    """The views of a recipe, and its model's config."""
-    views = resolve_views(recipe.views, default_views(recipe.method))
-    return views, model_config(recipe, image_size=views[0].size)
 
 
 def build(run: Run) -> None:

@@ -17,7 +17,8 @@ import torch
 from datasets import Audio, Dataset, Features, Value, Video
 
 from hf_ssl.data.bank import labelled_sources
-from hf_ssl.data.clips import ClipTransform, ClipViews, eval_clip
+from hf_ssl.data.clips import Clips, ClipTransform, ClipViews, eval_clip
+from hf_ssl.data.images import Images
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL
 from hf_ssl.data.sources import Source, check_source, load_source
@@ -575,9 +576,9 @@ def test_a_clip_has_one_view():
         blur=0,
     )
     with pytest.raises(RecipeError, match="A clip has one view"):
-        resolve_views(ViewsConfig(second=ViewOverride(count=1)), "avid")
+        Clips().check_views(resolve_views(ViewsConfig(second=ViewOverride(count=1)), "avid"))
     with pytest.raises(RecipeError, match="at least two views"):
-        resolve_views(ViewsConfig(preset="avid"), "byol")
+        Images().check_views(resolve_views(ViewsConfig(preset="avid"), "byol"))
 
 
 def test_grey_frames_are_refused():

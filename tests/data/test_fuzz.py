@@ -6,6 +6,7 @@ Everything is seeded, so a failure can be repeated from its number.
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,8 +142,8 @@ def tar() -> bytes:
 
 def show(path: Path, streaming: bool) -> list[tuple[str, str]]:
     """What was skipped in two epochs."""
-    data = DataConfig(path=str(path), streaming=streaming, num_examples=8 if streaming else None, label_column=None)
-    data.max_megapixels = MEGAPIXELS
+    data = DataConfig(path=str(path), streaming=streaming, num_examples=8 if streaming else None)
+    data = replace(data, max_megapixels=MEGAPIXELS)
     source = open_stream(data) if streaming else load_source(data)
     loader = TrainLoader(source, VIEWS, batch_size=4, num_steps=6, max_failed_share=1.0)
     return [skip for batch in loader for skip in batch["skipped"]]

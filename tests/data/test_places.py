@@ -3,6 +3,7 @@
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -287,7 +288,7 @@ def test_a_column_of_paths_or_of_plain_bytes_is_read_when_it_is_named(tmp_path):
             data = DataConfig(path=str(tmp_path / f"{name}.parquet"), streaming=streaming)
             message = said(open_stream if streaming else load_source, data)
             assert f"set data.image_column to one of {column}" in message
-            data.image_column = column
+            data = replace(data, image_column=column)
             source = open_stream(data).head(2) if streaming else load_source(data)
             assert shades(source) == [7, 8]
 

@@ -2,6 +2,7 @@
 """Every place that images can be in, and what is said when they are not there."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,13 +185,13 @@ def test_what_is_missing_is_named_with_what_is_near(digits, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     data = DataConfig(path=str(digits))
     assert "no split 'tset'; did you mean test" in said(check_source, data, "tset")
-    data.image_column = "imag"
+    data = replace(data, image_column="imag")
     assert "no column 'imag'; did you mean image" in said(check_source, data)
-    data.image_column = "label"
+    data = replace(data, image_column="label")
     assert "'label'" in said(check_source, data) and "image" in said(check_source, data)
-    data.image_column, data.label_column = None, "lable"
+    data = replace(data, image_column=None, label_column="lable")
     assert "no column 'lable'; did you mean label" in said(check_source, data)
-    data.label_column = "image"
+    data = replace(data, label_column="image")
     assert "does not hold class numbers" in said(check_source, data)
     assert "set data.path" in said(check_source, DataConfig())
 

@@ -3,7 +3,7 @@
 
 import io
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
 from hf_ssl.data.photometric import NEUTRAL, reference_photometric
+from hf_ssl.data.images import Images
 from hf_ssl.data.views import View, eval_image, make_views, resolve_views, sample_views
 from hf_ssl.recipe import RecipeError, ViewOverride, ViewsConfig
 
@@ -77,7 +78,7 @@ def test_lightlys_cifar_views_are_overrides_of_the_presets():
         ("simsiam", (0.4, 0.4, 0.4, 0.1), (0.0, 0.0), (0.2, 1.0)),
         ("swav", (0.4, 0.4, 0.4, 0.1), (0.0, 0.0), (0.14, 1.0)),
     ):
-        everywhere.jitter = (0.4, 0.4, 0.4, 0.1) if method == "swav" else None
+        everywhere = replace(everywhere, jitter=(0.4, 0.4, 0.4, 0.1) if method == "swav" else None)
         views = resolve_views(ViewsConfig(colors="torchvision", all=everywhere, local=ViewOverride(count=0)), method)
         wanted = View(
             size=32, interpolation="bilinear", blur=0.0, jitter=jitter, scale=scale, flip=0.5, jitter_prob=0.8
@@ -102,7 +103,7 @@ def test_lightlys_cifar_views_are_overrides_of_the_presets():
 )
 def test_impossible_views_are_named(override, named):
     with pytest.raises(RecipeError, match=named):
-        resolve_views(ViewsConfig(first=ViewOverride(**override)), "barlow_twins")
+        Images().check_views(resolve_views(ViewsConfig(first=ViewOverride(**override)), "barlow_twins"))
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn

@@ -14,7 +14,8 @@ from hf_ssl.cli import build_parser, main
 from hf_ssl.hub.card import Results, render_card, templates_folder
 from hf_ssl.hub.published import differences, published_rows
 from hf_ssl.hub.refresh import refresh_card
-from hf_ssl.recipe import RecipeError, load_recipe, model_config, recipe_header, shipped_recipes
+from hf_ssl.recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
+from hf_ssl.resolve import model_config
 from model_cards.make_cards import published_configurations, render
 from tests.hub.test_export import trained
 

@@ -15,7 +15,8 @@ from transformers import AutoModel
 
 from hf_ssl.hub.export import export_checkpoint
 from hf_ssl.models import METHODS
-from hf_ssl.recipe import load_recipe, model_config
+from hf_ssl.recipe import load_recipe
+from hf_ssl.resolve import model_config
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
 from tests.distributed.train_all_methods import METHODS as OVERRIDES

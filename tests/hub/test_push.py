@@ -12,7 +12,8 @@ import torch
 from hf_ssl.hub.card import Results
 from hf_ssl.hub.export import export
 from hf_ssl.models import METHODS
-from hf_ssl.recipe import model_config, recipe_from_dict
+from hf_ssl.recipe import recipe_from_dict
+from hf_ssl.resolve import model_config
 from tests.hub.fake_hub import TOKEN, FakeHub
 from tests.models.test_avid import INPUTS, TINY
 

@@ -6,7 +6,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_ssl import ViewCollator, load_recipe, resolve_views
-from hf_ssl.recipe import model_config
+from hf_ssl.resolve import model_config
 from tests.conftest import digit_dataset
 from tests.distributed.train_all_methods import METHODS, common_overrides
 

@@ -16,15 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ... import models
+from ...data.modality import modality_of
 from ...disk import whole_file
 from ...files import read_json
-from ...models import METHODS, SSLConfig
+from ...models import METHODS
 from ...recipe import RecipeError, nearest
 from ..card import render_converted
 from ..export import in_several_files, save_pretraining, write_repo
 from ..weights import check_weight, read_file, read_weights
-from .avid import WITHOUT_STATISTICS, avid, read_statistics
-from .backbones import backbone_fields, rename_backbone, timm_regnet, torchvision
+from .avid import avid
+from .backbones import rename_backbone, timm_regnet, torchvision
 from .barlow_twins import barlow_twins
 from .byol import byol, read_pickle
 from .common import Layout, Original, Tensors, account
@@ -69,15 +70,14 @@ def convert(
     if method not in ORIGINALS:
         raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
     kind = ORIGINALS[method]
-    if statistics is not None and kind != "avid":
-        raise RecipeError(f"--statistics is the file of AVID's spectrogram; {method} has none, leave it out.")
-    normalization = read_statistics(Path(statistics).expanduser()) if statistics is not None else {}
+    half = modality_of(METHODS[kind][0]).half(__package__)
+    normalization = half.read_statistics(Path(statistics).expanduser()) if statistics is not None else {}
     layout, found = _read(path, kind)
     if classifier is not None:
         more = _read(Path(classifier).expanduser(), kind)[1].tensors
         found.tensors |= {name: more[name] for name in more if name.startswith("classifier.")}
     try:
-        fields = {} if kind == "avid" else {"interpolation": "bilinear"} | backbone_fields(found.tensors)
+        fields = half.config_fields(found.tensors)
         config = METHODS[kind][0](**fields | found.fields | normalization)
         head = {name: found.tensors.pop(name) for name in list(found.tensors) if name.startswith("classifier.")}
         with torch.device("meta"):
@@ -108,8 +108,8 @@ def convert(
     card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
     if found.left_out:
         logger.info("Left out: %s.", ", ".join(found.left_out))
-    if kind == "avid" and not normalization:
-        logger.warning(WITHOUT_STATISTICS)
+    if half.WITHOUT_STATISTICS and not normalization:
+        logger.warning(half.WITHOUT_STATISTICS)
     files = {"README.md": card, "original.json": json.dumps(facts, indent=2)}
     return write_repo(folder, model, tensors, files, encoder_only=encoder_only, add=add)
 
@@ -137,7 +137,7 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
         raise
     except Exception as error:  # whatever foreign files make the configuration and safetensors raise
         raise RecipeError(f"{folder} cannot be read as an exported model: {' '.join(str(error).split())}") from error
-    if chosen.method != config.model_type and (chosen.method or not isinstance(config, SSLConfig)):
+    if chosen.method != config.model_type and (chosen.method or not hasattr(config, "backbone")):
         raise RecipeError(f"{folder} is of {config.model_type}, which the layout {layout} is not for.")
     try:
         content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)

@@ -8,12 +8,8 @@ code, `datasets/assets/audio-spectDB-24k-513-norm-stats.npz`: 257 means and devi
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...recipe import RecipeError
 from .common import Layout, Tensors, head_widths
 
 
@@ -30,36 +26,6 @@ _VIDEO = (
 )
 _AUDIO = (("conv1", "0"), ("bn1", "1"), ("conv2", "3"), ("bn2", "4"))
 _V, _A = "encoder.video_tower.backbone.", "encoder.audio_tower.backbone."
-
-
-WITHOUT_STATISTICS = (
-    "The spectrogram is normalized by the average of all bands, not by each band's own mean and deviation, which the "
-    "released networks were trained with: their inputs, and so their features, are shifted by up to 1.4 deviations a "
-    "band. Give the authors' datasets/assets/audio-spectDB-24k-513-norm-stats.npz as --statistics."
-)
-
-
-def read_statistics(path: Path) -> dict[str, list[float]]:
-    """`audio_mean` and `audio_std` of the configuration, a number a band, from the authors' file of two arrays.
-
-    Raises:
-        RecipeError: no such file, or one that does not hold 257 means and positive deviations.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            mean, std = (np.asarray(content[name], dtype=np.float64) for name in ("mean", "std"))
-    except FileNotFoundError:
-        raise RecipeError(f"There is no file {path}.") from None
-    except Exception as error:  # whatever a broken or hostile file brings about
-        raise RecipeError(f"{path} is no .npz file with the arrays mean and std ({type(error).__name__}).") from error
-    if mean.shape != (257,) or std.shape != (257,):
-        raise RecipeError(
-            f"{path} has the statistics of {mean.size} bands, and the released networks hear 257: theirs are in "
-            "audio-spectDB-24k-513-norm-stats.npz (the file with 257 in its name has 129)."
-        )
-    if not np.isfinite([mean, std]).all() or (std <= 0).any():
-        raise RecipeError(f"{path} has means or deviations that are no finite numbers, or deviations of 0 or less.")
-    return {"audio_mean": mean.tolist(), "audio_std": std.tolist()}
 
 
 def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Kinds of files that a dataset can hold: what `datasets` calls them, and how they are found.
+
+A modality names the medium that it trains on (see `hf_ssl.data.modality`); another medium is another entry of `MEDIA`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from datasets import Value
+
+
+STORAGE = {"bytes": Value("binary"), "path": Value("string")}  # of all media
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Args:
+    feature: the type of its columns.
+    extensions: of its files.
+    beside: a medium whose column each example may have, too.
+    structs: a column that has the storage's type only is as good as one of the type; else it is where there is none.
+    raw: a column of plain bytes is, where there is nothing better.
+    paths: a column of texts can be named.
+    once: an example is needed once in an epoch.
+    tabled: a folder's tables name its files.
+    plain: it is written in the storage's type; one of its own takes another package.
+    pixels: how deep its numbers are decides how they are read, see `hf_ssl.data.pixels`.
+    """
+
+    feature: Any
+    extensions: tuple[str, ...]
+    beside: str | None = None
+    structs: bool = False
+    raw: bool = False
+    paths: bool = False
+    once: bool = True
+    tabled: bool = False
+    plain: bool = False
+    pixels: bool = False
+
+    @property
+    def written(self) -> Any:
+        """The type in which its files are written, still encoded."""
+        return STORAGE if self.plain else self.feature(decode=False)
+
+    def choice(self, typed: list[str], structs: list[str], binary: list[str]) -> list[str]:
+        """The columns that are meant where none is named."""
+        if self.structs:
+            return typed + structs
+        return typed or structs or (binary if self.raw else [])
+
+
+_IMAGES = (
+    ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpf .jpg .jpx .pbm .pgm .pjp .pjpeg .png .pnm .ppm .tif "
+    ".tiff .webp"
+)
+MEDIA = {
+    "image": Medium(datasets.Image, tuple(_IMAGES.split()), structs=True, paths=True, once=False, pixels=True),
+    "video": Medium(datasets.Video, (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"), beside="audio", raw=True),
+    "audio": Medium(datasets.Audio, (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"), tabled=True, plain=True),
+}

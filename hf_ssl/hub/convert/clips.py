@@ -1,0 +1,45 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What the conversion of a method of videos with sound takes beside its tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import RecipeError
+from .common import Tensors
+
+
+WITHOUT_STATISTICS = (
+    "The spectrogram is normalized by the average of all bands, not by each band's own mean and deviation, which the "
+    "released networks were trained with: their inputs, and so their features, are shifted by up to 1.4 deviations a "
+    "band. Give the authors' datasets/assets/audio-spectDB-24k-513-norm-stats.npz as --statistics."
+)
+
+
+def read_statistics(path: Path) -> dict[str, list[float]]:
+    """`audio_mean` and `audio_std` of the configuration, a number a band, from the authors' file of two arrays.
+
+    Raises:
+        RecipeError: no such file, or one that does not hold 257 means and positive deviations.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            mean, std = (np.asarray(content[name], dtype=np.float64) for name in ("mean", "std"))
+    except FileNotFoundError:
+        raise RecipeError(f"There is no file {path}.") from None
+    except Exception as error:  # whatever a broken or hostile file brings about
+        raise RecipeError(f"{path} is no .npz file with the arrays mean and std ({type(error).__name__}).") from error
+    if mean.shape != (257,) or std.shape != (257,):
+        raise RecipeError(
+            f"{path} has the statistics of {mean.size} bands, and the released networks hear 257: theirs are in "
+            "audio-spectDB-24k-513-norm-stats.npz (the file with 257 in its name has 129)."
+        )
+    if not np.isfinite([mean, std]).all() or (std <= 0).any():
+        raise RecipeError(f"{path} has means or deviations that are no finite numbers, or deviations of 0 or less.")
+    return {"audio_mean": mean.tolist(), "audio_std": std.tolist()}
+
+
+def config_fields(tensors: Tensors) -> dict[str, Any]:
+    """Of the configuration; both towers are the published ones."""
+    return {}

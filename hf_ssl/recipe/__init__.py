@@ -1,0 +1,48 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""A recipe: everything that decides a run, read from YAML and `a.b=c` overrides, checked and frozen."""
+
+from ..coerce import nearest
+from ..errors import RecipeError
+from .checks import METHODS, recipe_from_dict
+from .continuation import MEANT_BEFORE, changed_keys, continued
+from .files import find_recipe, load_recipe, recipe_header, recipes_folder, shipped_recipes
+from .sections import (
+    ClipsConfig,
+    DataConfig,
+    MonitorConfig,
+    OptimConfig,
+    Place,
+    Places,
+    Recipe,
+    TrainConfig,
+    ViewOverride,
+    ViewsConfig,
+    method_name,
+)
+
+
+__all__ = [
+    "MEANT_BEFORE",
+    "METHODS",
+    "ClipsConfig",
+    "DataConfig",
+    "MonitorConfig",
+    "OptimConfig",
+    "Place",
+    "Places",
+    "Recipe",
+    "RecipeError",
+    "TrainConfig",
+    "ViewOverride",
+    "ViewsConfig",
+    "changed_keys",
+    "continued",
+    "find_recipe",
+    "load_recipe",
+    "method_name",
+    "nearest",
+    "recipe_from_dict",
+    "recipe_header",
+    "recipes_folder",
+    "shipped_recipes",
+]

@@ -1,0 +1,126 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Recipes as files: those that ship with the package, a person's own, and `a.b=c` overrides."""
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import is_dataclass, replace
+from datetime import date
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from ..coerce import nearest
+from ..errors import RecipeError
+from ..files import read_text, read_yaml
+from .checks import recipe_from_dict
+from .sections import Places, Recipe
+
+
+def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by path or by name ("quickstart", "swav/imagenet1k_resnet50"), with `a.b=c` overrides.
+
+    Raises:
+        RecipeError: no such recipe, bad YAML, unknown key, wrong type or impossible value.
+    """
+    path = find_recipe(source)
+    content = read_yaml(read_text(path), str(path)) or {}
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must be a mapping of sections (method, data, model, train ...).")
+    for override in overrides:
+        _apply_override(content, override)
+    recipe = recipe_from_dict(content)
+    method, name, data, monitor, train = recipe.method, recipe.name, recipe.data, recipe.monitor, recipe.train
+    file, colon, class_name = method.rpartition(":")
+    if colon:
+        from ..methods import load_method  # what no other recipe has to wait for
+
+        method = f"{_locate_data(file, path.parent)}:{class_name}"
+        load_method(method)
+    root = recipes_folder().resolve()
+    if path.resolve().is_relative_to(root):
+        name = str(path.resolve().relative_to(root).with_suffix(""))
+    if isinstance(data.path, Places):
+        located = (replace(place, path=_locate_data(place.path, path.parent)) for place in data.path)
+        data = replace(data, path=tuple(located))
+    elif isinstance(data.path, str):
+        data = replace(data, path=_locate_data(data.path, path.parent))
+    if monitor.path is not None:
+        monitor = replace(monitor, path=_locate_data(monitor.path, path.parent))
+    if train.output_dir is None:
+        train = replace(train, output_dir=str(Path("runs") / path.stem))
+    return replace(recipe, method=method, name=name, data=data, monitor=monitor, train=train)
+
+
+def recipes_folder() -> Path:
+    """The recipes that ship with the package: beside it in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name ("swav/imagenet1k_resnet50") -> file of every training recipe that ships with the package."""
+    root = recipes_folder()
+    found = {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
+    return {name: path for name, path in found.items() if not name.startswith("accelerate/")}
+
+
+def recipe_header(path: Path) -> dict[str, str]:
+    """Facts of a recipe's comment header: its title, and its `# Key: value` lines (Published, Source, Hardware)."""
+    comments = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    title, *lines = [line.lstrip("# ").rstrip() for line in comments] or [path.stem]
+    matches = [re.match(r"([A-Z][a-z]+): (.+)", line) for line in lines]
+    return {"Title": title} | {match[1]: match[2] for match in matches if match}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Path of a recipe given as a file or by the name of a shipped one.
+
+    Raises:
+        RecipeError: neither; the message has the nearest names.
+    """
+    path = Path(source)
+    with suppress(OSError):  # a name that is too long to be one
+        if path.is_file():
+            return path
+    shipped = shipped_recipes()
+    name = str(source).removesuffix(".yaml").removeprefix("recipes/")
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(
+        f"There is no recipe {str(source)!r}{nearest(name, shipped)} `hf-ssl recipes` lists them, or give a file."
+    )
+
+
+def _apply_override(content: dict, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"{override!r} is not an override; write key=value, for example train.batch_size=512.")
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{key!r} cannot be set: {section!r} is not a section.")
+    value = read_yaml(text, f"The value of {key}")
+    # A folder may be called 2024, 007 or 2024-05-01.
+    content[last] = text.strip() if _is_number(value) and _is_text(key) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | date) and not isinstance(value, bool)
+
+
+def _is_text(key: str) -> bool:
+    """Whether a dotted key holds a text, so that what YAML reads as a number or a date is one, too."""
+    hint: Any = Recipe
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    choices = get_args(hint) or (hint,)
+    return str in choices or key == "model.init_from"
+
+
+def _locate_data(path: str, folder: Path) -> str:
+    """A path relative to the recipe's own folder is found there when the working folder has none of that name."""
+    if not os.path.exists(path) and os.path.exists(folder / path):
+        return str(folder / path)
+    return path

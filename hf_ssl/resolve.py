@@ -1,0 +1,82 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""A recipe with what follows from it, worked out once and passed on: its views, its model's config, its modality."""
+
+from dataclasses import dataclass, fields
+
+from transformers import PreTrainedConfig
+
+from .data.modality import Modality, modality_of
+from .data.views import View, resolve_views
+from .errors import RecipeError
+from .methods import default_views, method_classes
+from .models import check_backbone
+from .recipe import Recipe, method_name, nearest
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe that fits itself: its method takes its views and batches."""
+
+    recipe: Recipe
+    views: list[View]
+    config: PreTrainedConfig
+    modality: Modality
+
+    def per_process_batch(self, world_size: int) -> int:
+        """Images of one forward on one process.
+
+        Raises:
+            RecipeError: the global batch does not divide by processes x accumulation, or leaves BatchNorm too few.
+        """
+        train, size = self.recipe.train, self.recipe.per_process_batch(world_size)
+        if size < self.modality.smallest_batch and not train.sync_batchnorm:
+            raise RecipeError(
+                f"train.batch_size={train.batch_size} leaves each process one image to a forward, which has no "
+                "statistics of a batch; raise it, or set train.sync_batchnorm=true."
+            )
+        return size
+
+
+def resolve(recipe: Recipe) -> Resolved:
+    """Work out what follows from a recipe.
+
+    Raises:
+        RecipeError: its parts do not fit each other.
+    """
+    views = resolve_views(recipe.views, default_views(recipe.method))
+    config = model_config(recipe, image_size=views[0].size)
+    modality = modality_of(config)
+    modality.check_views(views)
+    train, num_global = recipe.train, sum(not view.local for view in views)
+    least = modality.smallest_batch * train.accumulation
+    if train.batch_size < least:
+        raise RecipeError(
+            f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image to a "
+            f"forward, of which BatchNorm has no statistics; set train.batch_size to {least} or more."
+        )
+    try:  # wrong views would end the run at a step, or never be looked at
+        config.check_views(num_global, len(views) - num_global, train.batch_size // train.accumulation)
+    except ValueError as error:
+        raise RecipeError(f"{method_name(recipe.method)}: {error}") from None
+    return Resolved(recipe, views, config, modality)
+
+
+def model_config(recipe: Recipe, image_size: int):
+    """The method's `SSLConfig` of a recipe; `image_size` (pixels) stands in where the recipe sets none.
+
+    Raises:
+        RecipeError: an unknown or ill-typed field under `model`, or an unknown backbone.
+    """
+    config_class = method_classes(recipe.method)[0]
+    names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
+    settings = {key: value for key, value in recipe.model.items() if key != "init_from"}
+    for key in settings:
+        if key not in names:
+            raise RecipeError(f"There is no key model.{key} for {recipe.method}{nearest(key, names, 'model.')}")
+    try:
+        config = config_class(**{"image_size": image_size, **settings})
+        for backbone in config.timm_backbones:
+            check_backbone(backbone)
+    except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
+        raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+    return config
