@@ -14,8 +14,8 @@ from scipy.stats import ks_2samp
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
-from hf_ssl.data.photometric import NEUTRAL, reference_photometric
 from hf_ssl.data.images import Images
+from hf_ssl.data.photometric import NEUTRAL, reference_photometric
 from hf_ssl.data.views import View, eval_image, make_views, resolve_views, sample_views
 from hf_ssl.recipe import RecipeError, ViewOverride, ViewsConfig
 
