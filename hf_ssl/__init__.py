@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Self-supervised pretraining native to the Hugging Face ecosystem.
 
-Importing the package registers its models with transformers' Auto classes.
+`import hf_ssl.models` registers the models with transformers' Auto classes.
 """
 
 import importlib
@@ -10,7 +10,6 @@ import importlib
 __version__ = "0.1.0"
 
 _WHERE = {
-    "ImageSource": ".data.sources",
     "ImageStream": ".data.streams",
     "Recipe": ".recipe",
     "RecipeError": ".recipe",
@@ -26,23 +25,17 @@ _WHERE = {
     "push": ".hub.push",
     "resolve_views": ".data.views",
 }
-_MODELS = [
-    name + suffix
-    for name in ("BarlowTwins", "Byol", "SimSiam", "Swav")
-    for suffix in ("Config", "Model", "ForPreTraining", "ForImageClassification")
-]
-_MODELS += [f"Avid{suffix}" for suffix in ("Config", "Model", "ForPreTraining")]
-_MODELS += ["AvidForVideoClassification", "AvidForAudioClassification"]
-_WHERE |= dict.fromkeys(_MODELS, ".models")
-
 __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name], __name__), name)
+    """The functions above, and the models of all methods; what they need is imported when they are asked for."""
+    if not name.startswith("_"):
+        module = importlib.import_module(_WHERE.get(name, ".models"), __name__)
+        if name in _WHERE or name in module.__all__:
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *importlib.import_module(".models", __name__).__all__})

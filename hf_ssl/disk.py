@@ -173,18 +173,6 @@ def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
     return None
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None; one without digests, of an older version, is taken as it is."""
-    try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        digests = read_digests(checkpoint)
-        if digests is None:
-            return f"{DIGESTS} is missing" if state.get("format", 1) > 1 else None
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        return f"its records cannot be read: {first_line(error)}"
-    return first_damage(checkpoint, digests)
-
-
 def refused_write(error: BaseException | None) -> OSError | None:
     """The system's refusal of a write that an exception stands for, as libraries wrap it into classes of their own."""
     seen: set[int] = set()

@@ -150,20 +150,6 @@ def _gives_images(dataset: Dataset, columns: dict[str, str]) -> bool:
     return True
 
 
-class ImageSource(Source):
-    """Images of a map-style dataset, see `Source`; the column is found by its type when there is one only."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        max_megapixels: float = 50.0,
-    ):
-        super().__init__(dataset, {"image": image_column}, label_column, max_megapixels)
-        self.image_column = self.columns["image"]
-
-
 def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Source:
     """The images, or with `kind` "video" or "audio" the clips, of a recipe's `data` section.
 

@@ -22,7 +22,7 @@ from ..data.modality import modality_of
 from ..methods import method_classes
 from ..models import METHODS, SSLConfig, rebuildable_by_timm
 from ..recipe import Recipe
-from .published import beside
+from .published import published_section
 
 
 SEER = "goyal2021seer goyal2022seer caron2020swav"  # what its preset of views cites
@@ -132,7 +132,7 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
         batch_size=f"{recipe.train.batch_size:,}",
         usage=words.usage(plain, sharded),
         results=_results(recipe, results),
-        published=beside(recipe, results.final.get("knn")),
+        published=published_section(recipe, results.final.get("knn")),
         environment=_environment(results),
         recipe=recipe.to_yaml().strip(),
         license=_LICENSED.format(**results.card) if "license" in results.card else _UNLICENSED,

@@ -21,17 +21,17 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import models
+from ..checkpoint_folder import CheckpointFolder
 from ..coerce import listed
 from ..data.modality import modality_of
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..errors import UserError
-from ..files import read_json
 from ..methods import method_classes, shipped_code
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError, continued, recipe_from_dict
 from ..resolve import resolve
 from .card import Results, render_card
-from .refresh import said_of
+from .refresh import kept_card_settings
 from .weights import find_weights, read_weights
 
 
@@ -50,7 +50,7 @@ def export(
     with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
         model = METHODS[model.config.model_type][1](model.export_parts()[0])
     recover_folder(Path(folder))
-    recipe, results = recipe.shareable(), replace(results, card=results.card or said_of(folder))
+    recipe, results = recipe.shareable(), replace(results, card=results.card or kept_card_settings(folder))
     files = {
         "recipe.yaml": recipe.to_yaml(),
         "results.json": results.to_json(),
@@ -69,19 +69,20 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
         RecipeError: no checkpoint there, or one that cannot be read.
     """
     found = find_weights(place)
-    if not (found / "state.json").exists():
+    checkpoint = CheckpointFolder(found)
+    if not checkpoint.state.exists():
         raise RecipeError(f"{place} has no checkpoint to export; it is an exported model already.")
     try:
-        state = read_json(found / "state.json")
-        recipe = continued(recipe_from_dict(state["recipe"]), state["recipe"], state.get("format", 1))
+        state = checkpoint.read_state()
+        recipe = continued(recipe_from_dict(state.recipe), state.recipe, state.format)
         config = resolve(recipe).config
-        if "num_instances" in state:
-            config.num_instances = state["num_instances"]
-        results = Results(**state["results"])
+        if state.num_instances is not None:
+            config.num_instances = state.num_instances
+        results = Results(**state.results)
         with torch.device("meta"):
             model = method_classes(recipe.method)[1](config)
-    except (KeyError, TypeError) as error:
-        raise RecipeError(f"{found / 'state.json'} is not complete ({error!r}); give an older checkpoint.") from error
+    except TypeError as error:
+        raise RecipeError(f"{checkpoint.state} is not complete ({error!r}); give an older checkpoint.") from error
     tensors = read_weights(found)
     described = model.state_dict()
     wrong = [name for name, own in described.items() if name not in tensors or tensors[name].shape != own.shape]

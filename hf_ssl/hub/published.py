@@ -80,7 +80,7 @@ def _settings(recipe: Recipe, knn: bool) -> dict[str, str]:
     return {key: "unset" if str(value) == "None" else str(value) for key, value in kept.items()}
 
 
-def beside(recipe: Recipe, knn: float | None) -> str:
+def published_section(recipe: Recipe, knn: float | None) -> str:
     """The card's section on the figures that are published for the recipe that a run began as; "" if there are none.
 
     Args:

@@ -77,7 +77,7 @@ def push(
             repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message, delete_patterns=STALE
         )
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
-        raise explained(error, repo_id) from error
+        raise push_error(error, repo_id) from error
     return commit.commit_url.split("/commit/")[0] + (f"/tree/{revision}" if revision else "")
 
 
@@ -102,10 +102,10 @@ def create_repo(repo_id: str, private: bool | None = None) -> None:
         validate_repo_id(repo_id)
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
     except (OSError, HTTPError, HFValidationError) as error:
-        raise explained(error, repo_id) from error
+        raise push_error(error, repo_id) from error
 
 
-def explained(error: BaseException, repo_id: str) -> PushError:
+def push_error(error: BaseException, repo_id: str) -> PushError:
     """What the Hub said, and what to do about it."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):

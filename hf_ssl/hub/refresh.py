@@ -16,7 +16,7 @@ from ..recipe import RecipeError, recipe_from_dict
 from .card import Results, render_card
 
 
-def said_of(folder: Path | str) -> dict[str, Any]:
+def kept_card_settings(folder: Path | str) -> dict[str, Any]:
     """What was said about the model in a repo folder, which its next export keeps."""
     try:
         said = read_json(Path(folder) / "results.json")["card"]

@@ -25,8 +25,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from ..checkpoint_folder import CheckpointFolder
 from ..data.images import images_of_timm
-from ..disk import damage
 from ..files import read_json, refuse_compressed, weigh
 from ..models import METHODS, SSLConfig
 from ..models.configuration_ssl import check_arguments
@@ -52,14 +52,14 @@ def find_weights(place: str | Path) -> Path:
     """
     folder = Path(place).expanduser()
     run = folder.parent if folder.name == "model" else folder
-    checkpoints = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8), reverse=True)
+    checkpoints = CheckpointFolder.complete(run / "checkpoints")[::-1]
     exported = [folder / "model" / "pretraining", folder / "pretraining", folder]
-    if (folder / "state.json").exists():
-        if fault := damage(folder):
+    if CheckpointFolder(folder).state.exists():
+        if fault := CheckpointFolder(folder).verify()[2]:
             raise RecipeError(f"The checkpoint {folder} is damaged: {fault}; give another one, or the run's folder.")
         return folder
     for found in checkpoints:
-        if not (fault := damage(found)):
+        if not (fault := CheckpointFolder(found).verify()[2]):
             return found
         logger.warning(f"The checkpoint {found} is damaged: {fault}. The one before it is taken.")
     if checkpoints:
@@ -77,8 +77,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         RecipeError: a file is missing, cut or of another kind.
     """
     try:
-        if (folder / "state.json").exists() and (folder / "shards").exists():  # a repo folder never has any
-            return read_shards(folder / "shards")
+        checkpoint = CheckpointFolder(folder)
+        if checkpoint.state.exists() and checkpoint.shards.exists():  # a repo folder never has any
+            return read_shards(checkpoint.shards)
         return {name: t for part in weight_files(folder) for name, t in load_file(part).items()}
     except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
         said = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,20 +1,14 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints that are whole or absent: written beside, flushed to the disk, renamed, and verified when they are read.
 
-One folder a checkpoint, `checkpoints/step_00001234/`: `model.safetensors` (weights and every buffer the method
-remembers), `optimizer.pt`, `rank_N.pt` (random states, and that process's BatchNorm buffers), `state.json`
-(`RunState`) and `digests.json`, which has a digest of each of them. Nothing in it is executed: tensors are read with
-`weights_only=True`.
-
-Under FSDP, `shards/` stands for the first two: each process writes its part (torch.distributed.checkpoint), by names
-that do not depend on the number of processes, so that any number continues, also without FSDP.
+What is in one, see `hf_ssl.checkpoint_folder`. Under FSDP each process writes its part (torch.distributed.checkpoint),
+by names that do not depend on the number of processes, so that any number continues, also without FSDP.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +22,8 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..disk import (
-    DIGESTS,
-    digests_of,
-    files_below,
-    first_damage,
-    first_line,
-    flush,
-    read_digests,
-    refused_write,
-    write_digests,
-)
+from ..checkpoint_folder import FORMAT, CheckpointFolder, RunState
+from ..disk import DIGESTS, digests_of, files_below, first_line, flush, refused_write, write_digests
 from ..hub.shards import SafeReader
 from ..recipe import RecipeError
 from .finite import all_finite
@@ -47,54 +32,18 @@ from .fsdp import is_sharded
 
 logger = get_logger(__name__)
 
-FORMAT = 2  # of a checkpoint. 1: without digests, `data`, `monitor` and the format's number
-
-
-@dataclass
-class RunState:
-    """`state.json`: what a run knows beside its tensors.
-
-    `recipe`: all of it, as plain data. `totals`: counters over all restarts. `results`: measurements so far, see
-    `hf_ssl.hub.card.Results`. `data`: the fingerprint of what is trained on. `stream`: where a stream stands.
-    `num_instances`: rows of AVID's memories. `code`: digest of the file of a method that is not hf_ssl's.
-    """
-
-    step: int
-    recipe: dict[str, Any]
-    totals: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] | None = None
-    stream: dict[str, Any] | None = None
-    num_instances: int | None = None
-    code: str | None = None
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        return json.dumps({key: value for key, value in asdict(self).items() if value is not None}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "RunState":
-        """Raises ValueError for what is no such state."""
-        content = json.loads(text)
-        known = {one.name for one in fields(cls)}
-        if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
-            raise ValueError("it holds no recipe")
-        if not isinstance(content.get("step"), int) or not isinstance(content.get("format", 1), int):
-            raise ValueError("it holds no step")
-        if not {"skipped", "skipped_names", "seconds"} >= content.get("totals", {}).keys() or not isinstance(
-            content.get("results", {}), dict
-        ):
-            raise ValueError("it holds other counters")
-        return cls(**{"format": 1} | {key: value for key, value in content.items() if key in known})
-
 
 @dataclass
 class Found:
     """A checkpoint that can be continued: its folder, its state, and whether digests vouch for it."""
 
-    path: Path
+    folder: CheckpointFolder
     state: RunState
     verified: bool
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
 
 
 class Checkpoints:
@@ -105,7 +54,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Checkpoints, oldest first."""
-        return sorted(self.folder.glob("step_" + "[0-9]" * 8))
+        return CheckpointFolder.complete(self.folder)
 
     def is_milestone(self, step: int) -> bool:
         """Whether the checkpoint of this step stays (`train.keep_every`)."""
@@ -122,7 +71,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             for partial in self.folder.glob(".partial_*"):  # a process was killed while it wrote or removed
                 shutil.rmtree(partial, ignore_errors=True)
-        while path := self._last("step_" + "[0-9]" * 8):
+        while path := self._last(CheckpointFolder.PATTERN):
             found, fault = self._verified(path)
             if found is not None:
                 if found.state.format > FORMAT:
@@ -174,7 +123,7 @@ class Checkpoints:
         Returns:
             False when the disk refused it: what was half-written is removed, the older checkpoints stay.
         """
-        final = self.folder / f"step_{step:08d}"
+        final = CheckpointFolder.of_step(self.folder, step).path
         if self._agreed(final.exists()):
             return True
         partial = self.folder / f".partial_{final.name}"
@@ -200,25 +149,12 @@ class Checkpoints:
 
     def _verified(self, path: Path) -> tuple[Found | None, str]:
         """The checkpoint, or what is wrong with it; processes share out the digests."""
-        state = digests = fault = None
-        try:
-            digests = read_digests(path)
-            share = sorted((digests or {}).items())[self.accelerator.process_index :: self._world]
-            fault = first_damage(path, dict(share))
-        except ValueError as error:
-            fault = str(error)
-        try:
-            state = RunState.from_json((path / "state.json").read_text(encoding="utf-8"))
-            if digests is None and state.format > 1:
-                fault = fault or f"{DIGESTS} is missing"
-            elif digests is not None and "state.json" not in digests:
-                fault = fault or f"{DIGESTS} does not name state.json"
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            fault = fault or f"state.json cannot be read ({first_line(error)})"
+        folder = CheckpointFolder(path)
+        state, verified, fault = folder.verify(self.accelerator.process_index, self._world)
         faults = [said for said in gather_object([fault]) if said]
         if state is None or faults:
             return None, faults[0]
-        return Found(path, state, digests is not None), ""
+        return Found(folder, state, verified), ""
 
     def _set_aside(self, path: Path, fault: str) -> None:
         if self.accelerator.is_main_process:
@@ -233,14 +169,14 @@ class Checkpoints:
         own: dict[str, Any] = {}
         fault = mismatch = None
         try:
-            content = self._read(found.path, model)
+            content = self._read(found.folder, model)
         except RecipeError as error:
             mismatch = str(error)
         except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
             fault = f"it cannot be read ({first_line(error)})"
         else:
             try:
-                own = self._apply(found.path, content, model, optimizer)
+                own = self._apply(found.folder, content, model, optimizer)
             except (Exception, CheckpointException) as error:
                 said = " ".join(str(error).split())[:300]
                 mismatch = f"{found.path} does not fit this run ({said}); set another train.output_dir."
@@ -260,23 +196,23 @@ class Checkpoints:
             partial.mkdir(parents=True)
 
     def _write_own(self, partial: Path, model, optimizer, state: RunState, own: dict[str, Any]) -> None:
-        rank = self.accelerator.process_index
+        rank, folder = self.accelerator.process_index, CheckpointFolder(partial)
         own = {"cpu_rng": torch.get_rng_state(), **own}
         if self.accelerator.device.type != "cpu":
             own["device_rng"] = torch.get_device_module(self.accelerator.device).get_rng_state()
         if rank > 0:  # BatchNorm buffers differ between processes when they are not synchronised
             norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
             own["buffers"] = {f"{name}.{k}": b.cpu() for name, norm in norms for k, b in norm.named_buffers()}
-        _save(own, partial / f"rank_{rank}.pt")
+        _save(own, folder.rank(rank))
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             saved = {"scaler": scaler.state_dict() if scaler else None}
             if not is_sharded(model):
                 tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-                save_file(tensors, partial / "model.safetensors")
+                save_file(tensors, folder.weights)
                 saved["optimizer"] = optimizer.state_dict()
-            _save(saved, partial / "optimizer.pt")
-            (partial / "state.json").write_text(state.to_json(), encoding="utf-8")
+            _save(saved, folder.optimizer)
+            folder.state.write_text(state.to_json(), encoding="utf-8")
         for file in sorted(partial.iterdir()):
             flush(file)
         flush(partial)
@@ -285,8 +221,9 @@ class Checkpoints:
         if is_sharded(model):
             # Buffers, which are whole on every process, are the main one's, as without FSDP.
             planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-            dcp.save(_named_tensors(model, optimizer), checkpoint_id=partial / "shards", planner=planner)
-            flush(partial / "shards")
+            shards = CheckpointFolder(partial).shards
+            dcp.save(_named_tensors(model, optimizer), checkpoint_id=shards, planner=planner)
+            flush(shards)
 
     def _write_digests(self, partial: Path, *_) -> None:
         names = gather_object([files_below(partial)])[0]
@@ -311,8 +248,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for old in self.complete()[: -self.keep]:
-            step = int(old.name.removeprefix("step_"))
-            if not self.is_milestone(step):
+            if not self.is_milestone(CheckpointFolder(old).step):
                 gone = old.with_name(f".partial_{old.name}")  # half removed, it is no checkpoint
                 try:
                     os.replace(old, gone)
@@ -320,27 +256,27 @@ class Checkpoints:
                     continue
                 shutil.rmtree(gone, ignore_errors=True)
 
-    def _read(self, path: Path, model) -> dict[str, Any]:
+    def _read(self, folder: CheckpointFolder, model) -> dict[str, Any]:
         """The content of the files, which nothing has been changed by yet."""
-        content: dict[str, Any] = {"saved": _load(path / "optimizer.pt", ("scaler",)), "own": {}}
-        if (path / "shards").exists():
-            content["metadata"] = SafeReader(path / "shards").read_metadata()
+        content: dict[str, Any] = {"saved": _load(folder.optimizer, ("scaler",)), "own": {}}
+        if folder.shards.exists():
+            content["metadata"] = SafeReader(folder.shards).read_metadata()
         elif is_sharded(model):
-            raise RecipeError(f"{path} was made without FSDP; continue it with recipes/accelerate/ddp.yaml.")
+            raise RecipeError(f"{folder.path} was made without FSDP; continue it with recipes/accelerate/ddp.yaml.")
         else:
-            content["model"] = load_file(path / "model.safetensors")
+            content["model"] = load_file(folder.weights)
             if "optimizer" not in content["saved"]:
                 raise ValueError("optimizer.pt holds no optimizer")
-        own_file = path / f"rank_{self.accelerator.process_index}.pt"
+        own_file = folder.rank(self.accelerator.process_index)
         if own_file.exists():  # absent when the run continues on more processes
             content["own"] = _load(own_file, ("cpu_rng",))
         return content
 
-    def _apply(self, path: Path, content: dict[str, Any], model, optimizer) -> dict[str, Any]:
+    def _apply(self, folder: CheckpointFolder, content: dict[str, Any], model, optimizer) -> dict[str, Any]:
         saved, own = content["saved"], content["own"]
         if "metadata" in content:
             _allocate_state(optimizer, model, content["metadata"].state_dict_metadata)
-            dcp.load(_named_tensors(model, optimizer), storage_reader=SafeReader(path / "shards"))  # in place
+            dcp.load(_named_tensors(model, optimizer), storage_reader=SafeReader(folder.shards))  # in place
         else:
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(saved["optimizer"])

@@ -13,9 +13,9 @@ from PIL import Image
 
 from hf_ssl.data.bank import balanced_sample, held_out, labelled_sources, measured_on, paired, paired_by_hand
 from hf_ssl.data.labels import is_split_name
-from hf_ssl.data.sources import ImageSource
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError
 from tests.data.test_sources import draw, folder_of_classes, said
+from tests.sources import ImageSource
 
 
 def labelled(values: list, feature=None, shades: list[int] | None = None) -> ImageSource:

@@ -17,10 +17,10 @@ from PIL import Image
 
 from hf_ssl.data.images import ImageViews
 from hf_ssl.data.loader import TrainLoader
-from hf_ssl.data.sources import ImageSource
 from hf_ssl.data.views import View
 from hf_ssl.data.workers import WorkerError
 from hf_ssl.recipe import RecipeError
+from tests.sources import ImageSource
 
 
 VIEWS = [View(size=16), View(size=16, blur=0.0), View(size=8, local=True)]

@@ -14,8 +14,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_ssl.data.bank import labelled_sources
-from hf_ssl.data.sources import ImageSource, available_splits, check_source, load_source
+from hf_ssl.data.sources import available_splits, check_source, load_source
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError
+from tests.sources import ImageSource
 
 
 def draw(path: Path, shade: int = 0) -> Path:

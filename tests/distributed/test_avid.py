@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_ssl.data.modality import modality_of
-from hf_ssl.data.sources import ImageSource, load_source
+from hf_ssl.data.sources import load_source
 from hf_ssl.evaluation.images import raw_pixel_embedding
 from hf_ssl.models import AvidForPreTraining, SimSiamConfig
 from hf_ssl.models.memory_avid import negatives_of_draws
@@ -24,6 +24,7 @@ from tests.conftest import digit_dataset
 from tests.distributed.processes import run_on_ranks, share
 from tests.models.test_avid import of_case, tiny
 from tests.models.test_losses import assert_close, cases
+from tests.sources import ImageSource
 
 
 ORACLE, DOUBLE = 2e-7, 1e-10

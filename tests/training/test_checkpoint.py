@@ -8,9 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hf_ssl.checkpoint_folder import RunState
 from hf_ssl.recipe import RecipeError
 from hf_ssl.training import checkpoint as module
-from hf_ssl.training.checkpoint import Checkpoints, RunState
+from hf_ssl.training.checkpoint import Checkpoints
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_ssl.disk import damage
+from hf_ssl.checkpoint_folder import CheckpointFolder
 from tests.conftest import digit_dataset
 from tests.runs import Run, kill, start
 from tests.training.test_interruption import untimed
@@ -121,7 +121,7 @@ def test_disks_of_many_sizes_cost_no_more_than_what_did_not_fit(digits, tmp_path
             assert code or (output / "model/results.json").exists()
             assert not list(output.glob(".partial_model*"))
             for folder in (output / "checkpoints").glob("step_*"):
-                assert damage(folder) is None
+                assert CheckpointFolder(folder).verify()[2] is None
         finally:
             subprocess.run(["umount", "-l", str(disk)], check=True)
     print(f"{len(sizes)} file systems; exit codes {codes}")  # noqa: T201
