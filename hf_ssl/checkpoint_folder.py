@@ -3,7 +3,8 @@
 
 `model.safetensors` has the weights and every buffer that the method remembers, `optimizer.pt` the optimizer,
 `rank_N.pt` a process's random states and BatchNorm buffers, `state.json` a `RunState`, and `digests.json` a digest of
-each of them. Under FSDP, `shards/` stands for the first two. Nothing in it is executed: tensors are read with `weights_only=True`.
+each of them. Under FSDP, `shards/` stands for the first two. Nothing in it is executed: tensors are read with
+`weights_only=True`.
 """
 
 import json

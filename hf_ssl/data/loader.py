@@ -18,7 +18,8 @@ from ..recipe import RecipeError
 from .images import ImageViews
 from .modality import Stage1
 from .sources import Source
-from .streams import BatchPlan, Cursor, ImageStream, StreamBatch, StreamBatchSampler, StreamItem
+from .stream_sampler import BatchPlan, StreamBatch, StreamBatchSampler
+from .streams import Cursor, ImageStream, StreamItem
 from .views import View
 from .workers import batches, share, start_worker
 

@@ -2,22 +2,17 @@
 """Streams of images, or of videos with sound: any number of shards, read once an epoch in a shuffled order, and
 continued to the example.
 
-The shards are dealt to a fixed number of partitions, and the partitions to processes. A partition reads its shards in
-an order of its own for every epoch, in blocks which it permutes. Where it stands is four numbers (`Cursor`), and every
-batch carries the cursors behind it, so that a checkpoint knows what was trained on, not what was read ahead. Only
-encoded files pass through here; a loader's workers decode them.
-
-A process draws from its partitions in turn. So when the processes divide the partitions, and the partitions the
-micro-batch, the global batch does not depend on the number of processes, and never on that of workers.
+Where a reader stands is four numbers (`Cursor`). Only encoded files pass through here; a loader's workers decode them.
+In which order they come, see `hf_ssl.data.stream_sampler`.
 """
 
 import io
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +21,6 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset
-from torch.utils.data import Sampler
 
 from ..recipe import DataConfig, RecipeError
 from .columns import encoded, name_of, record_of, wanted_columns
@@ -40,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 _PARTITIONS = 16  # where the recipe names none: enough for a machine's processes
 _RETRIES, _BACK_OFF = 3, 0.5  # tries after the first, and seconds before the first of them; doubled each time
+READERS = 8  # shards or blocks that a process reads at once
 _LOOKED_AT = 100  # images whose pixel type is looked at before a run
-_READERS = 8  # blocks that a process reads at once
 
 
 class Cursor(NamedTuple):
@@ -62,33 +56,6 @@ class StreamItem(NamedTuple):
     shard: int
     offset: int
     record: dict[str, Any] | None
-
-
-@dataclass
-class StreamBatch:
-    """What a worker gets: examples, and for the main process the cursors behind them and the shards given up."""
-
-    items: list[StreamItem]
-    cursors: dict[int, Cursor]
-    failures: list[tuple[str, str]]
-
-
-class BatchPlan(NamedTuple):
-    """Which micro-batches a process has; see `TrainLoader`."""
-
-    batch_size: int
-    num_steps: int
-    seed: int
-    start_step: int
-    accumulation: int
-    rank: int
-    world_size: int
-
-    def micro_batches(self) -> range:
-        return range(self.start_step * self.accumulation, self.num_steps * self.accumulation)
-
-    def own_batch(self) -> int:
-        return self.batch_size // self.accumulation // self.world_size
 
 
 class UnreadableShard(Exception):
@@ -168,7 +135,7 @@ class ImageStream:
         self.shard_lengths = (state or {}).get("shard_lengths", self.shard_lengths)
         if self.shard_lengths is None:
             files = [self.file_of(shard) or "" for shard in range(self.num_shards)]
-            with ThreadPoolExecutor(_READERS) as pool:
+            with ThreadPoolExecutor(READERS) as pool:
                 if len(set(files)) == len(files) and all(file.endswith(".parquet") for file in files):
                     lengths = pool.map(_footer, files)
                 else:
@@ -326,118 +293,3 @@ def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
     """The states of all processes' parts of a stream as the state of the whole."""
     merged = {number: cursor for state in states for number, cursor in state["cursors"].items()}
     return {**states[0], "cursors": merged}
-
-
-@dataclass
-class _Block:
-    """Examples read together, in the order in which they are emitted, and where the next block begins."""
-
-    start: Cursor
-    items: list[StreamItem]
-    failures: list[tuple[str, str]]
-    following: Cursor
-
-
-class _Partition:
-    """One part of the shard list: endless, in an order of its own for every epoch; the next block is read ahead."""
-
-    def __init__(self, stream: ImageStream, number: int, seed: int, block: int, cursor: Cursor, pool):
-        self.stream, self.number, self.seed, self.block = stream, number, seed, block
-        self._reader: tuple[int, int, int, Iterator] | None = None  # epoch, shard, offset, and its open iterator
-        self._pool: ThreadPoolExecutor = pool
-        self._position, self.cursor = cursor.position, cursor
-        self._current: _Block | None = None
-        self._next: Future[_Block] = pool.submit(self._read, cursor._replace(position=0))
-
-    def draw(self, failures: list[tuple[str, str]]) -> StreamItem:
-        """The next example; shards that had to be given up on the way are appended to `failures`."""
-        while self._current is None or self._position >= len(self._current.items):
-            # A block in whose middle a run continues has been begun, and its failures reported, before.
-            begun = self._current is None and self._position > 0
-            self._position = self._position if begun else 0
-            self._current = self._next.result()
-            self._next = self._pool.submit(self._read, self._current.following)
-            failures += [] if begun else self._current.failures
-        self._position += 1
-        self.cursor = self._current.start._replace(position=self._position)
-        return self._current.items[self._position - 1]
-
-    def _order(self, epoch: int) -> list[int]:
-        own = np.arange(self.number, self.stream.num_shards, self.stream.partitions)
-        return np.random.default_rng((self.seed, epoch, self.number)).permutation(own).tolist()
-
-    def _read(self, start: Cursor) -> _Block:
-        """The block that begins at `start`; it ends with the epoch, and is never empty."""
-        epoch, shard, offset, _ = start
-        items: list[StreamItem] = []
-        failures: list[tuple[str, str]] = []
-        while not items:
-            order = self._order(epoch)
-            while shard < len(order) and len(items) < self.block:
-                try:
-                    reader = self._open(epoch, order[shard], offset)
-                    for record in reader:
-                        items.append(StreamItem(epoch, order[shard], offset, record))
-                        offset += 1
-                        if len(items) == self.block:
-                            self._reader = (epoch, order[shard], offset, reader)
-                            break
-                    else:
-                        shard, offset = shard + 1, 0
-                except UnreadableShard as error:
-                    failures.append((self.stream.shard_name(order[shard]), str(error)))
-                    shard, offset = shard + 1, 0
-            if shard == len(order):
-                if not items and epoch > start.epoch:
-                    said = ": {} ({})".format(*failures[-1]) if failures else ", which are empty"
-                    raise RecipeError(f"Nothing could be read from the shards of partition {self.number}{said}.")
-                epoch, shard, offset = epoch + 1, 0, 0
-        shuffle = np.random.default_rng((self.seed, *start[:3], self.number)).permutation(len(items))
-        return _Block(start, [items[i] for i in shuffle], failures, Cursor(epoch, shard, offset))
-
-    def _open(self, epoch: int, shard: int, offset: int) -> Iterator:
-        """What a block before this one has begun, or the shard anew from an offset on."""
-        if self._reader is None or self._reader[:3] != (epoch, shard, offset):
-            return self.stream.examples(shard, offset)
-        return self._reader[3]
-
-
-class StreamBatchSampler(Sampler):
-    """`StreamBatch`es of a process, micro-batch by micro-batch.
-
-    Args:
-        cursors: of all partitions, from a checkpoint; those that are missing start at the beginning.
-        block: examples that a partition reads and permutes together.
-
-    Raises:
-        RecipeError: fewer partitions than processes; while iterating, nothing readable in a partition.
-    """
-
-    def __init__(self, stream: ImageStream, plan: BatchPlan, block: int, cursors: dict[int, Cursor]):
-        if stream.partitions < plan.world_size:
-            raise RecipeError(
-                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {plan.world_size} processes; "
-                "set data.partitions to a multiple of the processes."
-            )
-        self.stream, self.plan, self.block, self.cursors = stream, plan, block, cursors
-        self.own = np.array_split(np.arange(stream.partitions), plan.world_size)[plan.rank].tolist()
-
-    def __len__(self) -> int:
-        return len(self.plan.micro_batches())
-
-    def __iter__(self) -> Iterator[StreamBatch]:
-        pool = ThreadPoolExecutor(min(_READERS, len(self.own)), "stream")
-        seed, batch = self.plan.seed, self.plan.own_batch()
-        try:
-            parts = [
-                _Partition(self.stream, number, seed, self.block, self.cursors.get(number, Cursor()), pool)
-                for number in self.own
-            ]
-            for micro in self.plan.micro_batches():
-                # Partition by partition, as the parts of one batch of all processes follow each other.
-                drawn = sorted(turn % len(parts) for turn in range(micro * batch, (micro + 1) * batch))
-                failures: list[tuple[str, str]] = []
-                items = [parts[i].draw(failures) for i in drawn]
-                yield StreamBatch(items, {self.own[i]: parts[i].cursor for i in set(drawn)}, failures)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,22 +1,11 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`hf-ssl`: parses, and calls one function a command.
-
-Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the recipe, 128+n stopped by signal n.
-"""
+"""What can be said on the command line."""
 
 import argparse
-import errno
-import json
-import logging
 import os
-import signal
-import sys
 
-from .errors import RunError, UserError
-from .recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
+from . import commands
 
-
-_UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)  # paths that no command can use
 
 DESCRIPTION = "Self-supervised pretraining native to the Hugging Face ecosystem."
 
@@ -47,41 +36,18 @@ Any key of the recipe can be set behind it, for example:
 """
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console script."""
-    if argv is None:  # a command of its own: Ctrl-C ends it at once, without a traceback
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hf_ssl").setLevel(logging.INFO)
-    try:
-        if getattr(args, "own_method", None):
-            from .methods import load_method
-
-            load_method(args.own_method)
-        args.command(args)
-    except UserError as error:
-        sys.stderr.write(f"hf-ssl: {error}\n")
-        sys.exit(1 if isinstance(error, RunError) else 2)
-    except OSError as error:
-        if error.filename is None or error.errno not in _UNUSABLE:
-            raise
-        sys.stderr.write(f"hf-ssl: {str(error.filename)[:300]} cannot be used: {error.strerror}.\n")
-        sys.exit(2)
-
-
 def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("hf-ssl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "pretrain", help="train an encoder from a recipe", description=PRETRAIN_HELP, formatter_class=raw
     )
     _add_recipe(command)
-    command.set_defaults(command=_pretrain)
+    command.set_defaults(command=commands.pretrain_command)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "preview",
         help="draw the views that a recipe shows the network",
         description="Writes a PNG, a row for each image, each view labeled with what was applied, and prints its "
@@ -92,18 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", default="preview.png", type=_path, metavar="FILE", help="the PNG (default preview.png)"
     )
-    command.set_defaults(command=_preview)
+    command.set_defaults(command=commands.preview_command)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "recipes",
         help="list the recipes that ship with the package",
         description="Method, backbone, dataset and published result of every recipe; a word filters the list.",
     )
     command.add_argument("word", nargs="?", default="", help="only recipes whose line contains it")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    command.set_defaults(command=_recipes)
+    command.set_defaults(command=commands.recipes_command)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "plan",
         help="what would one process of a large run need?",
         description="Memory, traffic and time of one process under FSDP2, by simulation: needs neither the machines "
@@ -115,9 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together: hours of the run")
     command.add_argument("--precision", choices=("bf16", "fp16", "no"), default="bf16", help="(default bf16)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    command.set_defaults(command=_plan)
+    command.set_defaults(command=commands.plan_command)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "card",
         help="write the card of an exported model anew, with its licence, name and data",
         description="README.md from the folder's results.json, recipe.yaml and pretraining/config.json: the run's own "
@@ -131,9 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--datasets", nargs="+", metavar="ID", help="Hub names of what it was trained on (default: data.path)"
     )
-    command.set_defaults(command=_card)
+    command.set_defaults(command=commands.card_command)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "export",
         help="write the folder to share of a checkpoint, or an encoder for serving",
         description="Of a run (its newest checkpoint) or of one of its checkpoints: the folder that `hf-ssl push` "
@@ -148,9 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--onnx", action="store_true", help="encoder.onnx")
     kind.add_argument("--torch", action="store_true", help="encoder.pt2, a torch.export program")
-    command.set_defaults(command=_export)
+    command.set_defaults(command=commands.export_command)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "convert",
         help="turn the authors' released weights into an exported model, and back",
         description="FILE --method M: which network it is, is told from its tensors; a file is never executed. FOLDER "
@@ -172,9 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", metavar="PATH", type=_path, help="folder (default: the file's name); with --to, a file"
     )
-    command.set_defaults(command=_convert)
+    command.set_defaults(command=commands.convert_command)
 
-    command = commands.add_parser(
+    command = subparsers.add_parser(
         "push",
         help="publish an exported model on the Hugging Face Hub",
         description="One commit, whole or not at all; after a failure the same command sends what is missing. Log in "
@@ -184,9 +150,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("name", help="user/name or organisation/name; made if it does not exist")
     command.add_argument("--private", action="store_true", default=None, help="if it is made, others cannot see it")
     command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
-    command.set_defaults(command=_push)
+    command.set_defaults(command=commands.push_command)
 
-    evaluate = commands.add_parser("evaluate", help="measure a trained encoder")
+    evaluate = subparsers.add_parser("evaluate", help="measure a trained encoder")
     protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
     about = {
         "knn": "weighted k-nearest-neighbour accuracy on frozen features",
@@ -221,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--batch-size", type=int, default=256)
         command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
         command.add_argument("--json", action="store_true", help="print one JSON object")
-        command.set_defaults(command=_evaluate, protocol=protocol)
+        command.set_defaults(command=commands.evaluate_command, protocol=protocol)
     return parser
 
 
@@ -242,168 +208,3 @@ def _add_own_method(command: argparse.ArgumentParser) -> None:
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", type=_path, help="a YAML file, or a name from `hf-ssl recipes`")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe to change")
-
-
-def _pretrain(args: argparse.Namespace) -> None:
-    recipe = load_recipe(args.recipe, args.overrides)
-    from accelerate import PartialState
-
-    from .training.pretrain import pretrain
-    from .training.signals import Interrupted
-
-    try:
-        result = pretrain(recipe)
-    except Interrupted as stop:
-        sys.stderr.write(f"hf-ssl: {stop}\n")
-        sys.exit(128 + stop.signum)
-    PartialState().destroy_process_group()
-    if result.is_main_process:
-        _print_result(result, recipe.monitor.k, recipe.start)
-
-
-def _print_result(result, k: int, start: str) -> None:
-    if "knn" in result.final and "knn" in result.baseline:
-        print(f"\nkNN accuracy (k={k})")
-        if result.measured:  # unknown of a model of before
-            print(f"  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
-        print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
-        print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
-        print(f"  trained network   {result.final['knn']:6.1%}")
-    elif "video_to_audio_r1" in result.final:
-        from .hub.card import ROWS
-
-        print(f"\n{'':47}{start:>10}  trained")
-        for key, label, form in ROWS:
-            if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
-                before = form.format(result.baseline[key]) if key in result.baseline else ""
-                print(f"  {label:46}{before:>9}{form.format(result.final[key]):>9}")
-    print(f"\nThe model is in {result.model_dir}. Load the encoder with")
-    trust = ", trust_remote_code=True" if result.needs_code else ""
-    print(f'  AutoModel.from_pretrained("{result.model_dir}"{trust})')
-
-
-def _preview(args: argparse.Namespace) -> None:
-    recipe = load_recipe(args.recipe, args.overrides)
-    from .preview import preview
-
-    print(preview(recipe, num_images=args.images, output=args.output))
-
-
-def _plan(args: argparse.Namespace) -> None:
-    recipe = load_recipe(args.recipe, args.overrides)
-    from .plan import parse_memory, plan, table
-
-    memory = None if args.memory is None else parse_memory(args.memory)
-    result = plan(
-        recipe,
-        args.processes,
-        precision=args.precision,
-        memory=memory,
-        images_per_second=args.images_per_second,
-    )
-    print(json.dumps(result) if args.json else table(result))
-
-
-def _card(args: argparse.Namespace) -> None:
-    from .hub.refresh import refresh_card
-
-    print(refresh_card(args.folder, license=args.license, name=args.name, datasets=args.datasets))
-
-
-def _export(args: argparse.Namespace) -> None:
-    if args.onnx or args.torch:
-        from .hub.serve import export_for_serving
-
-        file, error = export_for_serving(args.place, args.output, onnx=args.onnx)
-        print(f"{file}: its outputs differ from the model's by {error:.1e} at most, relative to the largest")
-        return
-    from .hub.export import export_checkpoint
-
-    print(export_checkpoint(args.place, args.output))
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from .hub.convert import convert, convert_back
-
-    if args.to and args.output:
-        print(convert_back(args.path, args.to, args.output))
-    elif args.method and not args.to:
-        more = {"classifier": args.classifier, "statistics": args.statistics}
-        print(convert(args.path, args.method, args.output, **more))
-    else:
-        raise RecipeError("Give --method for an original checkpoint, or --to with --output for the way back.")
-
-
-def _push(args: argparse.Namespace) -> None:
-    from .hub.push import push
-
-    print(push(args.folder, args.name, private=args.private, revision=args.revision))
-
-
-def _recipes(args: argparse.Namespace) -> None:
-    rows = []
-    for name, path in shipped_recipes().items():
-        recipe, header = load_recipe(path), recipe_header(path)
-        row = {
-            "name": name,
-            "method": recipe.method,
-            "backbone": recipe.model.get("backbone", "resnet50"),
-            "dataset": header.get("Dataset", recipe.data.path or "your own"),
-            "published": header.get("Published", "-"),
-        }
-        if args.word.lower() in " ".join(row.values()).lower():
-            rows.append(row)
-    if not rows:
-        raise RecipeError(f"No recipe's line contains {args.word!r}; `hf-ssl recipes` lists all.")
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        first, *more = row["published"].split("; ")
-        row["published"] = f"{first}, {len(more)} more in the file" if more else first
-    columns = list(rows[0])
-    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
-    for row in [{c: c for c in columns}, *rows]:
-        print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
-
-
-def _value_range(given: list[str] | None) -> str | list[str] | None:
-    return given[0] if given and len(given) == 1 else given
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from .coerce import build
-    from .evaluation.evaluate import evaluate
-    from .recipe import DataConfig, MonitorConfig
-
-    given = {key: value for key, value in vars(args).items() if value is not None}
-    for name in ("k", "temperature", "clips", "batch_size"):
-        if given.get(name, 1) <= 0:
-            raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {given[name]}.")
-    if args.num_workers < 0:
-        raise RecipeError(
-            f"--num-workers must not be negative, it is {args.num_workers}; 0 reads in the process itself."
-        )
-    names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
-    monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
-    more = {key: given[key] for key in ("folds", "classifier") if key in given}
-    content = {"path": args.data, "num_workers": args.num_workers, "value_range": _value_range(args.value_range)}
-    data = build(DataConfig, content, "data.")
-    result = evaluate(args.protocol, args.model, data, monitor, num_clips=args.clips, **more)
-    if args.json:
-        print(json.dumps(result))
-        return
-    if result["failed"]:
-        failed = result["failed"]
-        sys.stderr.write(f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}.\n")
-    measured = result["measured"]
-    numbers = ", ".join(
-        f"{result[key]:,} {key}" + (f" ({measured[key]})" if key in measured else "")
-        for key in ("examples", "bank", "queries")
-        if key in result
-    )
-    detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{given.get('classifier')}; "}
-    print(f"{args.protocol} of {args.model} on {args.data} ({detail.get(args.protocol, '')}{numbers})")
-    for key, value in result.items():
-        if key not in ("failed", "measured", "examples", "bank", "queries"):
-            print(f"  {key:28}{value:8.1f}" if key.endswith("rank") else f"  {key:28}{value:8.2%}")

@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""The commands: each takes the parsed arguments, calls one function, and prints what a person wants to know.
+
+What a command needs is imported when it runs: `--help` waits for none of it.
+"""
+
+import argparse
+import json
+import sys
+
+from ..recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
+
+
+def pretrain_command(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from accelerate import PartialState
+
+    from ..training.pretrain import pretrain
+    from ..training.signals import Interrupted
+
+    try:
+        result = pretrain(recipe)
+    except Interrupted as stop:
+        sys.stderr.write(f"hf-ssl: {stop}\n")
+        sys.exit(128 + stop.signum)
+    PartialState().destroy_process_group()
+    if result.is_main_process:
+        _print_result(result, recipe.monitor.k, recipe.start)
+
+
+def _print_result(result, k: int, start: str) -> None:
+    if "knn" in result.final and "knn" in result.baseline:
+        print(f"\nkNN accuracy (k={k})")
+        if result.measured:  # unknown of a model of before
+            print(f"  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
+        print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
+        print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
+        print(f"  trained network   {result.final['knn']:6.1%}")
+    elif "video_to_audio_r1" in result.final:
+        from ..hub.card import ROWS
+
+        print(f"\n{'':47}{start:>10}  trained")
+        for key, label, form in ROWS:
+            if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
+                before = form.format(result.baseline[key]) if key in result.baseline else ""
+                print(f"  {label:46}{before:>9}{form.format(result.final[key]):>9}")
+    print(f"\nThe model is in {result.model_dir}. Load the encoder with")
+    trust = ", trust_remote_code=True" if result.needs_code else ""
+    print(f'  AutoModel.from_pretrained("{result.model_dir}"{trust})')
+
+
+def preview_command(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from ..preview import preview
+
+    print(preview(recipe, num_images=args.images, output=args.output))
+
+
+def plan_command(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from ..plan import parse_memory, plan, table
+
+    memory = None if args.memory is None else parse_memory(args.memory)
+    result = plan(
+        recipe,
+        args.processes,
+        precision=args.precision,
+        memory=memory,
+        images_per_second=args.images_per_second,
+    )
+    print(json.dumps(result) if args.json else table(result))
+
+
+def card_command(args: argparse.Namespace) -> None:
+    from ..hub.refresh import refresh_card
+
+    print(refresh_card(args.folder, license=args.license, name=args.name, datasets=args.datasets))
+
+
+def export_command(args: argparse.Namespace) -> None:
+    if args.onnx or args.torch:
+        from ..hub.serve import export_for_serving
+
+        file, error = export_for_serving(args.place, args.output, onnx=args.onnx)
+        print(f"{file}: its outputs differ from the model's by {error:.1e} at most, relative to the largest")
+        return
+    from ..hub.export import export_checkpoint
+
+    print(export_checkpoint(args.place, args.output))
+
+
+def convert_command(args: argparse.Namespace) -> None:
+    from ..hub.convert import convert, convert_back
+
+    if args.to and args.output:
+        print(convert_back(args.path, args.to, args.output))
+    elif args.method and not args.to:
+        more = {"classifier": args.classifier, "statistics": args.statistics}
+        print(convert(args.path, args.method, args.output, **more))
+    else:
+        raise RecipeError("Give --method for an original checkpoint, or --to with --output for the way back.")
+
+
+def push_command(args: argparse.Namespace) -> None:
+    from ..hub.push import push
+
+    print(push(args.folder, args.name, private=args.private, revision=args.revision))
+
+
+def recipes_command(args: argparse.Namespace) -> None:
+    rows = []
+    for name, path in shipped_recipes().items():
+        recipe, header = load_recipe(path), recipe_header(path)
+        row = {
+            "name": name,
+            "method": recipe.method,
+            "backbone": recipe.model.get("backbone", "resnet50"),
+            "dataset": header.get("Dataset", recipe.data.path or "your own"),
+            "published": header.get("Published", "-"),
+        }
+        if args.word.lower() in " ".join(row.values()).lower():
+            rows.append(row)
+    if not rows:
+        raise RecipeError(f"No recipe's line contains {args.word!r}; `hf-ssl recipes` lists all.")
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        first, *more = row["published"].split("; ")
+        row["published"] = f"{first}, {len(more)} more in the file" if more else first
+    columns = list(rows[0])
+    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
+    for row in [{c: c for c in columns}, *rows]:
+        print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
+
+
+def _value_range(given: list[str] | None) -> str | list[str] | None:
+    return given[0] if given and len(given) == 1 else given
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    from ..coerce import build
+    from ..evaluation.evaluate import evaluate
+    from ..recipe import DataConfig, MonitorConfig
+
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    for name in ("k", "temperature", "clips", "batch_size"):
+        if given.get(name, 1) <= 0:
+            raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {given[name]}.")
+    if args.num_workers < 0:
+        raise RecipeError(
+            f"--num-workers must not be negative, it is {args.num_workers}; 0 reads in the process itself."
+        )
+    names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
+    monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
+    more = {key: given[key] for key in ("folds", "classifier") if key in given}
+    content = {"path": args.data, "num_workers": args.num_workers, "value_range": _value_range(args.value_range)}
+    data = build(DataConfig, content, "data.")
+    result = evaluate(args.protocol, args.model, data, monitor, num_clips=args.clips, **more)
+    if args.json:
+        print(json.dumps(result))
+        return
+    if result["failed"]:
+        failed = result["failed"]
+        sys.stderr.write(f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}.\n")
+    measured = result["measured"]
+    numbers = ", ".join(
+        f"{result[key]:,} {key}" + (f" ({measured[key]})" if key in measured else "")
+        for key in ("examples", "bank", "queries")
+        if key in result
+    )
+    detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{given.get('classifier')}; "}
+    print(f"{args.protocol} of {args.model} on {args.data} ({detail.get(args.protocol, '')}{numbers})")
+    for key, value in result.items():
+        if key not in ("failed", "measured", "examples", "bank", "queries"):
+            print(f"  {key:28}{value:8.1f}" if key.endswith("rank") else f"  {key:28}{value:8.2%}")
