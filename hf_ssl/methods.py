@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 import xxhash
 from transformers import PreTrainedConfig
 
@@ -62,6 +63,12 @@ def method_classes(name: str) -> Classes:
 def default_views(name: str) -> str:
     """The preset of views that a method uses where the recipe names none."""
     return method_classes(name)[1].views
+
+
+def without_memory(model_class: type, config: PreTrainedConfig) -> Any:
+    """A model on torch's meta device: the names and shapes of its tensors."""
+    with torch.device("meta"):
+        return model_class(config)
 
 
 def source_file(name: str) -> Path | None:

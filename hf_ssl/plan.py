@@ -28,7 +28,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from .data.modality import modality_of
 from .data.views import View
-from .methods import method_classes
+from .methods import method_classes, without_memory
 from .recipe import Recipe, RecipeError
 from .resolve import resolve
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
@@ -61,14 +61,12 @@ def plan(
     if processes < 1:
         raise RecipeError(f"--processes must be at least 1, not {processes}.")
     precision = recipe.train.precision or precision
-    resolved = resolve(recipe)
-    views, config = resolved.views, resolved.config
+    views, config = (resolved := resolve(recipe)).views, resolved.config
     if getattr(config, "num_instances", None) == 0:
         if recipe.data.num_examples is None:
             raise RecipeError("The memories have a row for each clip: set data.num_examples to their number.")
         config.num_instances = recipe.data.num_examples
-    with torch.device("meta"):
-        model = method_classes(recipe.method)[1](config)
+    model = without_memory(method_classes(recipe.method)[1], config)
     notes = _warnings(recipe, model, processes)
     batch = max(1, recipe.train.batch_size // (processes * recipe.train.accumulation))
 
@@ -96,14 +94,20 @@ def plan(
         if need["peak"] > memory:
             notes.append(f"A batch of {batch} per process does not fit {memory / GIB:.0f} GiB.")
     if images_per_second is not None:
-        train, num_examples = recipe.train, recipe.data.num_examples
-        if train.steps is None and num_examples is None:
+        images = _images(recipe)
+        if images is None:
             notes.append("The hours are not known: set train.steps, or data.num_examples for epochs.")
         else:
-            images = train.epochs * num_examples if train.steps is None else train.steps * train.batch_size
-            result["images_per_second"] = images_per_second
-            result["hours"] = images / images_per_second / 3600
+            result |= {"images_per_second": images_per_second, "hours": images / images_per_second / 3600}
     return result
+
+
+def _images(recipe: Recipe) -> float | None:
+    """That a run is shown in all, if the recipe tells."""
+    train, num_examples = recipe.train, recipe.data.num_examples
+    if train.steps is not None:
+        return train.steps * train.batch_size
+    return None if num_examples is None else train.epochs * num_examples
 
 
 def table(result: dict[str, Any]) -> str:

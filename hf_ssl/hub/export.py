@@ -26,7 +26,7 @@ from ..coerce import listed
 from ..data.modality import modality_of
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..errors import UserError
-from ..methods import method_classes, shipped_code
+from ..methods import method_classes, shipped_code, without_memory
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError, continued, recipe_from_dict
 from ..resolve import resolve
@@ -47,8 +47,8 @@ def export(
     Raises:
         UserError: the disk refused it.
     """
-    with torch.device("meta"):  # the method's own classes: those of a sharded model are made by FSDP
-        model = METHODS[model.config.model_type][1](model.export_parts()[0])
+    # The method's own classes: those of a sharded model are made by FSDP.
+    model = without_memory(METHODS[model.config.model_type][1], model.export_parts()[0])
     recover_folder(Path(folder))
     recipe, results = recipe.shareable(), replace(results, card=results.card or kept_card_settings(folder))
     files = {
@@ -79,8 +79,7 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
         if state.num_instances is not None:
             config.num_instances = state.num_instances
         results = Results(**state.results)
-        with torch.device("meta"):
-            model = method_classes(recipe.method)[1](config)
+        model = without_memory(method_classes(recipe.method)[1], config)
     except TypeError as error:
         raise RecipeError(f"{checkpoint.state} is not complete ({error!r}); give an older checkpoint.") from error
     tensors = read_weights(found)

@@ -124,7 +124,7 @@ class Checkpoints:
             False when the disk refused it: what was half-written is removed, the older checkpoints stay.
         """
         final = CheckpointFolder.of_step(self.folder, step).path
-        if self._agreed(final.exists()):
+        if gather_object([final.exists()])[0]:  # what the main process sees of the disk
             return True
         partial = self.folder / f".partial_{final.name}"
         steps = (self._make_folder, self._write_own, self._write_shards, self._write_digests, self._rename)
@@ -138,10 +138,6 @@ class Checkpoints:
             self._prune()
         self.accelerator.wait_for_everyone()
         return True
-
-    def _agreed(self, fact: bool) -> bool:
-        """What the main process sees of the disk."""
-        return gather_object([fact])[0]
 
     def _last(self, pattern: str) -> Path | None:
         found = sorted(self.folder.glob(pattern))

@@ -116,19 +116,7 @@ def build(run: Run) -> None:
     run.stage2 = run.modality.stage2(run.config)
 
     # Data.
-    make_loader = partial(
-        TrainLoader,
-        examples.source,
-        run.modality.stage1(run.views, run.config, recipe),
-        batch_size=train.batch_size,
-        seed=train.seed,
-        accumulation=train.accumulation,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=workers,
-        max_failed_share=recipe.data.max_failed_share,
-        shuffle_block=recipe.data.shuffle_block,
-    )
+    make_loader = _loader_of(run, workers)
     if run.found is None:
         with torch.no_grad(), evaluating(run.model):
             run.model.prepare(set(missing), _every_example(run, make_loader))
@@ -141,6 +129,24 @@ def build(run: Run) -> None:
     run.metrics = MetricsLogger(recipe, accelerator, run.steps_per_epoch, *before)
     on_main(accelerator, run.metrics.begin)
     run.throughput = Throughput(accelerator, run.start, own.get("meter"))
+
+
+def _loader_of(run: Run, workers: int) -> partial:
+    """A loader that still has to be told where it starts and ends."""
+    recipe, train, accelerator = run.recipe, run.recipe.train, run.accelerator
+    return partial(
+        TrainLoader,
+        run.examples.source,
+        run.modality.stage1(run.views, run.config, recipe),
+        batch_size=train.batch_size,
+        seed=train.seed,
+        accumulation=train.accumulation,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=workers,
+        max_failed_share=recipe.data.max_failed_share,
+        shuffle_block=recipe.data.shuffle_block,
+    )
 
 
 def new_model(recipe: Recipe, config: PreTrainedConfig) -> SSLPreTrainedModel:

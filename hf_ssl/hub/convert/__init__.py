@@ -19,6 +19,7 @@ from ... import models
 from ...data.modality import modality_of
 from ...disk import whole_file
 from ...files import read_json
+from ...methods import without_memory
 from ...models import METHODS
 from ...recipe import RecipeError, nearest
 from ..card import render_converted
@@ -59,14 +60,10 @@ def convert(
         statistics: of AVID, the authors' file of the mean and deviation of every band of the spectrogram.
 
     Raises:
-        RecipeError: not a file of that method, tensors that are missing, unknown or of another shape, or a file that
-            would have to be executed.
+        RecipeError: a file of another method, or with other tensors, or that would have to be executed.
     """
     path = Path(path).expanduser()
-    folder = Path(output).expanduser() if output else Path(path.name.partition(".")[0])
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not (folder / "original.json").exists():
-        raise RecipeError(f"{folder} is there and was not made by hf-ssl convert; give another --output.")
+    folder = _output_folder(Path(output).expanduser() if output else Path(path.name.partition(".")[0]))
     if method not in ORIGINALS:
         raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
     kind = ORIGINALS[method]
@@ -74,14 +71,12 @@ def convert(
     normalization = half.read_statistics(Path(statistics).expanduser()) if statistics is not None else {}
     layout, found = _read(path, kind)
     if classifier is not None:
-        more = _read(Path(classifier).expanduser(), kind)[1].tensors
-        found.tensors |= {name: more[name] for name in more if name.startswith("classifier.")}
+        found.tensors |= _head(_read(Path(classifier).expanduser(), kind)[1].tensors)
     try:
         fields = half.config_fields(found.tensors)
         config = METHODS[kind][0](**fields | found.fields | normalization)
-        head = {name: found.tensors.pop(name) for name in list(found.tensors) if name.startswith("classifier.")}
-        with torch.device("meta"):
-            model = METHODS[kind][1](config)
+        head = {name: found.tensors.pop(name) for name in _head(found.tensors)}
+        model = without_memory(METHODS[kind][1], config)
         backbone = fields.get("backbone", "")
         expected = rename_backbone(model.export_parts()[1], backbone, back=True)
         heads = {name for name in expected if not name.startswith("encoder.")}
@@ -101,17 +96,31 @@ def convert(
 
     facts = {"file": path.name, "layout": layout.name, "left_out": found.left_out, **found.facts}
     subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labelled is not None)
-    origin = {"file": path.name, "project": layout.project, "licence": layout.licence}
-    origin["command"] = f"hf-ssl convert {path.name} --method {method}"
-    if statistics is not None:
-        origin["command"] += f" --statistics {Path(statistics).name}"
+    origin = _origin(path, method, statistics, layout)
     card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
-    if found.left_out:
-        logger.info("Left out: %s.", ", ".join(found.left_out))
+    logger.info("Left out: %s.", ", ".join(found.left_out) or "nothing")
     if half.WITHOUT_STATISTICS and not normalization:
         logger.warning(half.WITHOUT_STATISTICS)
     files = {"README.md": card, "original.json": json.dumps(facts, indent=2)}
     return write_repo(folder, model, tensors, files, encoder_only=encoder_only, add=add)
+
+
+def _head(tensors: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
+
+
+def _origin(path: Path, method: str, statistics: Path | str | None, layout: Layout) -> dict[str, str]:
+    """Where a model comes from, for its card."""
+    command = f"hf-ssl convert {path.name} --method {method}"
+    command += f" --statistics {Path(statistics).name}" if statistics is not None else ""
+    return {"file": path.name, "project": layout.project, "licence": layout.licence, "command": command}
+
+
+def _output_folder(folder: Path) -> Path:
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / "original.json").exists():
+        raise RecipeError(f"{folder} is there and was not made by hf-ssl convert; give another --output.")
+    return folder
 
 
 def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
@@ -172,10 +181,8 @@ def _labelled(config: Any, head: Tensors, layout: Layout) -> Any:
     """An `XForImageClassification` without memory, of which `head` is the linear classifier."""
     config = copy.deepcopy(config)
     config.num_labels = max((tensor.shape[0] for tensor in head.values() if tensor.dim()), default=1)
-    with torch.device("meta"):
-        model = getattr(models, type(config).__name__.replace("Config", "ForImageClassification"))(config)
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
-    account(Original(head, {}), own, layout)
+    model = without_memory(getattr(models, type(config).__name__.replace("Config", "ForImageClassification")), config)
+    account(Original(head, {}), _head(model.state_dict()), layout)
     return model
 
 
@@ -208,6 +215,5 @@ def _weights(folder: Path) -> tuple[Any, Tensors]:
         config = METHODS[kind][0](backbone=content["architecture"], backbone_args=content.get("model_args"))
     tensors = {prefix + name: tensor for name, tensor in read_weights(place).items()}
     if (folder / "classification").is_dir():
-        labelled = read_weights(folder / "classification")
-        tensors |= {name: tensor for name, tensor in labelled.items() if name.startswith("classifier.")}
+        tensors |= _head(read_weights(folder / "classification"))
     return config, tensors
