@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from .disk import DIGESTS, first_damage, first_line, read_digests
 
 
-FORMAT = 2  # of a checkpoint. 1: without digests, `data`, `monitor` and the format's number
+# Of a checkpoint. 1: without digests, `data`, `monitor` and the format's number; 2: colors on a CPU as on a GPU.
+FORMAT = 3
 
 
 @dataclass
@@ -24,7 +25,8 @@ class RunState:
 
     `recipe`: all of it, as plain data. `totals`: counters over all restarts. `results`: measurements so far, see
     `hf_ssl.hub.card.Results`. `data`: the fingerprint of what is trained on. `stream`: where a stream stands.
-    `num_instances`: rows of AVID's memories. `code`: digest of the file of a method that is not hf_ssl's.
+    `num_instances`: rows of AVID's memories. `code`: digest of the file of a method that is not hf_ssl's. `began`: the
+    format in which the run began, whose meaning of the recipe it keeps.
     """
 
     step: int
@@ -36,6 +38,7 @@ class RunState:
     num_instances: int | None = None
     code: str | None = None
     format: int = FORMAT
+    began: int = FORMAT
 
     def to_json(self) -> str:
         return json.dumps({key: value for key, value in asdict(self).items() if value is not None}, indent=1)
@@ -53,7 +56,9 @@ class RunState:
             content.get("results", {}), dict
         ):
             raise ValueError("it holds other counters")
-        return cls(**{"format": 1} | {key: value for key, value in content.items() if key in known})
+        content = {"format": 1} | content
+        values: dict[str, Any] = {"began": content["format"]} | content
+        return cls(**{key: value for key, value in values.items() if key in known})
 
 
 @dataclass(frozen=True)

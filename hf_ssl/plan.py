@@ -60,7 +60,7 @@ def plan(
     """
     if processes < 1:
         raise RecipeError(f"--processes must be at least 1, not {processes}.")
-    precision = recipe.train.precision or precision
+    precision = recipe.train.precision if recipe.train.precision not in ("auto", None) else precision
     views, config = (resolved := resolve(recipe)).views, resolved.config
     if getattr(config, "num_instances", None) == 0:
         if recipe.data.num_examples is None:

@@ -74,7 +74,7 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
         raise RecipeError(f"{place} has no checkpoint to export; it is an exported model already.")
     try:
         state = checkpoint.read_state()
-        recipe = continued(recipe_from_dict(state.recipe), state.recipe, state.format)
+        recipe = continued(recipe_from_dict(state.recipe), state.recipe, state.format, state.began)
         config = resolve(recipe).config
         if state.num_instances is not None:
             config.num_instances = state.num_instances

@@ -16,6 +16,8 @@ class BarlowTwinsConfig(SSLConfig):
         eps (`float`, *optional*, defaults to 1e-5): added to the variances.
         center (`bool`, *optional*, defaults to `True`): `False` leaves the features uncentered, as eq. 2 read
             literally; no published result was made so.
+        explicit_matrix (`bool`, *optional*, defaults to `False`): make the cross-correlation matrix (D, D) even where
+            the global batch is smaller than D, and its sums need none.
     """
 
     model_type = "barlow_twins"
@@ -24,6 +26,7 @@ class BarlowTwinsConfig(SSLConfig):
     lambd: float | int = 0.0051
     eps: float | int = 1e-5
     center: bool = True
+    explicit_matrix: bool = False
     zero_init_residual: bool = True
 
     def validate_projector(self):

@@ -45,6 +45,23 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return all_reduce_sum(tensor) / world_size()
 
 
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        return gather_batch(tensor)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """(B, ...) of every process -> (W*B, ...) in the processes' order, with its gradient; see `all_reduce_sum`."""
+    return _AllGather.apply(tensor) if world_size() > 1 else tensor
+
+
 @torch.no_grad()
 def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
     """Elementwise maximum over processes, without gradient."""

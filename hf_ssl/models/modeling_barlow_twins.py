@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_barlow_twins import BarlowTwinsConfig
-from .distributed_ssl import all_reduce_mean, at_least_float32, full_precision, world_size
+from .distributed_ssl import all_gather, all_reduce_mean, at_least_float32, full_precision, world_size
 from .modeling_ssl import (
     MLP,
     SSLForImageClassification,
@@ -23,7 +23,12 @@ from .modeling_ssl import (
 
 
 def barlow_twins_loss(
-    z_a: torch.Tensor, z_b: torch.Tensor, lambd: float = 0.0051, eps: float = 1e-5, center: bool = True
+    z_a: torch.Tensor,
+    z_b: torch.Tensor,
+    lambd: float = 0.0051,
+    eps: float = 1e-5,
+    center: bool = True,
+    explicit_matrix: bool = True,
 ) -> torch.Tensor:
     """sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2 over the global batch (eq. 1, Algorithm 1).
 
@@ -32,13 +37,25 @@ def barlow_twins_loss(
 
     Args:
         z_a, z_b: projections (B, D) of the two views on this process.
+        explicit_matrix: False computes the same without C where the global batch is smaller than D, which is faster.
     """
     with full_precision(z_a):
         z_a, z_b = (_standardize(at_least_float32(z), eps, center) for z in (z_a, z_b))  # (B, D) each
-        c = all_reduce_mean(z_a.T @ z_b / len(z_a))  # (D, D)
-        diagonal = c.diagonal()  # (D,)
-        off_diagonal = c.square().sum() - diagonal.square().sum()  # a difference needs no D x D mask
+        if not explicit_matrix and len(z_a) * world_size() < z_a.shape[1]:
+            diagonal, total = _sums_without_matrix(z_a, z_b)
+        else:
+            c = all_reduce_mean(z_a.T @ z_b / len(z_a))  # (D, D)
+            diagonal, total = c.diagonal(), c.square().sum()  # (D,), ()
+        off_diagonal = total - diagonal.square().sum()  # a difference needs no D x D mask
         return (diagonal - 1).square().sum() + lambd * off_diagonal
+
+
+def _sums_without_matrix(z_a: torch.Tensor, z_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The diagonal (D,) of C = A^T B / N and the sum of its squares, from products of samples instead of features:
+    sum C^2 = tr(B^T A A^T B) / N^2 = <A A^T, B B^T> / N^2.
+    """
+    a, b = all_gather(z_a), all_gather(z_b)  # (N, D) of the global batch
+    return (a * b).sum(0) / len(a), ((a @ a.T) * (b @ b.T)).sum() / len(a) ** 2
 
 
 def _standardize(z: torch.Tensor, eps: float, center: bool) -> torch.Tensor:
@@ -103,13 +120,18 @@ class BarlowTwinsForPreTraining(SSLPreTrainedModel):
         loss = None
         if len(embeddings) == 2:
             config = self.config
-            loss = barlow_twins_loss(*embeddings, config.lambd, config.eps, config.center)
+            settings = (config.lambd, config.eps, config.center, config.explicit_matrix)
+            loss = barlow_twins_loss(*embeddings, *settings)
             if self.training:
                 for z in embeddings:
                     update_running_statistics(self.bn, z)
         return SSLForPreTrainingOutput(
             loss=loss, embeddings=torch.stack(embeddings, 1), features=torch.stack(features, 1).detach()
         )
+
+    def before_simulation(self) -> None:
+        """A simulation has fewer processes than the run, whose batch decides whether there is a matrix: expect it."""
+        self.config.explicit_matrix = True
 
 
 class BarlowTwinsForImageClassification(SSLForImageClassification):

@@ -2,6 +2,7 @@
 """What may differ between a run and its continuation, and what a run of an older version meant."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 from .checks import METHODS, recipe_from_dict, with_new_names
@@ -28,7 +29,7 @@ FREE_ON_RESUME = (
     "train.track",
 )
 
-# What a run did whose checkpoint is of a format below the number and does not know the key; it goes on doing so.
+# What a run did that began in a format below the number, and goes on doing.
 MEANT_BEFORE: dict[int, dict[str, Any]] = {
     2: {
         "data.exif": "ignore",
@@ -37,7 +38,13 @@ MEANT_BEFORE: dict[int, dict[str, Any]] = {
         "optim.cosine_over": "after_warmup",
         "model.first_shortcut": "identity",
     },
+    3: {
+        "train.precision": None,
+        "model.explicit_matrix": True,
+    },
 }
+# In a format below the number: key -> (value then, its name now). "fast" was on a CPU what it is on a GPU.
+_RENAMED_VALUES = {3: {"views.photometric": ("fast", "batched")}}
 
 _DECIDED = (
     "backbone",
@@ -51,24 +58,35 @@ _DECIDED = (
 )
 
 
-def continued(recipe: Recipe, kept: dict[str, Any], format: int) -> Recipe:
-    """The recipe with which a run goes on whose checkpoint has the recipe `kept`: where that does not know a key, and
-    `recipe` has its default or what the shipped recipe of its name says today, the run keeps what it did before. And
-    what the weights of `model.init_from` decided, which are not read again, stays decided.
+def continued(recipe: Recipe, kept: dict[str, Any], format: int, began: int | None = None) -> Recipe:
+    """The recipe with which a run goes on whose checkpoint has the recipe `kept`.
+
+    Where `recipe` has a key's default, or what the shipped recipe of its name says today, the run keeps what it did
+    when it began. What the weights of `model.init_from` decided, which are not read again, stays decided. And what
+    `auto` chose stays chosen.
+
+    Args:
+        format: of the checkpoint.
+        began: format of the run's first checkpoint.
     """
-    old, new = flatten(kept), recipe.to_dict()
+    began = format if began is None else began
+    old, new = _in_todays_words(kept, format), recipe.to_dict()
     if "init_from" in recipe.model:
         decided = {k: v for k, v in kept.get("model", {}).items() if k.removeprefix("video_") in _DECIDED}
         new["model"] = decided | new["model"]
     flat, defaults = flatten(new), flatten(Recipe(recipe.method).to_dict())
     shipped = flatten(load_recipe(recipe.name).to_dict()) if recipe.name in shipped_recipes() else {}
-    for key, value in _meant_before(format).items():
-        if key in flat and key not in old and flat[key] in (defaults.get(key), shipped.get(key)):
-            *sections, last = key.split(".")
-            place = new
-            for section in sections:
-                place = place[section]
-            place[last] = value
+    for key, value in _meant_before(began).items():
+        asked = flat.get(key)
+        known = key in flat or _is_field(recipe, key)
+        if known and old.get(key, value) == value and asked in (None, defaults.get(key), shipped.get(key)):
+            _set(new, key, value)
+    for number, renamed in _RENAMED_VALUES.items():
+        for key, (then, now) in renamed.items():
+            if began < number and (flat.get(key), old.get(key)) == (then, now):
+                _set(new, key, now)
+    for key in (key for key, value in flat.items() if value == "auto" and key in old):
+        _set(new, key, old[key])
     return recipe_from_dict(new)
 
 
@@ -80,10 +98,35 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], format: float = math.
     defaults = flatten(Recipe(METHODS[0]).to_dict())
     old, new = ({**one, "method": method_name(one.get("method", ""))} for one in (old, new))
     b = defaults | flatten(new)
-    a = defaults | {k: v for k, v in _meant_before(format).items() if k in b} | flatten(with_new_names(old))
+    a = defaults | {k: v for k, v in _meant_before(format).items() if k in b} | _in_todays_words(old, format)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]
 
 
 def _meant_before(format: float) -> dict[str, Any]:
     return {key: value for number, keys in MEANT_BEFORE.items() if format < number for key, value in keys.items()}
+
+
+def _in_todays_words(kept: dict[str, Any], format: float) -> dict[str, Any]:
+    """Dotted key -> value of the recipe in a checkpoint."""
+    flat = flatten(with_new_names(kept))
+    for number, renamed in _RENAMED_VALUES.items():
+        for key, (then, now) in renamed.items():
+            if format < number and flat.get(key) == then:
+                flat[key] = now
+    return flat
+
+
+def _is_field(recipe: Recipe, key: str) -> bool:
+    """Whether the method's config has a key of `model`, said or not."""
+    from ..methods import method_classes  # only the continuation of a run of before has to wait for them
+
+    section, _, name = key.partition(".")
+    return section == "model" and name in {field.name for field in fields(method_classes(recipe.method)[0])}
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content[section]
+    content[last] = value

@@ -116,7 +116,7 @@ class ViewsConfig:
     """What the network sees of an image: a preset, and changes to all of its views or to one."""
 
     preset: str | None = None  # of hf_ssl.data.views; default: the method's
-    photometric: Literal["fast", "reference"] = "fast"  # batched on the device, or per image as published
+    photometric: Literal["fast", "batched", "reference"] = "fast"  # the last two: on a CPU as on a GPU; as published
     colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
     all: ViewOverride = field(default_factory=ViewOverride)
     first: ViewOverride = field(default_factory=ViewOverride)
@@ -169,7 +169,7 @@ class TrainConfig:
     batch_size: int = 256  # images of one optimiser step over all processes
     accumulation: int = 1  # micro-batches per optimiser step
     seed: int = 0
-    precision: Literal["no", "fp16", "bf16"] | None = None  # default: what `accelerate launch` says
+    precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"  # null: what `accelerate launch` says
     channels_last: bool = True
     compile: bool = False
     sync_batchnorm: bool = True  # BatchNorm statistics over all processes

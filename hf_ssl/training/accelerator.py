@@ -7,6 +7,8 @@ learning needs on top: buffers that are not broadcast, and BatchNorm statistics 
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import timm.layers
@@ -45,7 +47,7 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     on_cpu = launched > 1 and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=train.precision,
+        mixed_precision=best_precision() if train.precision == "auto" else train.precision,
         log_with=list(train.track) or None,
         project_dir=train.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
@@ -74,6 +76,24 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     if train.compile:
         raise RecipeError("train.compile does not go with FSDP yet; set train.compile=false.")
     return accelerator
+
+
+def best_precision() -> Any:
+    """What `train.precision=auto` stands for here: bf16 where the processor multiplies matrices of it, else "no".
+
+    Whatever `accelerate launch` says comes first: then it is what that says, or None for what a recipe cannot say.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if launched is not None:
+        return launched if launched in ("no", "fp16", "bf16") else None
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        with suppress(OSError):
+            return "bf16" if "amx_bf16" in Path("/proc/cpuinfo").read_text() else "no"
+        return "no"
+    module = torch.get_device_module(device)
+    emulated = {"including_emulation": False} if device.type == "cuda" else {}
+    return "bf16" if getattr(module, "is_bf16_supported", lambda: False)(**emulated) else "no"
 
 
 def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:

@@ -254,6 +254,7 @@ class Run:
                 state.results = asdict(self.results(step))
                 own = {"monitor": self.monitor.state(), "meter": self.throughput.state()}
             state.code = code_digest(self.recipe.method)
+            state.began = self.found.state.began if self.found else state.format
             if self.modality.numbered:
                 state.num_instances = self.config.num_instances
             if self.examples.streamed:

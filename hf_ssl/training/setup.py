@@ -27,6 +27,7 @@ from ..recipe import Recipe, RecipeError, changed_keys, continued, method_name
 from ..resolve import resolve
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found
+from .choices import choose
 from .examples import open_examples
 from .fsdp import build_once
 from .lock import run_lock
@@ -50,6 +51,7 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
     if dataset is not None:  # what the recipe names was not trained on, and no card may say so
         recipe = replace(recipe, data=replace(recipe.data, path=None))
     modality = modality_of(load_method(recipe.method)[0])
+    recipe = choose(recipe)
     if "init_from" not in recipe.model:  # else its weights decide what the recipe leaves open
         resolve(recipe)
     if dataset is None:
@@ -188,7 +190,7 @@ def _continued(recipe: Recipe, found: Found) -> Recipe:
             f"{found.path} was trained with other code of {method_name(recipe.method)}; restore the file, or train on "
             f"in another train.output_dir with train.init_from={found.path.parent.parent}."
         )
-    asked, recipe = recipe, continued(recipe, state.recipe, state.format)
+    asked, recipe = recipe, continued(recipe, state.recipe, state.format, state.began)
     if kept := changed_keys(asked.to_dict(), recipe.to_dict()):
         logger.warning(f"The run goes on as an earlier version began it, with the {', '.join(kept)} of then.")
     changed = changed_keys(state.recipe, recipe.to_dict(), state.format)

@@ -59,6 +59,7 @@ def _swav(z: torch.Tensor) -> torch.Tensor:
 LOSSES = {
     "barlow_twins": lambda z: barlow_twins_loss(z[0], z[1]),
     "barlow_twins_uncentred": lambda z: barlow_twins_loss(z[0], z[1], center=False),
+    "barlow_twins_without_matrix": lambda z: barlow_twins_loss(*(z[:2] @ unit(20, 5).T), explicit_matrix=False),
     "byol": lambda z: byol_loss(z[0], z[1], z[2] - 1, z[3] - 1),
     "simsiam": lambda z: simsiam_loss(z[0], z[1], z[2] - 1, z[3] - 1),
     "swav": _swav,

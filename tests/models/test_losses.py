@@ -97,6 +97,24 @@ def test_identical_views_leave_only_the_effect_of_eps_on_the_diagonal():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("center", [True, False])
+def test_barlow_twins_needs_no_matrix_where_the_batch_is_smaller_than_the_projections(dtype, center):
+    torch.manual_seed(0)
+    views = torch.randn(2, 24, 100, dtype=dtype)
+    views[1] += views[0]
+    found = []
+    for explicit in (True, False):
+        z_a, z_b = (view.clone().requires_grad_() for view in views)
+        loss = barlow_twins_loss(z_a, z_b, center=center, explicit_matrix=explicit)
+        loss.backward()
+        found.append((loss.detach(), z_a.grad, z_b.grad))
+    for plain, fast in zip(*found, strict=True):
+        assert_close(fast, plain.numpy(), bound(dtype, 2e-6))
+    large_batch = torch.randn(2, 8, 4, dtype=dtype)
+    assert torch.equal(barlow_twins_loss(*large_batch), barlow_twins_loss(*large_batch, explicit_matrix=False))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", cases("simsiam_loss"), ids=lambda p: p.stem)
 def test_simsiam_loss(path, dtype):
     case = np.load(path)
