@@ -15,6 +15,7 @@ from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric
 from hf_ssl.data.sources import load_source
 from hf_ssl.data.views import ViewParams, resolve_views
+from hf_ssl.errors import UserError
 from hf_ssl.preview import preview
 from hf_ssl.preview.images import describe
 from hf_ssl.preview.pictures import CELL
@@ -113,7 +114,7 @@ def test_images_that_cannot_be_read_are_passed_over(digits, tmp_path):
 
 def test_grey_recipes_are_drawn_too(digits, tmp_path):
     recipe = recipe_of(digits)
-    recipe.model |= {"num_channels": 1, "image_mean": [0.5], "image_std": [0.25]}
+    recipe.model.update(num_channels=1, image_mean=[0.5], image_std=[0.25])
     canvas = np.asarray(Image.open(preview(recipe, 1, tmp_path / "grid.png")))
     assert canvas.std() > 10
 
@@ -121,7 +122,7 @@ def test_grey_recipes_are_drawn_too(digits, tmp_path):
 def test_what_cannot_be_drawn_or_written_is_one_sentence(digits, tmp_path):
     with pytest.raises(RecipeError, match="greater than 0"):
         preview(recipe_of(digits), 0)
-    with pytest.raises(RecipeError, match="could not be written"):
+    with pytest.raises(UserError, match="could not be written"):
         preview(recipe_of(digits), 1, tmp_path / "no" / "such" / "folder.png")
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from hf_ssl.cli import main
+from hf_ssl.errors import UserError
 from hf_ssl.hub.convert import convert, convert_back
 from hf_ssl.hub.convert.byol import read_pickle
 from hf_ssl.hub.export import write_repo
@@ -741,7 +742,7 @@ def test_a_disk_that_is_full_leaves_the_file_that_was_there(tmp_path, monkeypatc
         raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22")
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(RecipeError, match=r"back\.pth could not be written .*; free some space"):
+    with pytest.raises(UserError, match=r"back\.pth could not be written .*; free some space"):
         convert_back(tmp_path / "ours", "swav", tmp_path / "back.pth")
     assert (tmp_path / "back.pth").read_bytes() == b"of before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pth", "ours"]

@@ -102,7 +102,7 @@ def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
     recipe.model["backbone"] = "resnet50"
     with pytest.raises(RecipeError, match="set model.backbone=resnet18"):
         start_from_encoder(recipe)
-    recipe.model |= {"backbone": "resnet18", "stem": "small"}
+    recipe.model.update(backbone="resnet18", stem="small")
     with pytest.raises(RecipeError, match="do not fit resnet18 as configured"):
         start_from_encoder(recipe)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ssl import SimSiamConfig, SimSiamModel, export_for_serving, load_recipe, pretrain
+from hf_ssl.errors import UserError
 from hf_ssl.hub.export import export_checkpoint
 from hf_ssl.hub.push import PushError
 from hf_ssl.models import AvidConfig, AvidModel
@@ -89,7 +90,7 @@ def test_a_push_that_fails_changes_nothing_of_the_run(failing, tmp_path, monkeyp
 
 def test_a_token_that_may_not_write_is_said_before_training(tmp_path, monkeypatch):
     Pushes(monkeypatch, status=403)
-    with pytest.raises(RecipeError, match="push_to_hub: user/name was not published"):
+    with pytest.raises(UserError, match="push_to_hub: user/name was not published"):
         pretrain(simsiam(tmp_path, "train.push_to_hub=user/name"), dataset=digit_dataset(0, 48))
     assert not (tmp_path / "run").exists()
 
@@ -138,7 +139,7 @@ def test_a_disk_that_is_full_leaves_the_served_graph_that_was_there(tmp_path, mo
         raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22")
 
     monkeypatch.setattr(torch.export, "save", save)
-    with pytest.raises(RecipeError, match=r"encoder\.pt2 could not be written .*; free some space") as caught:
+    with pytest.raises(UserError, match=r"encoder\.pt2 could not be written .*; free some space") as caught:
         export_for_serving(str(tmp_path), onnx=False)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -68,6 +68,8 @@ def convert(
         raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
     kind = ORIGINALS[method]
     half = modality_of(METHODS[kind][0]).half(__package__)
+    if statistics is not None and half.WITHOUT_STATISTICS is None:
+        raise RecipeError(f"--statistics is the file of AVID's spectrogram; {method} has none, leave it out.")
     normalization = half.read_statistics(Path(statistics).expanduser()) if statistics is not None else {}
     layout, found = _read(path, kind)
     if classifier is not None:
