@@ -71,6 +71,21 @@ def plan_command(args: argparse.Namespace) -> None:
     print(json.dumps(result) if args.json else table(result))
 
 
+def bench_command(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.repeats < 1 or args.seconds <= 0:
+        raise RecipeError("--repeats must be at least 1, and --seconds greater than 0.")
+    from accelerate import PartialState
+
+    from ..bench import bench, table
+
+    how = {"repeats": args.repeats, "seconds": args.seconds, "cpu_seconds": args.cpu_seconds}
+    result = bench(recipe, against=args.against, **how)
+    if PartialState().is_main_process:
+        print(json.dumps(result) if args.json else table(result))
+    PartialState().destroy_process_group()
+
+
 def card_command(args: argparse.Namespace) -> None:
     from ..hub.refresh import refresh_card
 

@@ -84,6 +84,25 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=commands.plan_command)
 
     command = subparsers.add_parser(
+        "bench",
+        help="images per second of the data, of the step and of both, and where the time goes",
+        epilog="nothing of the run is kept; several times over, in turn: medians with their range",
+    )
+    _add_recipe(command)
+    command.add_argument(
+        "--against",
+        choices=("lightly",),
+        help="its data, heads and loss in the same sizes, if it is there",
+    )
+    command.add_argument("--repeats", type=int, default=5, help="of every measurement (default 5)")
+    command.add_argument("--seconds", type=float, default=2.0, help="that each takes at least (default 2)")
+    command.add_argument(
+        "--cpu-seconds", action="store_true", help="CPU seconds of one thread without workers, for comparisons"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    command.set_defaults(command=commands.bench_command)
+
+    command = subparsers.add_parser(
         "card",
         help="write the card of an exported model anew, with its licence, name and data",
         description="README.md from the folder's results.json, recipe.yaml and pretraining/config.json: the run's own "

@@ -53,7 +53,7 @@ class ClipViews:
             MediaError: the file cannot be read.
         """
         *draw, volume = np.random.default_rng(key).random(DRAWS + 3)[DRAWS:].tolist()
-        frames, sound = _read(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
+        frames, sound = read_clip(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
         drawn = sample_views([self.view], frames.shape[2], frames.shape[1], key)[0]
         images = [crop_image(Image.fromarray(frame), self.view, drawn) for frame in frames]
         if self.reference:
@@ -187,7 +187,7 @@ def eval_clip(
         MediaError: the file cannot be read.
     """
     size = (config.image_size, config.crop_pct, config.interpolation, config.num_channels)
-    frames, sound = zip(*_read(record, even_draws(num_clips), config, 0.0, max_megapixels), strict=True)
+    frames, sound = zip(*read_clip(record, even_draws(num_clips), config, 0.0, max_megapixels), strict=True)
     return np.stack([[eval_image(Image.fromarray(f), *size) for f in clip] for clip in frames]), np.stack(sound)
 
 
@@ -206,7 +206,12 @@ def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int
         )
 
 
-def _read(record, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
+def read_clip(record, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
+    """Frames (T, H, W, 3) and sound (samples,) of each of the clips of a video that `draws` chooses.
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
     if record is None or record.get("audio", record) is None:
         raise MediaError(f"the row has no {'sound' if record else 'video'}")
     how = {key: getattr(config, key) for key in ("num_frames", "frame_rate", "sampling_rate", "audio_seconds")}

@@ -69,7 +69,7 @@ class TrainLoader:
         state: dict[str, Any] | None = None,
     ):
         stage1 = ImageViews(stage1) if isinstance(stage1, list) else stage1
-        self.max_failed_share, self._name = max_failed_share, stage1.name
+        self.max_failed_share, self.num_workers, self._name = max_failed_share, num_workers, stage1.name
         self._cursors: dict[int, Cursor] = {}
         self._stream = source if isinstance(source, ImageStream) else None
         plan = BatchPlan(batch_size, num_steps, seed, start_step, accumulation, rank, world_size)

@@ -150,7 +150,7 @@ class Throughput:
         if state is not None:
             self.loss += state["loss"].to(accelerator.device)
         self._step = step if state is None else state["step"]
-        self._timed_from, self._start, self._waited = step, time.perf_counter(), 0.0
+        self._timed_from, self._start, self.waited = step, time.perf_counter(), 0.0
 
     def state(self) -> dict[str, Any]:
         return {"loss": self.loss.cpu(), "step": self._step}
@@ -163,7 +163,7 @@ class Throughput:
         """Time spent here is waiting for data."""
         before = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - before
+        self.waited += time.perf_counter() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -179,12 +179,12 @@ class Throughput:
         values = {
             "loss": loss,
             f"{kind}_per_second": (step - self._timed_from) * batch_size / seconds,
-            "data_wait": self._waited / seconds,
+            "data_wait": self.waited / seconds,
             "seconds": seconds,
         }
         self.loss.zero_()
         self._step = self._timed_from = step
-        self._start, self._waited = time.perf_counter(), 0.0
+        self._start, self.waited = time.perf_counter(), 0.0
         return values
 
 

@@ -1,0 +1,11 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What reading an image costs before it is cut."""
+
+from typing import Any
+
+from ..data.pixels import to_channels
+
+
+def decode(source: Any, index: int, config: Any) -> None:
+    """From the file to 8-bit pixels of the whole image."""
+    to_channels(source.image(index), config.num_channels, source.decoding)
