@@ -29,6 +29,8 @@ from .fsdp import shard
 
 logger = get_logger(__name__)
 
+CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux
+
 
 def build_accelerator(train: TrainConfig) -> Accelerator:
     """An Accelerator for a recipe's `train` section.
@@ -89,7 +91,7 @@ def best_precision() -> Any:
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
         with suppress(OSError):
-            return "bf16" if "amx_bf16" in Path("/proc/cpuinfo").read_text() else "no"
+            return "bf16" if "amx_bf16" in CPU_FLAGS.read_text() else "no"
         return "no"
     module = torch.get_device_module(device)
     emulated = {"including_emulation": False} if device.type == "cuda" else {}
