@@ -5,18 +5,31 @@ What a command needs is imported when it runs: `--help` waits for none of it.
 """
 
 import argparse
+import gc
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Without the garbage collector, which would go through all that is imported again and again to free nothing."""
+    gc.disable()
+    yield
+    gc.enable()
+    gc.freeze()
+
+
 def pretrain_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    from accelerate import PartialState
+    with _importing():
+        from accelerate import PartialState
 
-    from ..training.pretrain import pretrain
-    from ..training.signals import Interrupted
+        from ..training.pretrain import pretrain
+        from ..training.signals import Interrupted
 
     try:
         result = pretrain(recipe)
