@@ -2,6 +2,7 @@
 """Real images that ship in a wheel (scikit-learn's handwritten digits), as the files that people have."""
 
 import os
+import tempfile
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "HF_SSL_CACHE" not in os.environ:  # what a test keeps is gone with the tests
+    _features = tempfile.TemporaryDirectory(prefix="hf_ssl_tests_")
+    os.environ["HF_SSL_CACHE"] = _features.name
 
 from pathlib import Path  # noqa: E402
 

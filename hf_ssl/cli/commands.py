@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import UserError
 from ..recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 
 
@@ -167,8 +168,11 @@ def _value_range(given: list[str] | None) -> str | list[str] | None:
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
     from ..coerce import build
-    from ..evaluation.evaluate import evaluate
+    from ..evaluation.evaluate import How, evaluate, keep, settings_of
+    from ..evaluation.store import CACHE
     from ..recipe import DataConfig, MonitorConfig
 
     given = {key: value for key, value in vars(args).items() if value is not None}
@@ -179,26 +183,56 @@ def evaluate_command(args: argparse.Namespace) -> None:
         raise RecipeError(
             f"--num-workers must not be negative, it is {args.num_workers}; 0 reads in the process itself."
         )
+    name = given.get("protocol", given.get("classifier"))
+    if "protocol" in given and {"k", "temperature", "classifier"} & given.keys():
+        raise RecipeError(f"--protocol {name} has its own settings; leave --k, --temperature and --classifier out.")
     names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
     monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
-    more = {key: given[key] for key in ("folds", "classifier") if key in given}
     content = {"path": args.data, "num_workers": args.num_workers, "value_range": _value_range(args.value_range)}
     data = build(DataConfig, content, "data.")
-    result = evaluate(args.protocol, args.model, data, monitor, num_clips=args.clips, **more)
+    how = How(args.clips, args.layer, cache=None if args.no_cache else CACHE)
+    kinds = ("knn", "linear", "lowshot", "retrieval") if args.kind == "all" else (args.kind,)
+    found: dict[str, dict] = {kind: {} for kind in kinds}
+    for kind in kinds:
+        settings = settings_of(kind, name, monitor)
+        for model in args.models:
+            more = {"folds": given.get("folds"), "baselines": not args.no_baselines}
+            found[kind][model] = evaluate(kind, model, data, monitor, settings=settings, how=how, **more)
+            if PartialState().is_main_process:
+                one = len(kinds) == len(args.models) == 1
+                keep(found[kind][model], model, data, name, args.output if one else None)
+    if PartialState().is_main_process:
+        if args.output and len(kinds) * len(args.models) > 1:
+            _write_json(args.output, found)
+        _print_evaluation(args, found)
+    PartialState().destroy_process_group()
+
+
+def _write_json(file: str, found: dict[str, dict]) -> None:
+    try:
+        with open(file, "w", encoding="utf-8") as opened:
+            json.dump(found, opened, indent=2)
+    except OSError as error:
+        raise UserError(f"The results could not be written to {file} ({error.strerror}).") from error
+
+
+def _print_evaluation(args: argparse.Namespace, found: dict[str, dict]) -> None:
+    from ..evaluation.results import table
+
+    every = [result for results in found.values() for result in results.values()]
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(every[0] if len(every) == 1 else every))
         return
-    if result["failed"]:
-        failed = result["failed"]
-        sys.stderr.write(f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}.\n")
-    measured = result["measured"]
-    numbers = ", ".join(
-        f"{result[key]:,} {key}" + (f" ({measured[key]})" if key in measured else "")
-        for key in ("examples", "bank", "queries")
-        if key in result
-    )
-    detail = {"knn": f"k={monitor.k}, T={monitor.temperature}; ", "linear": f"{given.get('classifier')}; "}
-    print(f"{args.protocol} of {args.model} on {args.data} ({detail.get(args.protocol, '')}{numbers})")
-    for key, value in result.items():
-        if key not in ("failed", "measured", "examples", "bank", "queries"):
-            print(f"  {key:28}{value:8.1f}" if key.endswith("rank") else f"  {key:28}{value:8.2%}")
+    for kind, results in found.items():
+        first = next(iter(results.values()))
+        if failed := first["failed"]:
+            said = f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}."
+            sys.stderr.write(f"{said}\n")
+        measured = first["measured"]
+        numbers = ", ".join(
+            f"{first[key]:,} {key}" + (f" ({measured[key]})" if key in measured else "")
+            for key in ("examples", "bank", "queries")
+            if key in first
+        )
+        print(f"{kind} on {args.data} ({first['said']}; {numbers})")
+        print(table(results))

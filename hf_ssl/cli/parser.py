@@ -171,31 +171,46 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
     command.set_defaults(command=commands.push_command)
 
-    evaluate = subparsers.add_parser("evaluate", help="measure a trained encoder")
+    _add_evaluate(subparsers)
+    return parser
+
+
+def _add_evaluate(subparsers) -> None:
+    evaluate = subparsers.add_parser("evaluate", help="measure trained encoders")
     protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
     about = {
-        "knn": "weighted k-nearest-neighbour accuracy on frozen features",
+        "knn": "weighted k-nearest-neighbor accuracy on frozen features",
         "linear": "accuracy of a linear classifier on frozen features",
-        "retrieval": "find a video's sound among that of all others, and the reverse (AVID)",
+        "lowshot": "accuracy of a linear classifier that learns from few examples, over several draws of them",
+        "retrieval": "find the others of a class; of AVID's models a video's sound among all, and the reverse",
+        "all": "kNN, linear, low-shot and retrieval on the same features",
     }
     for protocol, text in about.items():
         command = protocols.add_parser(protocol, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument("model", type=_path, help="a run's folder, an exported model's folder, or a Hub id")
+        command.add_argument(
+            "models",
+            nargs="+",
+            metavar="MODEL",
+            type=_path,
+            help="a run's folder, an exported model's, a Hub id of any vision model with a processor, or timm:NAME",
+        )
         command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
         _add_own_method(command)
+        if protocol != "all":
+            command.add_argument("--protocol", metavar="NAME", help="published settings, see docs/evaluation.md")
         command.add_argument("--query-split", default="test", help="split that is judged (default test)")
-        if protocol != "retrieval":
-            command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
-            command.add_argument("--image-column", help="found by its type when there is one")
-            command.add_argument("--label-column", help="found by its type when there is one")
+        command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
+        command.add_argument("--image-column", help="found by its type when there is one")
+        command.add_argument("--label-column", help="found by its type when there is one")
         if protocol == "knn":
-            command.add_argument("--k", type=int, default=20, help="neighbours (default 20)")
-            command.add_argument("--temperature", type=float, default=0.1, help="of the vote's weights (default 0.1)")
+            command.add_argument("--k", type=int, help="neighbors (default 20)")
+            command.add_argument("--temperature", type=float, help="of the vote's weights (default 0.1)")
         if protocol == "linear":
-            command.add_argument("--classifier", choices=("logistic", "svm"), default="logistic")
+            command.add_argument("--classifier", choices=("logistic", "svm"), help="(default logistic)")
             command.add_argument(
                 "--folds", metavar="COLUMN", help="of fold numbers: their mean, in place of two splits"
             )
+        command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
         command.add_argument(
             "--value-range",
             nargs="+",
@@ -205,9 +220,18 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
         command.add_argument("--batch-size", type=int, default=256)
         command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
-        command.add_argument("--json", action="store_true", help="print one JSON object")
-        command.set_defaults(command=commands.evaluate_command, protocol=protocol)
-    return parser
+        command.add_argument(
+            "--no-baselines", action="store_true", help="without an untrained network and raw pixels beside it"
+        )
+        command.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
+        command.add_argument(
+            "--output",
+            type=_path,
+            metavar="FILE",
+            help="the result's JSON (default: results/ in the model's folder, where it is one)",
+        )
+        command.add_argument("--json", action="store_true", help="print JSON: an object, or a list of several")
+        command.set_defaults(command=commands.evaluate_command, kind=protocol)
 
 
 def _path(text: str) -> str:

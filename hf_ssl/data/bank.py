@@ -122,7 +122,7 @@ def held_out(source: Source, seen: str = "") -> tuple[Source, Source]:
     Raises:
         NoLabels: no class has two examples.
     """
-    place, size = _place_in_class(source.numbers)
+    place, size = place_in_class(source.numbers)
     labeled, asking = source.numbers >= 0, place < np.maximum(size // _HELD_OUT, size > 1)
     if not (labeled & asking).any():
         raise NoLabels(f"No class of {source.part} has two examples, a query and one for the bank.")
@@ -197,12 +197,12 @@ def balanced_sample(numbers: np.ndarray, count: int, seed: int = _SEED) -> list[
         numbers: classes (N,), -1 for none.
     """
     candidates = np.flatnonzero(numbers >= 0) if (numbers >= 0).any() else np.arange(len(numbers))
-    place, _ = _place_in_class(numbers[candidates], seed)
+    place, _ = place_in_class(numbers[candidates], seed)
     order = np.lexsort((np.random.default_rng(seed).random(len(place)), place))
     return sorted(candidates[order[:count]].tolist())
 
 
-def _place_in_class(numbers: np.ndarray, seed: int = _SEED) -> tuple[np.ndarray, np.ndarray]:
+def place_in_class(numbers: np.ndarray, seed: int = _SEED) -> tuple[np.ndarray, np.ndarray]:
     """Place of each example in a random order of its class, from 0, and how many the class has, (N,) both."""
     order = np.random.default_rng(seed).permutation(len(numbers))
     order = order[np.argsort(numbers[order], kind="stable")]

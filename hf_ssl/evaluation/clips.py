@@ -11,7 +11,7 @@ from torch import nn
 from ..data.bank import with_usable_labels
 from ..data.sources import Source
 from ..recipe import MonitorConfig
-from .features import Extracted
+from .features import Features
 from .retrieval import evaluate_clips, positive_precision
 
 
@@ -30,7 +30,7 @@ class Measures:
     def __init__(
         self,
         config: MonitorConfig,
-        extract: Callable[..., Extracted],
+        extract: Callable[..., dict[str, Features]],
         bank: Source | None,
         queries: Source | None,
         trained_on: Any = None,

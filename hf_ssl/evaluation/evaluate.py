@@ -1,79 +1,67 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation of a saved encoder, ours or timm's, from a folder or the Hub."""
+"""Evaluation of frozen encoders by the protocols of `hf_ssl.evaluation.protocols`.
+
+Features are embedded once (`hf_ssl.evaluation.store`), whatever is measured on them. Nothing is chosen on the examples
+that are judged: where something has to be, a part of the training examples is held out for it.
+"""
 
 import logging
-from dataclasses import replace
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, PreTrainedModel, TimmWrapperConfig
+from accelerate.state import PartialState
 
-from ..data.bank import labelled_source, labelled_sources, measured_on, unlabelled_queries
-from ..data.modality import modality_of
+from ..data.bank import labelled_source, labelled_sources, measured_on, place_in_class, unlabelled_queries
 from ..data.places import open_place
-from ..hub.weights import open_encoder
-from ..models import METHODS  # also registers our classes with AutoModel
+from ..data.sources import Source
+from ..devices import best_precision
+from ..disk import atomic_write
+from ..errors import UserError
+from ..hub.card import hardware, versions
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
-from .features import Extracted, Transform, encoder_embedding, extract
-from .images import ProcessorTransform
-from .knn import knn_accuracy
-from .linear import kfold_accuracy, linear_accuracy, linear_svm_accuracy
-from .retrieval import evaluate_clips
+from .encoders import Encoder, open_model
+from .features import Features
+from .knn import knn
+from .linear import accuracy_of, kfold_accuracy, linear_svm_accuracy, logistic_regression
+from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval
+from .results import to_json
+from .retrieval import evaluate_clips, mean_average_precision
+from .scores import spread, standard_error
+from .store import CACHE, features_of
 
 
 logger = logging.getLogger(__name__)
 
-
-def load_encoder(model: str, num_clips: int = 1) -> tuple[PreTrainedModel, Transform]:
-    """An encoder in evaluation mode with its own preprocessing.
-
-    Args:
-        model: a run's folder (its `model/` is taken), an exported folder, or a Hub id: of ours, of timm, or of
-            transformers with an image processor.
-        num_clips: of each video or sound.
-
-    Raises:
-        RecipeError: no model can be loaded from there, or it is no encoder of images or clips.
-    """
-    inner = Path(model) / "model"
-    location = str(inner) if inner.is_dir() else model
-    encoder = open_encoder(location)
-    if encoder.config.model_type in METHODS or isinstance(encoder.config, TimmWrapperConfig):
-        return encoder, modality_of(encoder.config).inference(encoder.config, num_clips)
-    return encoder, _processing_of(encoder, location)
+Settings = KNN | Logistic | SVM | LowShot | Retrieval
+Parts = dict[str, dict[str, Features]]  # "bank" and "queries", or "examples" -> name -> features
 
 
-def _processing_of(encoder: PreTrainedModel, location: str) -> ProcessorTransform:
-    """The preprocessing of an encoder of transformers' own, tried with a black image.
+@dataclass(frozen=True)
+class How:
+    """How features are made: see `features_of`; `layer`, `num_clips` as of `open_model`."""
+
+    num_clips: int = 10
+    layer: str | None = None
+    precision: str | None = None  # default: what `auto` chooses
+    cache: Path | None = CACHE
+
+
+def settings_of(kind: str, name: str | None, monitor: MonitorConfig | None = None) -> Settings:
+    """The settings of a protocol by its name; of kNN without one those of `monitor`.
 
     Raises:
-        RecipeError: it takes no images, or does not say how they are prepared, or has no pooled features.
+        RecipeError: there is no such protocol.
     """
-    kind = type(encoder).__name__
-    if encoder.main_input_name != "pixel_values":
-        raise RecipeError(f"{location} is no encoder of images: its {kind} takes {encoder.main_input_name}.")
-    try:
-        transform = ProcessorTransform(AutoImageProcessor.from_pretrained(location))
-    except Exception:
-        raise RecipeError(
-            f"{location} does not say how the images of its {kind} are prepared; save its image processor "
-            "(preprocessor_config.json) beside it."
-        ) from None
-    try:
-        with torch.no_grad():
-            found = encoder_embedding(encoder)(transform.inputs(*transform.blank(), device=encoder.device))
-    except Exception as error:
-        raise RecipeError(
-            f"{location}: its {kind} does not take an image as prepared: {_first_line(error)}"
-        ) from error
-    if "" not in found:
-        raise RecipeError(f"{location}: its {kind} gives no pooled features (pooler_output) to measure.")
-    return transform
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    known: dict[str, Any] = PROTOCOLS[kind]
+    if name is None and kind == "knn" and monitor is not None:
+        return replace(KNN_PROTOCOLS["hf_ssl"], k=(monitor.k,), temperature=monitor.temperature)
+    chosen = next(iter(known)) if name is None else name
+    if chosen not in known:
+        raise RecipeError(f"There is no protocol {chosen!r} of {kind}{nearest(chosen, known)}")
+    return known[chosen]
 
 
 def evaluate(
@@ -82,77 +70,186 @@ def evaluate(
     data: DataConfig,
     monitor: MonitorConfig,
     *,
-    num_clips: int = 10,
+    settings: Settings | None = None,
     folds: str | None = None,
-    classifier: str = "logistic",
+    baselines: bool = False,
+    how: How | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """A saved encoder on a labelled dataset: accuracies, the numbers of examples, and the files that failed.
+    """A saved encoder on a labeled dataset; every process must call it, and the main one gets the result.
 
-    An encoder of images gives "knn" or "linear"; AVID's gives them for each tower ("knn_video", "linear_audio" ..) on
-    videos with sound, or for the audio tower on sound alone, and retrieval between the towers.
+    An encoder of images gives "knn", "linear", "lowshot" or "map" (class retrieval); AVID's gives them for each tower
+    ("knn_video", "linear_audio" ..) on videos with sound, or for the audio tower on sound alone, and retrieval between
+    the towers.
 
     Args:
-        protocol: "knn", "linear" or "retrieval".
-        num_clips: of a video or sound, evenly spaced, over which is averaged.
+        protocol: "knn", "linear", "lowshot" or "retrieval".
+        model: see `open_model`.
+        settings: default: see `settings_of`.
         folds: column of fold numbers: the mean over them instead of two splits, as ESC-50 wants it.
-        classifier: of "linear": "logistic" or "svm".
+        baselines: also of an untrained network of the same kind, and of raw pixels.
+        changes: of `how`, or `classifier`: "logistic" or "svm" for "linear".
+
+    Returns:
+        Plain data: accuracies (0..1) by name, `errors` (the standard error of each), `spread` over draws, `chosen`,
+        the numbers of examples, `measured` (see `measured_on`), the files that `failed`, and `baselines`.
 
     Raises:
         RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
     """
-    encoder, transform = load_encoder(model, num_clips)
-    modality = modality_of(encoder.config)
-    if protocol == "retrieval" and len(modality.towers) < 2:
-        raise RecipeError(f"{model} is no model of video and sound; retrieval is between the two.")
-    medium = modality.medium_of(data)
-    if protocol == "retrieval" and medium != modality.medium:
+    classifier = changes.pop("classifier", None)
+    if settings is None:
+        settings = settings_of(protocol, classifier, monitor)
+    how = replace(how or How(), **changes)
+    encoder = open_model(model, how.num_clips, how.layer)
+    medium = _medium(protocol, encoder, data)
+    sources = _sources(protocol, data, monitor, medium, folds)
+    measured = measured_on(sources.get("bank"), sources.get("queries"), max(getattr(settings, "k", (0,))))
+    for note in measured.get("notes", ()):
+        logger.warning(note)
+
+    def measure(one: Encoder) -> dict[str, Any]:
+        parts = {name: _features(one, source, data, monitor, how) for name, source in sources.items()}
+        of_each = None
+        if not PartialState().is_main_process:
+            return {}
+        for name, source in sources.items():
+            _check(parts[name], source, protocol, data)
+        if folds is not None:
+            of_each = _folds(data, monitor.bank_split, folds, next(iter(parts["examples"].values())), medium)
+        return _measure(protocol, settings, parts, encoder.modality.towers, of_each)
+
+    result = measure(encoder)
+    if baselines:
+        result["baselines"] = {one.name: measure(one) for one in _baselines(encoder)}
+    return result | {"measured": measured, "protocol": protocol, "settings": asdict(settings), "said": settings.said()}
+
+
+def _baselines(encoder: Encoder) -> list[Encoder]:
+    """What a figure has to stand beside."""
+    pixels = [encoder.raw_pixels()] if encoder.modality.towers == ("",) else []
+    return [encoder.untrained(), *pixels]
+
+
+def _medium(protocol: str, encoder: Encoder, data: DataConfig) -> str:
+    """What is read of the data."""
+    medium = encoder.modality.medium_of(data)
+    if protocol == "retrieval" and medium != encoder.modality.medium:
         raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(device)  # type: ignore[arg-type]  # transformers decorates `to` without its self
-    k = monitor.k if protocol == "knn" else 0
+    return medium
+
+
+def _sources(
+    protocol: str, data: DataConfig, monitor: MonitorConfig, medium: str, folds: str | None
+) -> dict[str, Source]:
+    """ "bank" and "queries", or "examples"."""
     if folds is not None:
         where = replace(data, label_column=monitor.label_column)
-        sources = {"examples": labelled_source(where, monitor.bank_split, medium)}
-    elif protocol == "retrieval":
-        sources = {"examples": unlabelled_queries(data, monitor, medium)}
-    else:
-        bank, queries = labelled_sources(data, monitor, medium, trained_on=False)
-        if bank is None or queries is None:
-            raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
-        sources = {"bank": bank, "queries": queries}
-    result: dict[str, Any] = {"failed": [], "measured": measured_on(sources.get("bank"), sources.get("queries"), k)}
-    for note in result["measured"].get("notes", ()):
-        logger.warning(note)
-    embed, found = encoder_embedding(encoder), []
-    for name, source in sources.items():
-        part = extract(
-            embed, source, transform, device=device, batch_size=monitor.batch_size, num_workers=data.num_workers
-        )
-        if len(part.labels) == 0:
-            raise RecipeError(f"None of {len(part.failed)} files could be read, the first is {part.failed[0]}.")
-        if protocol != "retrieval" and not (part.labels >= 0).any():
-            raise RecipeError(f"No example of the split {source.split!r} of {data.path} has a label.")
-        found.append(part)
-        result["failed"] += part.failed
-        result[name] = len(part.labels)
+        return {"examples": labelled_source(where, monitor.bank_split, medium)}
     if protocol == "retrieval":
-        return result | evaluate_clips([], found[-1])
-    fit = linear_svm_accuracy if classifier == "svm" else linear_accuracy
-    for tower in (name for name in modality.towers if name in found[0].vectors):
-        key = f"{protocol}_{tower}".rstrip("_")
-        sides = [part.of(tower) for part in found]
-        if protocol == "knn":
-            result[key] = knn_accuracy(*sides, k=monitor.k, temperature=monitor.temperature)
-        elif folds:
-            of_each = _folds(data, monitor.bank_split, folds, found[0], medium)
-            result[key] = kfold_accuracy(sides[0], of_each, accuracy=fit)
-        else:
-            result[key] = fit(*sides)
+        where = replace(data, label_column=monitor.label_column)
+        return {"examples": unlabelled_queries(where, monitor, medium)}
+    bank, queries = labelled_sources(data, monitor, medium, trained_on=False)
+    if bank is None or queries is None:
+        raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
+    return {"bank": bank, "queries": queries}
+
+
+def _features(
+    encoder: Encoder, source: Source, data: DataConfig, monitor: MonitorConfig, how: How
+) -> dict[str, Features]:
+    precision = how.precision or best_precision() or "no"
+    size = {"batch_size": monitor.batch_size, "num_workers": data.num_workers}
+    return features_of(encoder, source, precision=precision, cache=how.cache, **size)
+
+
+def _check(part: dict[str, Features], source: Source, protocol: str, data: DataConfig) -> None:
+    """Raises RecipeError where nothing could be read, or no example has a label."""
+    some = next(iter(part.values()))
+    if len(some) == 0:
+        raise RecipeError(f"None of {len(some.failed)} files could be read, the first is {some.failed[0]}.")
+    if protocol != "retrieval" and not (some.labels >= 0).any():
+        raise RecipeError(f"No example of the split {source.split!r} of {data.path} has a label.")
+
+
+def _measure(
+    protocol: str, settings: Settings, parts: Parts, towers: tuple[str, ...], folds: torch.Tensor | None
+) -> dict[str, Any]:
+    """All figures of one encoder."""
+    result: dict[str, Any] = {"failed": [name for part in parts.values() for name in _some(part).failed]}
+    result |= {name: len(_some(part)) for name, part in parts.items()}
+    result |= {"errors": {}, "spread": {}, "chosen": {}}
+    if protocol == "retrieval" and len(towers) > 1:
+        return result | evaluate_clips([], parts["examples"])
+    for tower in (name for name in towers if name in next(iter(parts.values()))):
+        sides = {name: part[tower].labelled() for name, part in parts.items()}
+        values, more = _of_tower(settings, sides, folds)
+        for name, value in values.items():
+            key = f"{name}_{tower}".rstrip("_")
+            result[key] = value
+            result["errors"][key] = more.get("error", {}).get(name) or standard_error(value, _judged(sides))
+            if name in more.get("spread", {}):
+                result["spread"][key] = more["spread"][name]
+        result["chosen"] |= {f"{name}_{tower}".rstrip("_"): value for name, value in more.get("chosen", {}).items()}
     return result
 
 
-def _folds(data: DataConfig, split: str, column: str, found: Extracted, medium: str) -> torch.Tensor:
-    """The folds of the labelled examples."""
+def _some(part: dict[str, Features]) -> Features:
+    return next(iter(part.values()))
+
+
+def _judged(sides: dict[str, Features]) -> int:
+    return len(sides.get("queries", sides.get("examples", ())))
+
+
+def _of_tower(
+    settings: Settings, sides: dict[str, Features], folds: torch.Tensor | None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Figures by name, and what there is to say of them."""
+    if isinstance(settings, Retrieval):
+        return mean_average_precision(sides["examples"]), {}
+    if isinstance(settings, LowShot):
+        return _low_shot(settings, sides["bank"], sides["queries"])
+    if isinstance(settings, KNN):
+        how = {"k": settings.k, "temperature": settings.temperature, "normalize": settings.normalize}
+        found = knn(sides["bank"], sides["queries"], **how)  # type: ignore[arg-type]  # a dict of three types
+        first, *others = settings.k
+        named = _named("knn", found[first])
+        return named | {f"knn_k{k}": found[k]["top1"] for k in others}, {}
+    if folds is not None:
+        fit = linear_svm_accuracy if isinstance(settings, SVM) else _logistic_accuracy
+        return {"linear": kfold_accuracy(sides["examples"], folds, accuracy=fit)}, {}
+    if isinstance(settings, SVM):
+        return {"linear": linear_svm_accuracy(sides["bank"], sides["queries"], c=settings.c)}, {}
+    model, c = logistic_regression(sides["bank"], cs=settings.cs)
+    return _named("linear", accuracy_of(model, sides["queries"])), {"chosen": {"C": c}}
+
+
+def _named(name: str, found: dict[str, float]) -> dict[str, float]:
+    return {name: found["top1"]} | {f"{name}_{key}": value for key, value in found.items() if key != "top1"}
+
+
+def _logistic_accuracy(train: Features, test: Features) -> float:
+    return accuracy_of(logistic_regression(train)[0], test)["top1"]
+
+
+def _low_shot(settings: LowShot, bank: Features, queries: Features) -> tuple[dict[str, float], dict[str, Any]]:
+    """The mean over draws of the examples that are learned from."""
+    found = []
+    for draw in range(settings.draws):
+        place, size = place_in_class(bank.labels.cpu().numpy(), seed=draw)
+        few = settings.per_class if settings.share is None else (settings.share * size).round().clip(1)
+        rows = torch.from_numpy((place < few).nonzero()[0])
+        model, _ = logistic_regression(bank.select(rows), cs=(settings.c,))
+        found.append(_named("lowshot", accuracy_of(model, queries)))
+    over = {name: spread([one[name] for one in found]) for name in found[0]}
+    values = {name: one["value"] for name, one in over.items()}
+    more = {"spread": {name: one["spread"] for name, one in over.items()}}
+    return values, more | {"error": {name: one["standard_error"] for name, one in over.items()}}
+
+
+def _folds(data: DataConfig, split: str, column: str, found: Features, medium: str) -> torch.Tensor:
+    """The folds of the labeled examples."""
     dataset = open_place(data, False, medium)[split]
     if column not in dataset.features:
         raise RecipeError(f"{data.path} has no column {column!r}{nearest(column, dataset.features)}")
@@ -166,3 +263,29 @@ def _folds(data: DataConfig, split: str, column: str, found: Extracted, medium: 
     if len(folds.unique()) < 2:
         raise RecipeError(f"The column {column!r} of {data.path} has one fold only.")
     return folds.to(found.labels.device)
+
+
+def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None, output: Path | None) -> Path | None:
+    """Write a result to `results/<protocol>_<dataset>.json` in the model's folder, or to `output`; None where there is
+    neither.
+
+    Raises:
+        UserError: the disk refused it.
+    """
+    inner = Path(model) / "model"
+    folder = inner if inner.is_dir() else Path(model)
+    protocol = result["protocol"] if name is None else f"{result['protocol']}-{name}"
+    dataset = "_".join(Path(str(data.path)).with_suffix("").parts[-1:]) or "data"
+    safe = "".join(c if c.isalnum() or c in "-_.%" else "_" for c in f"{protocol}_{dataset}")
+    if output is None and not (folder / "config.json").exists():
+        return None
+    file = output if output is not None else folder / "results" / f"{safe}.json"
+    device = str(PartialState().device)
+    about: dict[str, Any] = {"model": model, "data": str(data.path), "name": name, "command": " ".join(sys.argv[1:])}
+    about |= {"hardware": hardware(PartialState().num_processes, device), "versions": versions()}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, to_json(result | about))
+    except OSError as error:
+        raise UserError(f"The result could not be written to {file} ({error}); see --output.") from error
+    return file

@@ -3,8 +3,8 @@
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,32 +40,49 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """`vectors` (N, D) float32, `labels` (N,) int64, and the names of examples that could not be read.
+    """Vectors of labelled examples, and the names of those that could not be read.
 
-    Several clips of each video: `vectors` (N, clips, D), for linear.py and `clip_average`.
+    Attributes:
+        vectors: (N, D), or (N, clips, D) of several clips of each; float32, or what `scale` makes it from a file that
+            is memory-mapped.
+        labels: (N,) int64, -1 for none; of several labels each (N, classes) of 1, 0 and -1.
+        rows: which of the vectors are meant, (N,); all where it is None.
     """
 
     vectors: torch.Tensor
     labels: torch.Tensor
     failed: list[str]
+    scale: float = 1.0
+    rows: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Vectors `start` to `stop` in float32, (n, D) or (n, clips, D)."""
+        part = self.vectors[start:stop] if self.rows is None else self.vectors[self.rows[start:stop]]
+        return part.float() * self.scale if self.scale != 1 else part.float()
+
+    def blocks(self, size: int = 8192) -> Iterator[tuple[slice, torch.Tensor]]:
+        """All vectors, some at a time: no more than one block of them is in memory as float32."""
+        for start in range(0, len(self), size):
+            yield slice(start, start + size), self.block(start, start + size)
+
+    def select(self, rows: torch.Tensor) -> "Features":
+        """Some of the examples, by their numbers."""
+        known = rows if self.rows is None else self.rows[rows]
+        return replace(self, labels=self.labels[rows], rows=known)
 
     def labelled(self) -> "Features":
         """Without the examples of class -1, which have no label."""
         known = self.labels != -1
-        return Features(self.vectors[known], self.labels[known], self.failed)
+        return self if bool(known.all()) else self.select(known.nonzero().flatten())
 
-
-@dataclass(frozen=True)
-class Extracted:
-    """`vectors`: name -> (N, clips, D) float32; `labels` (N,) int64, -1 for none; `failed`: unread files."""
-
-    vectors: dict[str, torch.Tensor]
-    labels: torch.Tensor
-    failed: list[str]
-
-    def of(self, name: str) -> Features:
-        """The labelled examples' vectors (N, clips, D) of that name."""
-        return Features(self.vectors[name], self.labels, self.failed).labelled()
+    def averaged(self) -> "Features":
+        """One vector (N, D) of each example: of several clips the mean of their unit vectors."""
+        if self.vectors.ndim == 2:
+            return self
+        return replace(self, vectors=clip_average(self.block(0, len(self))), scale=1.0, rows=None)
 
 
 class _Examples(Dataset):
@@ -81,22 +98,32 @@ class _Examples(Dataset):
         try:
             made = self.transform.read(self.source, index)
         except Exception as error:  # any decoder's failure is the same to us: this file does not count
-            return None, f"{self.source.name(index)} ({first_line(error)})"
-        return made, int(self.numbers[index])
+            return index, None, f"{self.source.name(index)} ({first_line(error)})"
+        return index, made, int(self.numbers[index])
 
 
 def _collate(items: list):
-    good = [(made, label) for made, label in items if made is not None]
-    failed = [name for made, name in items if made is None]
+    good = [(index, made, label) for index, made, label in items if made is not None]
+    failed = [name for _, made, name in items if made is None]
     if not good:
-        return None, None, failed
-    made, labels = zip(*good, strict=True)
+        return None, None, None, failed
+    rows, made, labels = zip(*good, strict=True)
     joined = [torch.from_numpy(np.concatenate(part)) for part in zip(*made, strict=True)]
-    return share((joined, torch.tensor(labels), failed))
+    return share((torch.tensor(rows), joined, torch.tensor(labels), failed))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Vectors (n, clips, D) by name, labels (n,) and numbers of some examples; n may be 0."""
+
+    rows: torch.Tensor
+    vectors: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    failed: list[str]
 
 
 @torch.no_grad()
-def extract(
+def embedded(
     embed: Embed,
     source: Source,
     transform: Transform,
@@ -106,7 +133,7 @@ def extract(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> Extracted:
+) -> Iterator[Batch]:
     """Embed every `world_size`-th example from `rank` on; labels are the source's `numbers`.
 
     Every process calls `embed` equally often, as a sharded network needs it: on a black (and silent) example where it
@@ -126,21 +153,25 @@ def extract(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the global random state stays untouched
     )
-    found, labels = [], [torch.zeros(0, dtype=torch.long)]
-    failed: list[str] = []
     loaded = batches(loader)
-    nothing: Any = (None, None, [])
+    nothing: Any = (None, None, None, [])
     for _ in range(max(1, math.ceil(math.ceil(total / world_size) / size))):
-        made, batch_labels, batch_failed = next(loaded, nothing)
-        failed += batch_failed
+        rows, made, labels, failed = next(loaded, nothing)
         vectors = embed(transform.inputs(*(made or transform.blank(source)), device=device))
-        if made:
-            found.append({name: v.float().unflatten(0, (-1, transform.num_clips)) for name, v in vectors.items()})
-            labels.append(batch_labels)
-    if not found:
-        found = [{name: v.new_zeros(0, transform.num_clips, v.shape[1]).float() for name, v in vectors.items()}]
-    whole = {name: torch.cat([part[name] for part in found]) for name in vectors}
-    return Extracted(whole, torch.cat(labels).to(device), failed)
+        vectors = {name: v.float().unflatten(0, (-1, transform.num_clips)) for name, v in vectors.items()}
+        if not made:
+            rows = labels = torch.zeros(0, dtype=torch.long)
+            vectors = {name: v[:0] for name, v in vectors.items()}
+        yield Batch(rows, vectors, labels, failed)
+
+
+def extract(embed: Embed, source: Source, transform: Transform, **how: Any) -> dict[str, Features]:
+    """The vectors of this process in memory, (N, clips, D) by name; see `embedded` for the arguments."""
+    parts = list(embedded(embed, source, transform, **how))
+    labels = torch.cat([part.labels for part in parts]).to(how["device"])
+    failed = [name for part in parts for name in part.failed]
+    names = parts[0].vectors
+    return {name: Features(torch.cat([part.vectors[name] for part in parts]), labels, failed) for name in names}
 
 
 def clip_average(vectors: torch.Tensor) -> torch.Tensor:

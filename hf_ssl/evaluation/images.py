@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from ..data.pixels import open_image, to_channels
 from ..data.sources import Source
 from ..recipe import MonitorConfig
-from .features import Extracted
+from .features import Features
 from .knn import knn_accuracy
 
 
@@ -30,7 +30,7 @@ class Measures:
     def __init__(
         self,
         config: MonitorConfig,
-        extract: Callable[..., Extracted],
+        extract: Callable[..., dict[str, Features]],
         bank: Source | None,
         queries: Source | None,
         trained_on: Any = None,
@@ -58,7 +58,7 @@ class Measures:
 
     def knn(self, embed) -> float:
         """Weighted kNN accuracy (0..1) of the queries against the bank under `embed`."""
-        sides = [self.extract(embed, part).of("") for part in (self.bank, self.queries)]
+        sides = [self.extract(embed, part)[""].labelled() for part in (self.bank, self.queries)]
         bank, queries = (replace(side, vectors=side.vectors.flatten(1)) for side in sides)
         return knn_accuracy(bank, queries, k=self.config.k, temperature=self.config.temperature)
 

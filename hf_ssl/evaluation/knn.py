@@ -1,40 +1,83 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Weighted k-nearest-neighbour classification on frozen features.
+"""Weighted k-nearest-neighbor classification on frozen features.
 
 https://huggingface.co/papers/1805.01978, section 3.4.
-Cosine similarity, votes weighted by exp(similarity / temperature), evaluated once with no parameter fitted.
+Similarity, votes weighted by exp(similarity / temperature), evaluated once with no parameter fitted. (Weights that are
+divided by their sum, as DINO's softmax has them, give the same classes: a common factor does not change a vote.)
 """
 
 import torch
 import torch.nn.functional as F
 
-from .features import Features, clip_average
+from .features import Features
+from .scores import Scores
 
 
 @torch.no_grad()
+def knn(
+    bank: Features,
+    queries: Features,
+    *,
+    k: tuple[int, ...] = (20,),
+    temperature: float = 0.1,
+    normalize: bool = True,
+    chunk: int = 1024,
+) -> dict[int, dict[str, float]]:
+    """Accuracies of `queries` by the vote of their nearest neighbors in `bank`, for every k.
+
+    Several clips of each, (N, clips, D), are averaged first. Classes are any whole numbers but -1, which is left out.
+    Neither side is ever in memory as a whole, nor are the similarities.
+
+    Args:
+        normalize: similarity is the cosine, else the dot product (VISSL).
+
+    Returns:
+        k -> "top1", "top5", "mean_per_class" (0..1).
+
+    Raises:
+        ValueError: no labeled image on one of the two sides.
+    """
+    bank, queries = bank.labelled().averaged(), queries.labelled().averaged()
+    if len(bank) == 0 or len(queries) == 0:
+        raise ValueError("kNN needs labelled images in both the bank and the queries.")
+    classes, targets = bank.labels.unique(return_inverse=True)
+    scores = {one: Scores(classes) for one in k}
+    for part, asked in queries.blocks(chunk):
+        similarity, neighbors = _nearest(_ready(asked, normalize), bank, min(max(k), len(bank)), normalize)
+        for one, score in scores.items():
+            near = similarity[:, :one]
+            weights = ((near - near[:, :1]) / temperature).exp()  # a common factor does not change the vote
+            votes = torch.zeros(len(asked), len(classes), device=asked.device)
+            votes.scatter_add_(1, targets[neighbors[:, :one]], weights)
+            score.add(votes, queries.labels[part])
+    return {one: score.read() for one, score in scores.items()}
+
+
 def knn_accuracy(
     bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.1, chunk: int = 1024
 ) -> float:
-    """Share of `queries` (M, D) whose class wins the vote of their `k` nearest neighbours in `bank` (N, D), 0..1.
-
-    Several clips of each, (N, clips, D), are averaged first. Classes are any whole numbers but -1, which is left out.
+    """Share of `queries` (M, D) whose class wins the vote of their `k` nearest neighbors in `bank` (N, D), 0..1.
 
     Raises:
-        ValueError: no labelled image on one of the two sides.
+        ValueError: see `knn`.
     """
-    bank, queries = bank.labelled(), queries.labelled()
-    if len(bank.labels) == 0 or len(queries.labels) == 0:
-        raise ValueError("kNN needs labelled images in both the bank and the queries.")
-    k = min(k, len(bank.labels))
-    classes, targets = bank.labels.unique(return_inverse=True)
-    keys, asked = (x.vectors if x.vectors.ndim == 2 else clip_average(x.vectors) for x in (bank, queries))
-    keys = F.normalize(keys, dim=1)
-    correct = torch.zeros((), dtype=torch.long, device=keys.device)
-    for start in range(0, len(queries.labels), chunk):
-        query = F.normalize(asked[start : start + chunk], dim=1)
-        similarity, neighbours = (query @ keys.T).topk(k, dim=1)  # (m, k)
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # a common factor does not change the vote
-        votes = torch.zeros(len(query), len(classes), device=keys.device)
-        votes.scatter_add_(1, targets[neighbours], weights)
-        correct += (classes[votes.argmax(1)] == queries.labels[start : start + chunk]).sum()
-    return correct.item() / len(queries.labels)
+    return knn(bank, queries, k=(k,), temperature=temperature, chunk=chunk)[k]["top1"]
+
+
+def _ready(vectors: torch.Tensor, normalize: bool) -> torch.Tensor:
+    return F.normalize(vectors, dim=1) if normalize else vectors
+
+
+def _nearest(asked: torch.Tensor, bank: Features, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities (m, k) of the nearest vectors of the bank, highest first, and their numbers."""
+    best: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
+    for part, keys in bank.blocks(16384):
+        found, place = (asked @ _ready(keys, normalize).T).topk(min(k, len(keys)), dim=1)
+        place = place + part.start
+        if best is not None and numbers is not None:
+            found, order = torch.cat([best, found], 1).topk(min(k, best.shape[1] + found.shape[1]), dim=1)
+            place = torch.cat([numbers, place], 1).gather(1, order)
+        best, numbers = found, place
+    assert best is not None and numbers is not None, "a bank is not empty"
+    return best, numbers

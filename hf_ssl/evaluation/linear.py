@@ -1,89 +1,192 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Linear classification of frozen features: logistic regression, and the SVM of the sound benchmarks.
+"""Linear classifiers on frozen features, fitted to their optimum by L-BFGS: no learning rate, and no seed.
 
-Fitted on all examples at once by L-BFGS from zero, so there is no learning rate, order or seed to choose.
-An example may be several clips of a video or windows of a sound, (N, clips, D): each one trains, and at test time the
-softmax (https://huggingface.co/papers/2004.12943: Video@1) or the SVM's decision values are averaged over them.
+Features are standardized by the mean and deviation of the training set. Several clips of an example, (N, clips, D),
+count as examples of their own in training; the class of a test example is that of the mean of its clips' scores.
+Features that do not fit the memory are gone through block by block.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.bank import place_in_class
 from .features import Features
+from .scores import Scores
 
 
 logger = logging.getLogger(__name__)
 
+CS = tuple(10.0**power for power in range(-4, 5))  # strengths of logistic regression that are tried
+_HELD_OUT = 5  # one of so many training examples of a class tells which is best
+_AT_ONCE = 2**29  # bytes of standardized features that are kept; of more they are made anew in every pass
 
-def linear_accuracy(train: Features, test: Features, *, weight_decay: float = 1e-3, max_iter: int = 1000) -> float:
-    """Share of `test` that multinomial logistic regression on standardised features classifies correctly, 0..1.
 
-    Minimises mean cross-entropy + weight_decay / 2 * |W|^2, the bias left free: scikit-learn's C is
-    1 / (weight_decay * number of training clips).
+@dataclass
+class Linear:
+    """A fitted classifier: scores (n, K) of vectors x (n, D) are ((x - mean) * scale) weight + bias, for `classes`."""
 
-    Args:
-        train, test: vectors (N, D) or (N, clips, D), the number of clips may differ; class -1 is left out.
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    classes: Tensor
 
-    Raises:
-        ValueError: no labelled example on one of the two sides.
+    def scores(self, vectors: Tensor) -> Tensor:
+        return (vectors.to(self.mean.dtype) - self.mean) * self.scale @ self.weight + self.bias
+
+
+def logistic_regression(train: Features, *, cs: tuple[float, ...] = CS, max_iter: int = 1000) -> tuple[Linear, float]:
+    """Multinomial logistic regression, and the C that was chosen.
+
+    C, scikit-learn's, is chosen by the accuracy on a fifth of each class of `train`, held out; then it is fitted to
+    all of it. Equally good ones: the strongest penalty.
+    """
+    best = cs[0]
+    place, size = place_in_class(train.labels.cpu().numpy())
+    held_out = torch.from_numpy(place < np.maximum(size // _HELD_OUT, size > 1))
+    found = None
+    if len(cs) > 1 and held_out.any():
+        fitted, asked = train.select((~held_out).nonzero().flatten()), train.select(held_out.nonzero().flatten())
+        accuracies = {}
+        for c in sorted(cs):
+            found = fit(fitted, _cross_entropy(c, len(fitted)), max_iter=max_iter, start=found)
+            accuracies[c] = accuracy_of(found, asked)["top1"]
+        best = max(accuracies, key=lambda c: (accuracies[c], -c))
+    elif len(cs) > 1:
+        best = 1.0
+    return fit(train, _cross_entropy(best, len(train)), max_iter=max_iter), best
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimized: the sum of `loss(scores, targets)` over the examples, plus `penalty(weight, bias)`, divided
+    by `count`. `activation` makes of the scores what is averaged over the clips of a test example; `eps` is added to
+    deviations.
     """
 
-    def objective(scores: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.cross_entropy(scores, targets) + weight_decay / 2 * weight.square().sum()
+    loss: Callable[[Tensor, Tensor], Tensor]
+    penalty: Callable[[Tensor, Tensor], Tensor]
+    count: float
+    activation: Callable[[Tensor], Tensor]
+    eps: float = 0.0
 
-    return _accuracy(train, test, objective, lambda scores: scores.softmax(-1), max_iter)
+
+def _cross_entropy(c: float, count: int) -> Objective:
+    return Objective(
+        lambda scores, targets: F.cross_entropy(scores, targets, reduction="sum"),
+        lambda weight, bias: weight.square().sum() / (2 * c),
+        count,
+        lambda scores: scores.softmax(-1),
+    )
+
+
+def one_against_rest(c: float, count: int) -> Objective:
+    """Squared hinges of liblinear's default problem, for a gradient everywhere; the bias is penalized, too. Targets
+    are classes (n,), or (n, K) of 1, 0 and, for what does not count, -1.
+    """
+
+    def loss(scores: Tensor, targets: Tensor) -> Tensor:
+        several = targets if targets.ndim == 2 else F.one_hot(targets, scores.shape[1])
+        hinges = (1 - (2 * several - 1) * scores).clamp(min=0).square()
+        return c * (hinges * (several >= 0)).sum()
+
+    def penalty(weight: Tensor, bias: Tensor) -> Tensor:
+        return (weight.square().sum() + bias.square().sum()) / 2
+
+    return Objective(loss, penalty, c * count, lambda scores: scores, eps=0.01)
+
+
+def linear_accuracy(train: Features, test: Features, *, weight_decay: float = 1e-3, max_iter: int = 1000) -> float:
+    """Share of `test` that multinomial logistic regression on standardized features classifies correctly, 0..1.
+
+    Minimizes mean cross-entropy + weight_decay / 2 * |W|^2, the bias left free: scikit-learn's C is
+    1 / (weight_decay * number of training clips).
+
+    Raises:
+        ValueError: no labeled example on one of the two sides.
+    """
+    return _accuracy(train, test, lambda count: _cross_entropy(1 / (weight_decay * count), count), max_iter)
 
 
 def linear_svm_accuracy(train: Features, test: Features, *, c: float = 10.0, max_iter: int = 1000) -> float:
     """As `linear_accuracy`, by one linear SVM for each class against the rest; the published c is 10 (DCASE: 1).
 
-    liblinear's default problem: the hinge is squared, for a gradient everywhere (the published one is not), and the
-    bias is penalised too. Features are divided by std + 0.01, as published.
+    Features are divided by std + 0.01, as published. The published hinge is not squared.
     """
-
-    def objective(scores: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        signs = F.one_hot(targets, len(bias)) * 2 - 1
-        hinges = (1 - signs * scores).clamp(min=0).square().sum()
-        return (c * hinges + (weight.square().sum() + bias.square().sum()) / 2) / (c * len(targets))
-
-    return _accuracy(train, test, objective, lambda scores: scores, max_iter, eps=0.01)
+    return _accuracy(train, test, lambda count: one_against_rest(c, count), max_iter)
 
 
 def kfold_accuracy(features: Features, folds: Tensor, *, accuracy: Callable = linear_svm_accuracy) -> float:
     """Mean over the folds of `accuracy(train, test)` on one fold after training on the others.
 
     Args:
-        features: N labelled examples; folds: the fold (N,) of each, such as ESC's column `fold`.
+        features: N labeled examples; folds: the fold (N,) of each, such as ESC's column `fold`.
 
     Raises:
         ValueError: fewer than two folds, or not one for each example.
     """
-    if len(folds) != len(features.labels) or len(folds.unique()) < 2:
+    if len(folds) != len(features) or len(folds.unique()) < 2:
         raise ValueError("k folds need at least two of them, and the fold of every example.")
 
     def part(mask: Tensor) -> Features:
-        return Features(features.vectors[mask], features.labels[mask], features.failed)
+        return features.select(mask.nonzero().flatten())
 
     accuracies = [accuracy(part(folds != fold), part(folds == fold)) for fold in folds.unique()]
     return sum(accuracies) / len(accuracies)
 
 
-def _accuracy(
-    train: Features, test: Features, objective: Callable, activation: Callable, max_iter: int, eps: float = 0.0
-) -> float:
-    (x, labels), (queries, query_labels) = _labelled(train), _labelled(test)  # (N, clips, D), (N,)
-    if len(labels) == 0 or len(query_labels) == 0:
+def _accuracy(train: Features, test: Features, objective: Callable[[int], Objective], max_iter: int) -> float:
+    train, test = train.labelled(), test.labelled()
+    if len(train) == 0 or len(test) == 0:
         raise ValueError("Linear classification needs labelled examples for both training and test.")
-    classes, targets = labels.unique(return_inverse=True)
-    x, targets = x.flatten(0, 1), targets.repeat_interleave(x.shape[1])
-    std, mean = torch.std_mean(x, dim=0, correction=0)
-    scale = torch.where(std > 1e-6 * x.abs().amax(0), 1 / (std + eps), 0)  # else rounding would be blown up
-    x = (x - mean) * scale
-    weight, bias = (x.new_zeros(*shape).requires_grad_() for shape in ((x.shape[1], len(classes)), (len(classes),)))
+    clips = train.vectors.shape[1] if train.vectors.ndim == 3 else 1
+    chosen = objective(len(train) * clips)
+    return accuracy_of(fit(train, chosen, max_iter=max_iter), test, chosen.activation)["top1"]
+
+
+def accuracy_of(
+    model: Linear, test: Features, activation: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1)
+) -> dict[str, float]:
+    """Accuracies of a classifier, see `Scores`."""
+    scores = Scores(model.classes)
+    with torch.no_grad():
+        for part, vectors in test.blocks():
+            scores.add(activation(model.scores(_clips(vectors))).mean(1), test.labels[part])
+    return scores.read()
+
+
+def _clips(vectors: Tensor) -> Tensor:
+    return vectors[:, None] if vectors.ndim == 2 else vectors  # (n, clips, D)
+
+
+def fit(train: Features, objective: Objective, *, max_iter: int = 1000, start: Linear | None = None) -> Linear:
+    """Minimize an objective over labeled features, from another classifier on or from zero.
+
+    `labels` are classes, or (N, K) of several each.
+    """
+    device = train.vectors.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    several = train.labels.ndim == 2
+    if several:
+        classes, targets = torch.arange(train.labels.shape[1], device=device), train.labels
+    else:
+        classes, targets = train.labels.unique(return_inverse=True)
+    mean, scale = _standardization(train, dtype, objective.eps)
+    if start is None:
+        weight = torch.zeros(len(mean), len(classes), dtype=dtype, device=device)
+        bias = torch.zeros(len(classes), dtype=dtype, device=device)
+    else:  # the same scores, whatever it was standardized by
+        weight = start.weight * (start.scale / scale.where(scale > 0, torch.ones_like(scale)))[:, None]
+        bias = start.bias + (mean - start.mean) * start.scale @ start.weight
+    weight.requires_grad_(), bias.requires_grad_()
+    parts = _parts(train, targets, mean, scale)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=max_iter,
@@ -96,20 +199,49 @@ def _accuracy(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = objective(x @ weight + bias, targets, weight, bias)
-        value.backward()
-        return value
+        total = objective.penalty(weight, bias) / objective.count
+        total.backward()
+        total = total.detach()
+        for x, asked in parts():
+            value = objective.loss(x @ weight + bias, asked) / objective.count
+            value.backward()
+            total = total + value.detach()
+        return total
 
     optimizer.step(closure)
     if optimizer.state[weight]["n_iter"] >= max_iter:
         logger.warning(f"The linear fit has not converged in {max_iter} iterations; more or a stronger penalty help.")
-    with torch.no_grad():
-        scores = activation((queries - mean) * scale @ weight + bias).mean(1)  # (M, K)
-    return (classes[scores.argmax(1)] == query_labels).float().mean().item()
+    return Linear(mean, scale, weight.detach(), bias.detach(), classes)
 
 
-def _labelled(features: Features) -> tuple[Tensor, Tensor]:
-    features = features.labelled()
-    vectors, labels = features.vectors, features.labels
-    dtype = torch.float32 if vectors.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    return (vectors[:, None] if vectors.ndim == 2 else vectors).to(dtype), labels
+def _standardization(train: Features, dtype: torch.dtype, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation (D,) of all vectors; 0 for what is the same everywhere but for rounding."""
+    total: Any = 0
+    largest: Any = None
+    count = 0
+    for _, vectors in train.blocks():
+        x = vectors.flatten(0, -2).to(dtype)
+        total, count = total + x.sum(0), count + len(x)
+        now = x.abs().amax(0)
+        largest = now if largest is None else torch.maximum(largest, now)
+    mean = total / count
+    square = sum((vectors.flatten(0, -2).to(dtype) - mean).square().sum(0) for _, vectors in train.blocks())
+    std = (square / count).sqrt()
+    return mean, torch.where(std > 1e-6 * largest, 1 / (std + eps), 0)
+
+
+def _parts(
+    train: Features, targets: Tensor, mean: Tensor, scale: Tensor
+) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """Passes over standardized vectors and their targets, clip by clip."""
+
+    def made() -> Iterator[tuple[Tensor, Tensor]]:
+        for part, vectors in train.blocks():
+            x = _clips(vectors)
+            asked = targets[part].repeat_interleave(x.shape[1], 0)
+            yield (x.flatten(0, 1).to(mean.dtype) - mean) * scale, asked
+
+    if len(train) * train.vectors[:1].numel() * mean.element_size() > _AT_ONCE:
+        return made
+    kept = list(made())
+    return lambda: iter(kept)

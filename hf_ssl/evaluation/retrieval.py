@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Extracted, clip_average
+from .features import Features
 from .knn import knn_accuracy
 
 
@@ -18,22 +18,23 @@ TIE = 1e-6  # cosines that float32's rounding alone can tell apart
 
 
 def evaluate_clips(
-    banks: list[Extracted], queries: Extracted, *, k: int = 20, temperature: float = 0.1
+    banks: list[dict[str, Features]], queries: dict[str, Features], *, k: int = 20, temperature: float = 0.1
 ) -> dict[str, float]:
     """Retrieval between the towers, and `knn_video`, `knn_audio` against a labelled bank.
 
     Args:
         banks: training videos, at most once.
     """
-    labelled = bool((queries.labels >= 0).any())
+    labels = next(iter(queries.values())).labels
+    labelled = bool((labels >= 0).any())
     results: dict[str, float] = {}
-    if {"video_embeds", "audio_embeds"} <= queries.vectors.keys() and len(queries.labels):
-        video, audio = (clip_average(queries.vectors[name]) for name in ("video_embeds", "audio_embeds"))
-        results |= retrieval(video, audio, queries.labels if labelled else None)
+    if {"video_embeds", "audio_embeds"} <= queries.keys() and len(labels):
+        video, audio = (queries[name].averaged().vectors for name in ("video_embeds", "audio_embeds"))
+        results |= retrieval(video, audio, labels if labelled else None)
     for bank in banks:
         for tower in ("video", "audio"):
-            if tower in bank.vectors and labelled and (bank.labels >= 0).any():
-                sides = (bank.of(tower), queries.of(tower))
+            if tower in bank and labelled and (bank[tower].labels >= 0).any():
+                sides = (bank[tower].labelled(), queries[tower].labelled())
                 results[f"knn_{tower}"] = knn_accuracy(*sides, k=k, temperature=temperature)
     return results
 
@@ -84,6 +85,37 @@ def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None,
     if precision:
         results[f"{name}_p1"] = torch.cat(precision).mean().item()
     return results
+
+
+@torch.no_grad()
+def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str, float]:
+    """Find the examples of its own class among all others, for each labeled example, by the cosine.
+
+    Returns:
+        "map": mean over the examples of their average precision; "p1": share whose nearest neighbor is of their class.
+        Examples that are the only one of their class ask nothing.
+
+    Raises:
+        ValueError: no class has two examples.
+    """
+    known = features.labelled().averaged()
+    precisions, first = [], []
+    for part, asked in known.blocks(chunk):
+        similarity = torch.cat(
+            [F.normalize(asked, dim=1) @ F.normalize(keys, dim=1).T for _, keys in known.blocks(16384)], 1
+        )
+        own = torch.arange(part.start, part.start + len(asked), device=asked.device)
+        similarity[torch.arange(len(asked), device=asked.device), own] = -torch.inf
+        order = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]  # without itself
+        right = known.labels[order] == known.labels[own][:, None]
+        asking = right.any(1)
+        places = torch.arange(1, right.shape[1] + 1, device=asked.device)
+        precision = right.cumsum(1) / places
+        precisions.append(((precision * right).sum(1) / right.sum(1))[asking])
+        first.append(right[asking, 0].float())
+    if sum(map(len, first)) == 0:
+        raise ValueError("Retrieval by class needs a class with two examples.")
+    return {"map": torch.cat(precisions).mean().item(), "p1": torch.cat(first).mean().item()}
 
 
 def positive_precision(positives: Tensor, labels: Tensor) -> float:

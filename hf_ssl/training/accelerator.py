@@ -7,8 +7,6 @@ learning needs on top: buffers that are not broadcast, and BatchNorm statistics 
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import timm.layers
@@ -21,6 +19,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..devices import best_precision, channels_last
 from ..errors import UserError
 from ..models.distributed_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import RecipeError, TrainConfig
@@ -28,8 +27,6 @@ from .fsdp import shard
 
 
 logger = get_logger(__name__)
-
-CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux
 
 
 def build_accelerator(train: TrainConfig) -> Accelerator:
@@ -80,33 +77,13 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def best_precision() -> Any:
-    """What `train.precision=auto` stands for here: bf16 where the processor multiplies matrices of it, else "no".
-
-    Whatever `accelerate launch` says comes first: then it is what that says, or None for what a recipe cannot say.
-    """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if launched is not None:
-        return launched if launched in ("no", "fp16", "bf16") else None
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is None:
-        with suppress(OSError):
-            return "bf16" if "amx_bf16" in CPU_FLAGS.read_text() else "no"
-        return "no"
-    module = torch.get_device_module(device)
-    emulated = {"including_emulation": False} if device.type == "cuda" else {}
-    return "bf16" if getattr(module, "is_bf16_supported", lambda: False)(**emulated) else "no"
-
-
 def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:
     """Memory format, synchronised BatchNorm, checkpointing and compilation, in this order, before `prepare`.
 
     FSDP shards contiguous weights only; images are channels_last all the same, and convolutions follow them.
     """
     if train.channels_last and not accelerator.is_fsdp2:
-        for parameter in model.parameters():
-            if parameter.ndim == 4:  # `Module.to` refuses a model that has 3-D convolutions, too
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        channels_last(model)
     if train.sync_batchnorm and accelerator.num_processes > 1:
         model = synchronize_batchnorm(model, accelerator.device)
     if train.gradient_checkpointing:

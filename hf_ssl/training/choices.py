@@ -10,8 +10,8 @@ from accelerate.logging import get_logger
 from accelerate.state import PartialState
 
 from ..checkpoint_folder import CheckpointFolder
+from ..devices import best_precision
 from ..recipe import Recipe
-from .accelerator import best_precision
 
 
 logger = get_logger(__name__)

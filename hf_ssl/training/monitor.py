@@ -10,7 +10,6 @@ effective rank (RankMe, https://huggingface.co/papers/2210.02885, eq. 1), alignm
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from transformers import PreTrainedConfig
 from .. import evaluation
 from ..data.modality import Modality
 from ..data.sources import Source
-from ..evaluation.features import Extracted, extract
+from ..evaluation.features import Features, extract
 from ..recipe import MonitorConfig
 
 
@@ -123,7 +122,7 @@ class Monitor:
             results["uniformity"] = torch.pdist(first).square().mul(-2).exp().mean().log().item()
         return results
 
-    def _extract(self, embed, source: Source) -> Extracted:
+    def _extract(self, embed, source: Source) -> dict[str, Features]:
         """The vectors of all processes."""
         found = extract(
             embed,
@@ -135,16 +134,17 @@ class Monitor:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        if found.failed:
-            first = found.failed[0]
-            logger.warning(f"{len(found.failed)} file(s) could not be read for the monitor, the first is {first}.")
+        first = next(iter(found.values()))
+        if failed := first.failed:
+            logger.warning(f"{len(failed)} file(s) could not be read for the monitor, the first is {failed[0]}.")
         if self.accelerator.num_processes == 1:
             return found
         padding = -2  # no label, not even that of an unlabelled example
-        labels = self.accelerator.pad_across_processes(found.labels, dim=0, pad_index=padding)
-        vectors, labels = self.accelerator.gather((self.accelerator.pad_across_processes(found.vectors), labels))
+        labels = self.accelerator.pad_across_processes(first.labels, dim=0, pad_index=padding)
+        vectors = self.accelerator.pad_across_processes({name: one.vectors for name, one in found.items()})
+        vectors, labels = self.accelerator.gather((vectors, labels))
         known = labels != padding
-        return replace(found, vectors={name: v[known] for name, v in vectors.items()}, labels=labels[known])
+        return {name: Features(v[known], labels[known], failed) for name, v in vectors.items()}
 
 
 @contextmanager

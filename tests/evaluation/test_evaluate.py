@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from hf_ssl.cli import main
-from hf_ssl.evaluation.evaluate import evaluate, load_encoder
+from hf_ssl.evaluation.encoders import open_model
+from hf_ssl.evaluation.evaluate import evaluate
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError
 from tests.test_cli import mistake
 
@@ -54,8 +55,7 @@ def test_a_vision_model_of_transformers_is_measured_as_its_own_processor_prepare
     found = knn(model, digits)
     assert 0 <= found["knn"] <= 1 and (found["bank"], found["queries"], found["failed"]) == (128, 64, [])
     assert found["measured"]["queries"] == "test" and found["measured"]["num_classes"] == 10
-    encoder, transform = load_encoder(model)
-    (blank,) = transform.blank()
+    (blank,) = open_model(model).transform.blank(None)
     assert blank.shape == (1, 3, 16, 16) and torch.equal(blank, torch.full_like(blank, -1)), "black, normalized"
 
 

@@ -265,16 +265,16 @@ def test_a_full_disk_on_download_leaves_nothing_that_loads(hub, tmp_path):
     script = tmp_path / "pull.py"
     script.write_text(
         "import resource, signal, sys\n"
-        "from hf_ssl.evaluation.evaluate import load_encoder\n"
+        "from hf_ssl.evaluation.encoders import open_model\n"
         "from hf_ssl.recipe import RecipeError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit then fails as on a full disk\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
         "try:\n"
-        "    load_encoder('user/full')\n"
+        "    open_model('user/full')\n"
         "except RecipeError as error:\n"
         "    print(error)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "load_encoder('user/full')\n"
+        "open_model('user/full')\n"
         "print('loaded')\n"
     )
     done = client(hub, tmp_path / "new_home", str(script))

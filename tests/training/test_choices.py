@@ -5,9 +5,10 @@ import pytest
 import torch
 import yaml
 
+from hf_ssl import devices
+from hf_ssl.devices import best_precision
 from hf_ssl.recipe import load_recipe
-from hf_ssl.training import accelerator, choices
-from hf_ssl.training.accelerator import best_precision
+from hf_ssl.training import choices
 from hf_ssl.training.pretrain import pretrain
 from tests.training.test_resume import assert_same_weights, command
 
@@ -50,7 +51,7 @@ def test_a_cpu_is_asked_whether_it_multiplies_matrices_of_bf16(monkeypatch, tmp_
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
-    monkeypatch.setattr(accelerator, "CPU_FLAGS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "cpuinfo")
     assert best_precision() == precision
-    monkeypatch.setattr(accelerator, "CPU_FLAGS", tmp_path / "absent")
+    monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "absent")
     assert best_precision() == "no"

@@ -1,0 +1,39 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What the machine is best at: the precision and the memory layout in which networks run fastest."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux
+
+
+def best_precision() -> Any:
+    """What `train.precision=auto` stands for here: bf16 where the processor multiplies matrices of it, else "no".
+
+    Whatever `accelerate launch` says comes first: then it is what that says, or None for what a recipe cannot say.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if launched is not None:
+        return launched if launched in ("no", "fp16", "bf16") else None
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        with suppress(OSError):
+            return "bf16" if "amx_bf16" in CPU_FLAGS.read_text() else "no"
+        return "no"
+    module = torch.get_device_module(device)
+    emulated = {"including_emulation": False} if device.type == "cuda" else {}
+    return "bf16" if getattr(module, "is_bf16_supported", lambda: False)(**emulated) else "no"
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Store the weights of 2-D convolutions as they are used fastest, in place."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:  # `Module.to` refuses a model that has 3-D convolutions, too
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model

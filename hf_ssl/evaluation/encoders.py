@@ -1,0 +1,223 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What is evaluated: a run, an exported folder, a model of the Hub, or one of timm, each as it prepares its inputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import xxhash
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+)
+
+from ..data.modality import Modality, modality_of
+from ..devices import channels_last
+from ..disk import first_line
+from ..errors import RecipeError
+from ..hub.weights import open_encoder
+from ..models import METHODS  # also registers our classes with AutoModel
+from .features import Embed, Transform, encoder_embedding
+from .images import ProcessorTransform, raw_pixel_embedding
+
+
+TIMM = "timm:"
+
+
+@dataclass
+class Encoder:
+    """A frozen encoder and how images, or clips, become its inputs.
+
+    Attributes:
+        name: as whoever asked called it.
+        folder: of an exported model, where results are kept.
+        embed: (the model's inputs) -> name -> vectors (B, D), see `encoder_embedding`.
+        fresh: the same kind of network with the weights that it starts from.
+    """
+
+    name: str
+    model: nn.Module
+    transform: Transform
+    config: Any
+    folder: Path | None
+    embed: Embed
+    fresh: Callable[[], nn.Module]
+    layer: str | None = None
+
+    @property
+    def modality(self) -> Modality:
+        return modality_of(self.config)
+
+    def to(self, device: torch.device) -> "Encoder":
+        channels_last(self.model.to(device))
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what decides the vectors: the weights, the layer, and the preprocessing."""
+        state = xxhash.xxh3_128(repr((self.layer, type(self.model).__name__, _described(self.transform))).encode())
+        for name, tensor in self.model.state_dict().items():
+            state.update(name.encode())
+            state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return state.hexdigest()
+
+    def untrained(self, seed: int = 0) -> "Encoder":
+        """The same network before any training, and without what its layer may have behind it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self.fresh().eval().requires_grad_(False)
+        made = replace(self, name=f"untrained {type(model).__name__}", model=model, folder=None)
+        made.embed = embedding_of(model, self.layer)
+        return made
+
+    def raw_pixels(self) -> "Encoder":
+        """No network at all."""
+        nothing: dict[str, Any] = {"model": nn.Identity(), "folder": None, "layer": None}
+        return replace(self, name="raw pixels", embed=raw_pixel_embedding, **nothing)
+
+
+def open_model(name: str, num_clips: int = 1, layer: str | None = None) -> Encoder:
+    """An encoder in evaluation mode with its own preprocessing.
+
+    Args:
+        name: a run's folder (its `model/` is taken), an exported folder, a Hub id (of ours, of timm, or of any vision
+            model of transformers with an image processor), or "timm:NAME", by timm's pretrained weights.
+        num_clips: of each video or sound.
+        layer: number of a hidden state (-2 is the last but one), whose mean over positions is taken; or "projector",
+            "projector.0" .. of the method that it was trained with. Default: the pooled features.
+
+    Raises:
+        RecipeError: no model can be loaded from there, or it is no encoder of images or clips.
+    """
+    if name.startswith(TIMM):
+        return _timm(name, layer)
+    inner = Path(name) / "model"
+    location = str(inner) if inner.is_dir() else name
+    folder = Path(location) if Path(location).is_dir() else None
+    if layer is not None and layer.partition(".")[0] == "projector":
+        return _with_projector(name, location, folder, layer)
+    encoder = open_encoder(location).requires_grad_(False)
+    ours = encoder.config.model_type in METHODS or isinstance(encoder.config, TimmWrapperConfig)
+    if ours:
+        transform = modality_of(encoder.config).inference(encoder.config, num_clips)
+    else:
+        transform = processing_of(encoder, location)
+    fresh, embed = partial(AutoModel.from_config, encoder.config), embedding_of(encoder, layer)
+    return _checked(Encoder(name, encoder, transform, encoder.config, folder, embed, fresh, layer))
+
+
+def _timm(name: str, layer: str | None) -> Encoder:
+    """A model of timm with its pretrained weights, as transformers wraps it."""
+    try:
+        source: Any = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0)
+        about = {"architecture": source.pretrained_cfg["architecture"], "pretrained_cfg": source.pretrained_cfg}
+        config = TimmWrapperConfig.from_dict(about)
+        model = TimmWrapperModel(config).eval().requires_grad_(False)
+        model.timm_model.load_state_dict(source.state_dict())
+    except Exception as error:  # whatever timm and the Hub raise
+        raise RecipeError(f"No encoder could be loaded from {name!r}: {first_line(error)}") from error
+    transform = modality_of(config).inference(config)
+    fresh = partial(TimmWrapperModel, config)
+    return _checked(Encoder(name, model, transform, config, None, embedding_of(model, layer), fresh, layer))
+
+
+def _with_projector(name: str, location: str, folder: Path | None, layer: str) -> Encoder:
+    """An encoder with a part of the projector that it was trained with."""
+    try:
+        if folder is not None:
+            model = AutoModelForPreTraining.from_pretrained(folder / "pretraining")
+        else:
+            model = AutoModelForPreTraining.from_pretrained(location, subfolder="pretraining")
+        model = model.eval().requires_grad_(False)
+        embed = embedding_of(model, layer)
+    except Exception as error:
+        raise RecipeError(f"{name} has no {layer} to evaluate: {first_line(error)}") from error
+    transform = modality_of(model.config).inference(model.config)
+    fresh = partial(AutoModelForPreTraining.from_config, model.config)
+    return _checked(Encoder(name, model, transform, model.config, folder, embed, fresh, layer))
+
+
+def embedding_of(model: nn.Module, layer: str | None) -> Embed:
+    """See `open_model` for the layers.
+
+    Raises:
+        RecipeError: there is no such layer.
+    """
+    if layer is None:
+        return encoder_embedding(model)
+    if layer.partition(".")[0] == "projector":
+        projector: Any = model.get_submodule("projector")
+        _, _, last = layer.partition(".")
+        parts = list(projector.children()) if last else [projector]
+        chosen = nn.Sequential(*parts[: int(last) + 1 if last else None])
+        encoder: Any = model.get_submodule("encoder")
+        return lambda inputs: {"": chosen(encoder(**inputs).pooler_output.flatten(1))}
+
+    def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        states = model(**inputs, output_hidden_states=True).hidden_states
+        if states is None or not -len(states) <= int(layer) < len(states):
+            raise RecipeError(f"--layer {layer} is not there: the network has {len(states or ())} hidden states.")
+        state = states[int(layer)]
+        return {"": state.flatten(2).mean(2) if state.ndim == 4 else state.mean(1)}  # a map, or tokens
+
+    if not layer.lstrip("-").isdigit():
+        raise RecipeError(f"--layer must be a number, projector or projector.N, not {layer}.")
+    return embed
+
+
+def processing_of(encoder: PreTrainedModel, location: str) -> ProcessorTransform:
+    """The preprocessing of an encoder of transformers' own.
+
+    Raises:
+        RecipeError: it takes no images, or does not say how they are prepared.
+    """
+    kind = type(encoder).__name__
+    if encoder.main_input_name != "pixel_values":
+        raise RecipeError(f"{location} is no encoder of images: its {kind} takes {encoder.main_input_name}.")
+    try:
+        return ProcessorTransform(AutoImageProcessor.from_pretrained(location))
+    except Exception:
+        raise RecipeError(
+            f"{location} does not say how the images of its {kind} are prepared; save its image processor "
+            "(preprocessor_config.json) beside it."
+        ) from None
+
+
+def _checked(encoder: Encoder) -> Encoder:
+    """The encoder, tried with a black image where it is not ours.
+
+    Raises:
+        RecipeError: it does not take what its processor prepares, or has no pooled features.
+    """
+    if encoder.config.__class__ in {config for config, _ in METHODS.values()} and encoder.layer is None:
+        return encoder
+    kind = type(encoder.model).__name__
+    try:
+        with torch.no_grad():
+            blank = encoder.transform.blank(None)  # type: ignore[arg-type]  # images need no source
+            found = encoder.embed(encoder.transform.inputs(*blank, device=torch.device("cpu")))
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"{encoder.name}: its {kind} does not take an image as prepared: {first_line(error)}"
+        ) from error
+    if "" not in found:
+        raise RecipeError(f"{encoder.name}: its {kind} gives no pooled features (pooler_output) to measure.")
+    return encoder
+
+
+def _described(transform: Transform) -> str:
+    """What of a preprocessing decides its outcome."""
+    if isinstance(transform, ProcessorTransform):
+        return str(transform.processor.to_json_string())
+    return repr(transform)

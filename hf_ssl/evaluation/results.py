@@ -1,0 +1,51 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Figures for a file, and for a terminal."""
+
+import json
+from typing import Any
+
+
+# What of a result is no figure.
+_ABOUT = {"failed", "measured", "examples", "bank", "queries", "errors", "spread", "chosen", "baselines", "protocol"}
+_ABOUT |= {"settings", "said", "model", "data", "name", "command", "hardware", "versions"}
+
+
+def figures(result: dict[str, Any]) -> dict[str, float]:
+    """The figures of a result, by name."""
+    return {key: value for key, value in result.items() if key not in _ABOUT}
+
+
+def to_json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Figures of one protocol as a person reads them: a column each model, and each baseline.
+
+    Args:
+        results: name of the model -> its result.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    for name, result in results.items():
+        columns[name] = result
+        for baseline, found in result.get("baselines", {}).items():
+            columns.setdefault(baseline, found)
+    rows = list(dict.fromkeys(key for column in columns.values() for key in figures(column)))
+    shown = [["", *columns]]
+    for key in rows:
+        shown.append([key, *(_cell(column, key) for column in columns.values())])
+    widths = [max(len(row[i]) for row in shown) for i in range(len(shown[0]))]
+    lines = []
+    for first, *others in shown:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(result: dict[str, Any], key: str) -> str:
+    if key not in figures(result):
+        return "-"
+    if key.endswith("rank"):
+        return f"{result[key]:.1f}"
+    error = result.get("errors", {}).get(key)
+    return f"{result[key]:.2%}" + (f" ±{100 * error:.2f}" if error is not None else "")
