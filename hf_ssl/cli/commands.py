@@ -208,6 +208,26 @@ def evaluate_command(args: argparse.Namespace) -> None:
     PartialState().destroy_process_group()
 
 
+def embed_command(args: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from ..coerce import build
+    from ..evaluation.embed import embed
+    from ..evaluation.evaluate import How
+    from ..recipe import DataConfig
+
+    for name in ("neighbors", "clips", "batch_size"):
+        if getattr(args, name) <= 0:
+            raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(args, name)}.")
+    data = build(DataConfig, {"path": args.data, "split": args.split, "num_workers": args.num_workers}, "data.")
+    how = How(args.clips, args.layer)
+    more = {"neighbors": args.neighbors, "batch_size": args.batch_size, "tower": args.tower}
+    file = embed(args.model, data, args.output, how=how, **more)
+    if PartialState().is_main_process:
+        print(file.resolve())
+    PartialState().destroy_process_group()
+
+
 def _write_json(file: str, found: dict[str, dict]) -> None:
     try:
         with open(file, "w", encoding="utf-8") as opened:

@@ -172,6 +172,24 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=commands.push_command)
 
     _add_evaluate(subparsers)
+
+    command = subparsers.add_parser(
+        "embed",
+        help="the vectors of a dataset as a Parquet file",
+        description="file, label, vector, x and y (two principal components), and the nearest neighbors of each.",
+    )
+    command.add_argument("model", type=_path, help="as of `hf-ssl evaluate`")
+    command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
+    command.add_argument("--output", default="embeddings.parquet", type=_path, metavar="FILE")
+    command.add_argument("--split", default="train", help="(default train)")
+    command.add_argument("--layer", metavar="N", help="as of `hf-ssl evaluate`")
+    command.add_argument("--tower", choices=("video", "audio"), help="of AVID's models (default video)")
+    command.add_argument("--neighbors", type=int, default=5, help="of each (default 5)")
+    command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
+    command.add_argument("--batch-size", type=int, default=256)
+    command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
+    _add_own_method(command)
+    command.set_defaults(command=commands.embed_command)
     return parser
 
 

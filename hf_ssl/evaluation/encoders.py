@@ -119,7 +119,8 @@ def _timm(name: str, layer: str | None) -> Encoder:
     """A model of timm with its pretrained weights, as transformers wraps it."""
     try:
         source: Any = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0)
-        about = {"architecture": source.pretrained_cfg["architecture"], "pretrained_cfg": source.pretrained_cfg}
+        described = source.pretrained_cfg
+        about = {"architecture": described["architecture"], "pretrained_cfg": described, "num_classes": 0}
         config = TimmWrapperConfig.from_dict(about)
         model = TimmWrapperModel(config).eval().requires_grad_(False)
         model.timm_model.load_state_dict(source.state_dict())

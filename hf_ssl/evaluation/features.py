@@ -4,7 +4,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,7 @@ class Features:
             is memory-mapped.
         labels: (N,) int64, -1 for none; of several labels each (N, classes) of 1, 0 and -1.
         rows: which of the vectors are meant, (N,); all where it is None.
+        examples: numbers (N,) of the source's examples that they are of, where it is known.
     """
 
     vectors: torch.Tensor
@@ -54,6 +55,7 @@ class Features:
     failed: list[str]
     scale: float = 1.0
     rows: torch.Tensor | None = None
+    examples: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def __len__(self) -> int:
         return len(self.labels)

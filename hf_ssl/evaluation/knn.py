@@ -43,7 +43,7 @@ def knn(
     classes, targets = bank.labels.unique(return_inverse=True)
     scores = {one: Scores(classes) for one in k}
     for part, asked in queries.blocks(chunk):
-        similarity, neighbors = _nearest(_ready(asked, normalize), bank, min(max(k), len(bank)), normalize)
+        similarity, neighbors = nearest(_ready(asked, normalize), bank, min(max(k), len(bank)), normalize)
         for one, score in scores.items():
             near = similarity[:, :one]
             weights = ((near - near[:, :1]) / temperature).exp()  # a common factor does not change the vote
@@ -68,7 +68,7 @@ def _ready(vectors: torch.Tensor, normalize: bool) -> torch.Tensor:
     return F.normalize(vectors, dim=1) if normalize else vectors
 
 
-def _nearest(asked: torch.Tensor, bank: Features, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(asked: torch.Tensor, bank: Features, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarities (m, k) of the nearest vectors of the bank, highest first, and their numbers."""
     best: torch.Tensor | None = None
     numbers: torch.Tensor | None = None

@@ -100,7 +100,9 @@ def read(file: Path) -> dict[str, Features]:
     """The features in a file, memory-mapped."""
     table = pa.ipc.open_file(pa.memory_map(str(file)))
     batch, about = table.get_batch(0), json.loads(table.schema.metadata[b"hf_ssl"])
-    labels = torch.from_numpy(batch.column("label").to_numpy(zero_copy_only=True).copy())
+    examples, labels = (
+        torch.from_numpy(batch.column(name).to_numpy(zero_copy_only=True).copy()) for name in ("row", "label")
+    )
     found = {}
     for name, (clips, scale) in about["vectors"].items():
         column = batch.column(f"vectors_{name}")
@@ -108,7 +110,8 @@ def read(file: Path) -> dict[str, Features]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nothing here writes to it
             vectors = torch.from_numpy(values.reshape(len(labels), clips, column.type.list_size // clips))
-        found[name] = Features(vectors[:, 0] if clips == 1 else vectors, labels, about["failed"], scale)
+        vectors = vectors[:, 0] if clips == 1 else vectors
+        found[name] = Features(vectors, labels, about["failed"], scale, examples=examples)
     return found
 
 

@@ -4,6 +4,7 @@
 import json
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Template
@@ -22,6 +23,8 @@ from ..data.modality import modality_of
 from ..methods import method_classes
 from ..models import METHODS, SSLConfig, rebuildable_by_timm
 from ..recipe import Recipe
+from .evaluations import entries as entries_of
+from .evaluations import section
 from .published import published_section
 
 
@@ -108,19 +111,27 @@ def paper_link(method: str) -> str:
     return f"[{found[1] if found else model_class.title}]({model_class.paper})"
 
 
-def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded: bool = False) -> str:
+def render_card(
+    config: SSLConfig,
+    recipe: Recipe,
+    results: Results,
+    *,
+    sharded: bool = False,
+    evaluations: Sequence[dict[str, Any]] = (),
+) -> str:
     """README.md of a repo folder, with Hub metadata; every figure of its own is this run's.
 
     Args:
         recipe: the one to share, `recipe.shareable()`.
         sharded: the encoder's weights are in several files, which timm does not read by itself.
+        evaluations: what was measured of it since, see `hf_ssl.hub.evaluations`.
     """
     method = method_classes(recipe.method)[1].title
     plain, modality = rebuildable_by_timm(config), modality_of(config)
     words, kind, backbone = modality.half(__package__), modality.name, " and ".join(config.backbones)
     template = Template((templates_folder() / "template.md").read_text())
     text = template.substitute(
-        metadata=_metadata(recipe, words.PIPELINE_TAG, plain, results).to_yaml(),
+        metadata=_metadata(recipe, words.PIPELINE_TAG, plain, results, evaluations).to_yaml(),
         name=results.card.get("name", f"{method}, {backbone}"),
         paper=paper_link(recipe.method),
         backbone=backbone,
@@ -131,7 +142,7 @@ def render_card(config: SSLConfig, recipe: Recipe, results: Results, *, sharded:
         steps=f"{results.steps:,}",
         batch_size=f"{recipe.train.batch_size:,}",
         usage=words.usage(plain, sharded),
-        results=_results(recipe, results),
+        results="\n\n".join(filter(None, (_results(recipe, results), section(evaluations)))),
         published=published_section(recipe, results.final.get("knn")),
         environment=_environment(results),
         recipe=recipe.to_yaml().strip(),
@@ -173,14 +184,16 @@ def render_converted(
     )
 
 
-def _metadata(recipe: Recipe, pipeline_tag: str, plain: bool, results: Results) -> ModelCardData:
+def _metadata(
+    recipe: Recipe, pipeline_tag: str, plain: bool, results: Results, evaluations: Sequence[dict[str, Any]]
+) -> ModelCardData:
     config_class, model_class = method_classes(recipe.method)
     method = model_class.title
     said = {"name": f"{method} {recipe.model.get('backbone', '')}".strip()} | results.card
-    measured = None
+    measured = entries_of(evaluations)
     if "knn" in results.final and results.measured.get("num_classes") != 1:  # of which any encoder gets 100 %
         data = _evaluated_on(recipe)
-        measured = [
+        measured.append(
             EvalResult(
                 task_type="image-classification",
                 dataset_type=data,
@@ -190,7 +203,7 @@ def _metadata(recipe: Recipe, pipeline_tag: str, plain: bool, results: Results) 
                 metric_name=f"kNN accuracy (k={recipe.monitor.k}, T={recipe.monitor.temperature})",
                 metric_value=round(100 * results.final["knn"], 2),
             )
-        ]
+        )
     return ModelCardData(
         license=said.get("license"),
         library_name="timm" if plain else "transformers",
@@ -199,7 +212,7 @@ def _metadata(recipe: Recipe, pipeline_tag: str, plain: bool, results: Results) 
         datasets=said.get("datasets", _hub_ids(*recipe.data.paths)),
         base_model=_hub_ids(recipe.train.init_from, recipe.model.get("init_from")),
         model_name=said["name"],
-        eval_results=measured,
+        eval_results=measured or None,
     )
 
 

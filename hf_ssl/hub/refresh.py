@@ -14,6 +14,7 @@ from ..files import read_json, read_text, read_yaml
 from ..methods import method_classes
 from ..recipe import RecipeError, recipe_from_dict
 from .card import Results, render_card
+from .evaluations import read_evaluations
 
 
 def kept_card_settings(folder: Path | str) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def refresh_card(
         if content.get("model_type") != config_class.model_type:
             raise ValueError(f"recipe.yaml is of {recipe.method}, and pretraining/config.json is not")
         config = config_class.from_dict(content)
-        text = render_card(config, recipe, results, sharded=sharded)
+        text = render_card(config, recipe, results, sharded=sharded, evaluations=read_evaluations(folder))
     except Exception as error:  # whatever damaged or foreign files bring about
         raise RecipeError(
             f"{place} has nothing to make a card from ({' '.join(str(error).split())}); give a run's folder, or that "

@@ -1,0 +1,124 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""`hf-ssl embed`: the vectors of a dataset as a Parquet file, which viewers of embeddings open as it is."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from accelerate.state import PartialState
+
+from ..data.sources import load_source
+from ..devices import best_precision
+from ..errors import RecipeError, UserError
+from ..recipe import DataConfig
+from .encoders import open_model
+from .evaluate import How
+from .features import Features
+from .knn import nearest
+from .store import features_of
+
+
+def embed(
+    model: str,
+    data: DataConfig,
+    output: Path | str,
+    *,
+    neighbors: int = 5,
+    batch_size: int = 256,
+    tower: str | None = None,
+    how: How | None = None,
+) -> Path:
+    """Write `file`, `label`, `vector`, `x` and `y` (the first two principal components of the unit vectors), and
+    `neighbors` (row numbers of the nearest, by the cosine, in `similarities`) of every example of a split.
+
+    All processes must call it; the main one writes.
+
+    Args:
+        model: see `open_model`.
+        tower: of AVID, "video" or "audio".
+
+    Raises:
+        RecipeError: the model or the data cannot be loaded, or no example can be read.
+        UserError: the disk refused it.
+    """
+    how, output = how or How(), Path(output)
+    encoder = open_model(model, how.num_clips, how.layer)
+    towers = encoder.modality.towers
+    chosen = towers[0] if tower is None else tower
+    if chosen not in towers:
+        raise RecipeError(f"{model} has no tower {tower!r}; leave --tower out, or take one of {', '.join(towers)}.")
+    source = load_source(data, kind=encoder.modality.medium_of(data))
+    precision = how.precision or best_precision() or "no"
+    size = {"batch_size": batch_size, "num_workers": data.num_workers}
+    found = features_of(encoder, source, precision=precision, cache=how.cache, **size)
+    if not PartialState().is_main_process:
+        return output
+    if chosen not in found:
+        raise RecipeError(f"{data.path} holds nothing for the {chosen} tower.")
+    features = found[chosen].averaged()
+    if len(features) == 0:
+        raise RecipeError(f"None of {len(features.failed)} files could be read, the first is {features.failed[0]}.")
+    names, labels, rows = [source.name(index) for index in range(len(source))], source.classes(), features.examples
+    points = _principal(features)
+    partial = output.with_name(f".partial_{output.name}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(partial, _schema(features)) as writer:
+            for part, vectors in features.blocks(4096):
+                similar, near = nearest(F.normalize(vectors, dim=1), features, min(neighbors + 1, len(features)), True)
+                own = torch.arange(part.start, part.start + len(vectors))[:, None]
+                others = [row[row != me].tolist()[:neighbors] for row, me in zip(near, own, strict=True)]
+                weights = [s[n != me].tolist()[:neighbors] for s, n, me in zip(similar, near, own, strict=True)]
+                indices = rows[part].tolist()
+                table: dict[str, Any] = {
+                    "file": [names[i] for i in indices],
+                    "label": [None if labels[i] is None else str(labels[i]) for i in indices],
+                    "vector": list(vectors.numpy()),
+                    "x": points[part, 0].numpy(),
+                    "y": points[part, 1].numpy(),
+                    "neighbors": others,
+                    "similarities": weights,
+                }
+                writer.write_table(pa.table(table, schema=_schema(features)))
+        os.replace(partial, output)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"The embeddings could not be written to {output} ({error}); give another --output."
+        ) from error
+    return output
+
+
+def _schema(features: Features) -> pa.Schema:
+    return pa.schema(
+        {
+            "file": pa.string(),
+            "label": pa.string(),
+            "vector": pa.list_(pa.float32(), features.vectors.shape[-1]),
+            "x": pa.float32(),
+            "y": pa.float32(),
+            "neighbors": pa.list_(pa.int64()),
+            "similarities": pa.list_(pa.float32()),
+        }
+    )
+
+
+def _principal(features: Features) -> torch.Tensor:
+    """The first two principal components (N, 2) of the unit vectors, from their covariance, which is small."""
+    width = features.vectors.shape[-1]
+    total, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+    for _, vectors in features.blocks():
+        unit = F.normalize(vectors, dim=1).double()
+        total, squares = total + unit.sum(0), squares + unit.T @ unit
+    mean = total / len(features)
+    _, axes = torch.linalg.eigh(squares / len(features) - mean[:, None] * mean)
+    axes = axes[:, -2:].flip(1)
+    axes = axes * axes.gather(0, axes.abs().argmax(0)[None]).sign()  # the same way round every time
+    if width == 1:
+        axes = torch.cat([axes, torch.zeros_like(axes)], 1)
+    parts = [(F.normalize(vectors, dim=1).double() - mean) @ axes for _, vectors in features.blocks()]
+    return torch.cat(parts).float()

@@ -1,0 +1,88 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""What `hf-ssl evaluate` has measured of a model, `results/*.json` in its folder, in its card and its metadata."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from ..errors import UserError
+from ..evaluation.results import figures
+from ..files import read_json
+
+
+logger = logging.getLogger(__name__)
+
+_TITLES = {"knn": "kNN", "linear": "linear classifier", "lowshot": "low-shot", "retrieval": "retrieval by class"}
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The results in a model's folder; files that are something else are named and left out."""
+    found = []
+    for file in sorted((folder / "results").glob("*.json")):
+        try:
+            result = read_json(file)
+            if not {"protocol", "said", "data", "errors", "measured"} <= result.keys():
+                raise UserError(f"{file} is no result of hf-ssl evaluate.")
+            found.append(result)
+        except UserError as error:
+            logger.warning(str(error))
+    return found
+
+
+def title(result: dict[str, Any]) -> str:
+    """What a protocol is called, with all that decides its figure."""
+    name = _TITLES.get(result["protocol"], result["protocol"])
+    chosen = ", ".join(f"{key}={value:g}" for key, value in result.get("chosen", {}).items())
+    return f"{name} ({result['said']}{f', {chosen}' if chosen else ''})"
+
+
+def section(evaluations: Sequence[dict[str, Any]]) -> str:
+    """A table of all figures with their standard errors; "" where there are none."""
+    if not evaluations:
+        return ""
+    beside = list(dict.fromkeys(name for one in evaluations for name in one.get("baselines", {})))
+    lines = [f"| | data | this model | {' | '.join(beside)} |", f"| {' | '.join(['---'] * (3 + len(beside)))} |"]
+    if not beside:
+        lines = ["| | data | this model |", "| --- | --- | --- |"]
+    for one in evaluations:
+        for key in figures(one):
+            columns = [one, *(one.get("baselines", {}).get(name, {}) for name in beside)]
+            cells = [_cell(column, key) for column in columns]
+            lines.append(f"| {title(one)}: {key} | {Path(str(one['data'])).name} | {' | '.join(cells)} |")
+    return (
+        "## Evaluated\n\n" + "\n".join(lines) + "\n\nBehind ± stands the standard error; of low-shot over its draws."
+    )
+
+
+def _cell(result: dict[str, Any], key: str) -> str:
+    if key not in figures(result):
+        return ""
+    if key.endswith("rank"):
+        return f"{result[key]:.1f}"
+    error = result.get("errors", {}).get(key)
+    return f"{result[key]:.1%}" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
+    """One entry of the model index for each protocol and figure that is an accuracy."""
+    found = []
+    for one in evaluations:
+        data = Path(str(one["data"])).name
+        for key, value in figures(one).items():
+            if key.endswith("rank"):
+                continue
+            found.append(
+                EvalResult(
+                    task_type="image-classification",
+                    dataset_type=data,
+                    dataset_name=data,
+                    dataset_split=one["measured"].get("queries", "test"),
+                    metric_type="accuracy",
+                    metric_name=f"{title(one)}: {key}",
+                    metric_value=round(100 * value, 2),
+                )
+            )
+    return found

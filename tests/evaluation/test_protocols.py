@@ -1,0 +1,218 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Protocols give the figures of their definitions, from features that are made once, on any number of processes."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.preprocessing import StandardScaler
+
+from hf_ssl import SimSiamConfig, SimSiamModel
+from hf_ssl.cli import main
+from hf_ssl.data.bank import place_in_class
+from hf_ssl.data.sources import load_source
+from hf_ssl.evaluation import store
+from hf_ssl.evaluation.encoders import open_model
+from hf_ssl.evaluation.evaluate import evaluate
+from hf_ssl.evaluation.features import Features
+from hf_ssl.evaluation.knn import knn
+from hf_ssl.evaluation.linear import accuracy_of, logistic_regression
+from hf_ssl.evaluation.protocols import KNN_PROTOCOLS
+from hf_ssl.evaluation.retrieval import mean_average_precision
+from hf_ssl.evaluation.store import features_of
+from hf_ssl.recipe import DataConfig, MonitorConfig
+from tests.distributed.processes import run_on_ranks
+
+
+def digit_features(start: int, stop: int) -> Features:
+    digits = load_digits()
+    vectors = torch.tensor(digits.data[start:stop], dtype=torch.float32)
+    return Features(vectors, torch.tensor(digits.target[start:stop]), [])
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    SimSiamModel(SimSiamConfig(backbone="test_resnet", image_size=32)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", KNN_PROTOCOLS)
+def test_knn_is_the_vote_that_is_published(name):
+    protocol = KNN_PROTOCOLS[name]
+    bank, queries = digit_features(0, 400), digit_features(400, 500)
+    if not protocol.normalize:  # whose dot products overflow no exponential
+        bank, queries = (replace(side, vectors=side.vectors / 100) for side in (bank, queries))
+    found = knn(bank, queries, k=protocol.k, temperature=protocol.temperature, normalize=protocol.normalize, chunk=32)
+    for k in protocol.k:
+        hits = []
+        for vector, label in zip(queries.vectors, queries.labels, strict=True):
+            keys, asked = bank.vectors, vector
+            if protocol.normalize:
+                keys, asked = F.normalize(keys, dim=1), F.normalize(asked, dim=0)
+            similarity = keys @ asked
+            near = sorted(range(len(keys)), key=lambda i: -similarity[i].item())[:k]
+            votes = torch.zeros(10, dtype=torch.float64)
+            for i in near:
+                votes[bank.labels[i]] += np.exp(
+                    (similarity[i].item() - similarity.max().item()) / protocol.temperature
+                )
+            hits.append(votes.argmax() == label)
+        assert found[k]["top1"] == pytest.approx(np.mean(hits), abs=1e-6)
+    assert found[protocol.k[0]]["top5"] >= found[protocol.k[0]]["top1"]
+
+
+def test_blocks_of_a_bank_change_no_vote():
+    bank, queries = digit_features(0, 900), digit_features(900, 1000)
+    whole = knn(bank, queries, k=(20,))
+    parts = replace(bank, vectors=bank.vectors.repeat_interleave(40, 0), labels=bank.labels.repeat_interleave(40))
+    assert len(parts) > 2 * 16384
+    assert knn(parts, queries, k=(800,))[800] == knn(bank, queries, k=(20,))[20] == whole[20]
+
+
+def test_logistic_regression_is_that_of_scikit_learn():
+    train, test = digit_features(0, 500), digit_features(500, 900)
+    model, c = logistic_regression(train, cs=(0.01,))
+    scaler = StandardScaler().fit(train.vectors.numpy())
+    reference = LogisticRegression(C=0.01, tol=1e-8, max_iter=5000)
+    reference.fit(scaler.transform(train.vectors.numpy()), train.labels.numpy())
+    used = model.scale > 0
+    assert c == 0.01 and np.allclose(model.weight[used].T.numpy(), reference.coef_[:, used.numpy()], atol=2e-4)
+    score = reference.score(scaler.transform(test.vectors.numpy()), test.labels.numpy())
+    assert accuracy_of(model, test)["top1"] == pytest.approx(score, abs=1e-6)
+
+
+def test_c_is_chosen_on_training_examples_alone():
+    train = digit_features(0, 300)
+    place, size = place_in_class(train.labels.numpy())
+    held = place < np.maximum(size // 5, size > 1)
+    scores = {}
+    for c in (1e-4, 1e-2, 1.0):
+        scaler = StandardScaler().fit(train.vectors.numpy()[~held])
+        model = LogisticRegression(C=c, tol=1e-8, max_iter=5000)
+        model.fit(scaler.transform(train.vectors.numpy()[~held]), train.labels.numpy()[~held])
+        scores[c] = model.score(scaler.transform(train.vectors.numpy()[held]), train.labels.numpy()[held])
+    expected = max(scores, key=lambda c: (scores[c], -c))
+    assert logistic_regression(train, cs=(1e-4, 1e-2, 1.0))[1] == expected
+
+
+def test_average_precision_is_that_of_scikit_learn():
+    features = digit_features(0, 200)
+    unit = F.normalize(features.vectors, dim=1).numpy()
+    labels = features.labels.numpy()
+    expected = []
+    for i in range(200):
+        others = np.arange(200) != i
+        expected.append(average_precision_score(labels[others] == labels[i], unit[others] @ unit[i]))
+    found = mean_average_precision(features, chunk=32)
+    assert found["map"] == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ features once
+
+
+def test_features_are_made_once_and_are_the_same_again(encoder, digits, monkeypatch, tmp_path):
+    source, opened = load_source(DataConfig(path=str(digits))), open_model(encoder)
+    calls = []
+    monkeypatch.setattr(store, "embedded", lambda *a, real=store.embedded, **k: calls.append(1) or real(*a, **k))
+    fresh, first, again = (features_of(opened, source, cache=cache)[""] for cache in (None, tmp_path, tmp_path))
+    assert len(calls) == 2 and first.vectors.equal(again.vectors) and first.vectors.equal(fresh.vectors)
+    with torch.no_grad():
+        other = open_model(encoder)
+        next(other.model.parameters()).add_(0.1)
+    features_of(other, source, cache=tmp_path)
+    features_of(opened, source.select(range(5)), cache=tmp_path)
+    assert len(calls) == 4, "other weights, and other data, are other features"
+
+
+def test_many_features_are_kept_in_half_the_bytes(encoder, digits, monkeypatch):
+    source, opened = load_source(DataConfig(path=str(digits))), open_model(encoder)
+    exact = features_of(opened, source, cache=None)[""]
+    monkeypatch.setattr(store, "_FULL_PRECISION", 0)
+    half = features_of(opened, source, cache=None)[""]
+    assert half.vectors.dtype == torch.float16
+    assert torch.allclose(half.block(0, 128), exact.block(0, 128), rtol=2e-3, atol=1e-3)
+
+
+def embed_on_ranks(encoder: str, digits: str) -> list:
+    source = load_source(DataConfig(path=digits)).select(range(37))
+    found = features_of(open_model(encoder), source, batch_size=5, cache=None)[""]
+    return [found.vectors.clone(), found.labels]
+
+
+def test_every_example_is_embedded_once_on_any_number_of_processes(encoder, digits, tmp_path):
+    vectors, labels = embed_on_ranks(encoder, str(digits))
+    for world in (2, 3):
+        (tmp_path / str(world)).mkdir()
+        ranks = run_on_ranks(partial(embed_on_ranks, encoder, str(digits)), world, tmp_path / str(world))
+        for theirs, their_labels in ranks:
+            assert torch.equal(labels, their_labels) and torch.allclose(theirs, vectors, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- the command line
+
+
+def test_a_result_is_a_file_of_the_model_and_a_row_of_its_card(digits, tmp_path, capsys):
+    from tests.training.test_resume import command
+
+    main(command("simsiam", digits, tmp_path / "run", "train.steps=2"))
+    run = str(tmp_path / "run")
+    capsys.readouterr()
+    main(["evaluate", "all", run, "--data", str(digits), "--num-workers", "0"])
+    shown = capsys.readouterr().out
+    assert "untrained" in shown and "raw pixels" in shown and "±" in shown
+    files = sorted(file.name for file in (tmp_path / "run/model/results").iterdir())
+    assert files == [f"{kind}_digits0.json" for kind in ("knn", "linear", "lowshot", "retrieval")]
+    result = json.loads((tmp_path / "run/model/results/lowshot_digits0.json").read_text())
+    assert result["spread"]["lowshot"] > 0 and result["errors"]["lowshot"] > 0 and result["versions"]
+    assert len(result["baselines"]) == 2 and "## Evaluated" not in (tmp_path / "run/model/README.md").read_text()
+    main(["card", run])
+    card = ModelCard.load(tmp_path / "run/model/README.md")
+    names = [entry.metric_name for entry in card.data.eval_results]
+    assert any("k=20, T=0.1" in name for name in names) and any("C=" in name for name in names)
+    assert "## Evaluated" in card.text and "| raw pixels |" in card.text
+
+
+def test_models_are_compared_side_by_side(encoder, digits, tmp_path, capsys, monkeypatch):
+    create = timm.create_model
+    source = create("test_resnet", num_classes=0)
+
+    def offline(name, pretrained=False, **kwargs):
+        return source if pretrained else create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    output = tmp_path / "both.json"
+    arguments = ["--data", str(digits), "--protocol", "dinov3", "--num-workers", "0", "--no-baselines"]
+    main(["evaluate", "knn", encoder, "timm:test_resnet.r160_in1k", *arguments, "--output", str(output)])
+    shown = capsys.readouterr().out
+    assert "knn_k200" in shown and "timm:test_resnet" in shown
+    assert set(json.loads(output.read_text())["knn"]) == {encoder, "timm:test_resnet.r160_in1k"}
+
+
+@pytest.mark.parametrize("layer", ["-2", "1"])
+def test_an_earlier_layer_is_measured(encoder, digits, layer):
+    data, monitor = DataConfig(path=str(digits), num_workers=0), MonitorConfig(path=str(digits))
+    assert evaluate("knn", encoder, data, monitor, layer=layer)["knn"] >= 0
+    width = features_of(open_model(encoder, layer=layer), load_source(data), cache=None)[""].vectors.shape[1]
+    assert width != features_of(open_model(encoder), load_source(data), cache=None)[""].vectors.shape[1]
+
+
+def test_embeddings_are_a_table_of_files_and_neighbors(encoder, digits, tmp_path, capsys):
+    main(["embed", encoder, "--data", str(digits), "--output", str(tmp_path / "e.parquet"), "--num-workers", "0"])
+    table = pq.read_table(tmp_path / "e.parquet").to_pydict()
+    vectors = F.normalize(torch.tensor(table["vector"]), dim=1)
+    similarity = (vectors @ vectors.T).fill_diagonal_(-1)
+    assert len(table["file"]) == 128 and table["neighbors"][3][0] == similarity[3].argmax().item()
+    assert table["label"][0] == "0" and np.std(table["x"]) >= np.std(table["y"]) > 0
+    assert str(tmp_path / "e.parquet") in capsys.readouterr().out
