@@ -75,15 +75,63 @@ class Retrieval:
         return "cosine"
 
 
+@dataclass(frozen=True)
+class Supervised:
+    """A classifier trained by gradient descent on augmented images (a random crop, and a flip), in the loop of
+    `hf_ssl.training.supervised`.
+
+    Args:
+        frozen: only the linear layer learns, and the encoder stays in evaluation mode; else all of it does.
+        lr: for `batch_size`; several train as many linear layers at once, of which a held-out part of the training
+            examples chooses.
+        head_lr: of the linear layer, where it differs.
+        milestones: epochs behind which the rate is multiplied by `gamma`; without any it follows a cosine to 0, step
+            by step, or with `by_epoch` epoch by epoch.
+        weight_decay: of AdamW it is decoupled.
+        share: of the training examples, drawn by the seed; None for all.
+        size: of the images; None for the encoder's own.
+    """
+
+    source: str
+    epochs: float
+    batch_size: int = 256
+    frozen: bool = True
+    optimizer: str = "sgd"
+    lr: tuple[float, ...] = (0.3,)
+    head_lr: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    by_epoch: bool = False
+    warmup_epochs: float = 0.0
+    share: float | None = None
+    size: int | None = None
+    seeds: int = 1
+
+    def said(self) -> str:
+        rates = f"lr {self.lr[0]:g}" if len(self.lr) == 1 else f"{len(self.lr)} lrs, chosen on a tenth of train"
+        how = f"{self.optimizer}, {self.epochs:g} epochs, batch {self.batch_size}, {rates}"
+        return how + (f", {self.share:.0%} of the labels" if self.share else "")
+
+
 KNN_PROTOCOLS = {
     "hf_ssl": KNN("SwAV's k (arXiv:2006.09882), the temperature of Wu et al. (arXiv:1805.01978)"),
     "lightly": KNN("lightly's benchmarks", k=(200,)),
     "dinov3": KNN("DINOv3's eval/knn.py", k=(10, 20, 100, 200), temperature=0.07),
     "vissl": KNN("VISSL's nearest_neighbor_test", k=(200,), normalize=False),
 }
+_DINO_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # per 256 images
+_SEMI: dict[str, Any] = {"frozen": False, "milestones": (12, 16), "gamma": 0.2, "seeds": 5}
 LINEAR_PROTOCOLS = {
     "logistic": Logistic("BYOL's transfer (arXiv:2006.07733, appendix): L-BFGS over l2 values"),
     "svm": SVM("VISSL's low-shot and AVID's audio evaluation: linear SVMs"),
+    "swav": Supervised("SwAV's eval_linear.py", 100, weight_decay=1e-6, by_epoch=True),
+    "barlow_twins": Supervised("Barlow Twins' evaluate.py", 100, weight_decay=1e-6, by_epoch=True),
+    "byol": Supervised("BYOL's eval_experiment.py", 80, 1024, lr=(0.8,), nesterov=True),
+    "simsiam": Supervised("SimSiam's main_lincls.py --lars", 90, 4096, optimizer="larc", lr=(1.6,), by_epoch=True),
+    "dinov3": Supervised("DINOv2's and DINOv3's eval/linear.py", 10, 1024, lr=tuple(4 * lr for lr in _DINO_RATES)),
 }
 LOWSHOT_PROTOCOLS = {
     "1%": LowShot("shares of the training set, drawn anew", share=0.01),
@@ -91,11 +139,35 @@ LOWSHOT_PROTOCOLS = {
     "1": LowShot("one example of each class", per_class=1),
     "5": LowShot("five examples of each class", per_class=5),
     "10": LowShot("ten examples of each class", per_class=10),
+    "swav-1%": Supervised("SwAV's eval_semisup.py", 20, share=0.01, lr=(0.02,), head_lr=5.0, **_SEMI),
+    "swav-10%": Supervised("SwAV's eval_semisup.py", 20, share=0.1, lr=(0.01,), head_lr=0.2, **_SEMI),
+}
+_SEER: dict[str, Any] = {"frozen": False, "lr": (0.0125,), "weight_decay": 1e-4, "nesterov": True}
+FINETUNE_PROTOCOLS = {
+    "small": Supervised(
+        "ours, for a few thousand images: AdamW, three seeds",
+        50,
+        64,
+        frozen=False,
+        optimizer="adamw",
+        lr=(5e-4,),
+        head_lr=5e-3,
+        weight_decay=0.05,
+        warmup_epochs=5,
+        seeds=3,
+    ),
+    "seer2021": Supervised("SEER (arXiv:2103.01988): 35 epochs, divided by ten once", 35, milestones=(30,), **_SEER),
+    "seer2022": Supervised("SEER (arXiv:2202.08360): the same at 384 pixels", 35, size=384, milestones=(30,), **_SEER),
+    "vissl": Supervised(
+        "VISSL's full fine-tuning", 105, frozen=False, lr=(0.1,), nesterov=True, milestones=(30, 60, 90, 100)
+    ),
+    "byol": Supervised("BYOL's fine-tuning: 20,000 steps there", 50, frozen=False, lr=(0.01,), nesterov=True),
 }
 RETRIEVAL_PROTOCOLS = {"class": Retrieval("neighbors of the same class; AVID: the other tower's, see retrieval.py")}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "knn": KNN_PROTOCOLS,
     "linear": LINEAR_PROTOCOLS,
     "lowshot": LOWSHOT_PROTOCOLS,
+    "finetune": FINETUNE_PROTOCOLS,
     "retrieval": RETRIEVAL_PROTOCOLS,
 }

@@ -1,0 +1,355 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Classifiers on an encoder, trained by gradient descent: linear ones on a frozen encoder, and fine-tuning.
+
+The loop is that of pretraining: views are functions of the seed and the example, a killed run continues exactly, and
+any number of processes gives the run of one. Nothing is chosen on the examples that are judged.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+import xxhash
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoModelForImageClassification
+
+from ..checkpoint_folder import RunState
+from ..data.bank import labelled_sources, measured_on, place_in_class
+from ..data.images import ImageInference, ImageTransform, ImageViews
+from ..data.loader import TrainLoader, steps_in_epoch
+from ..data.sources import Source
+from ..data.views import View
+from ..disk import atomic_write, first_line
+from ..errors import RecipeError, UserError
+from ..evaluation.encoders import TIMM, Encoder, open_model
+from ..evaluation.features import embedded
+from ..evaluation.protocols import Supervised
+from ..evaluation.scores import Scores, spread, standard_error
+from ..optim.larc import Larc
+from ..recipe import DataConfig, MonitorConfig, TrainConfig
+from .accelerator import build_accelerator, fit_model
+from .checkpoint import Checkpoints
+from .signals import Interrupted, StopSignals
+
+
+_HELD_OUT = 10  # one of so many training examples of a class chooses among several rates
+_CROP = View(scale=(0.08, 1.0), jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0)
+
+
+@dataclass(frozen=True)
+class LabeledViews(ImageViews):
+    """Views of which each batch says which example is really there: its label counts."""
+
+    numbered: ClassVar[bool] = True
+
+
+class Heads(nn.Module):
+    """Linear layers on the pooled features of a frozen encoder: (B, C, H, W) -> scores (heads, B, K)."""
+
+    def __init__(self, encoder: Encoder, width: int, classes: int, heads: int):
+        super().__init__()
+        self.encoder, self._embed = encoder.model.requires_grad_(False), encoder.embed
+        self.heads = nn.ModuleList(nn.Linear(width, classes) for _ in range(heads))
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> "Heads":
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            features = self._embed({"pixel_values": pixel_values})[""]
+        return torch.stack([head(features) for head in self.heads])
+
+    def groups(self, settings: Supervised) -> list[dict[str, Any]]:
+        return [{"params": list(h.parameters()), "peak_lr": lr} for h, lr in zip(self.heads, settings.lr, strict=True)]
+
+
+class Whole(nn.Module):
+    """An `XForImageClassification` whose every layer learns: (B, C, H, W) -> scores (1, B, K)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).logits[None]
+
+    def groups(self, settings: Supervised) -> list[dict[str, Any]]:
+        wrapped: Any = getattr(self.model, "timm_model", None)
+        head = wrapped.get_classifier() if wrapped is not None else self.model.get_submodule("classifier")
+        last = {id(parameter) for parameter in head.parameters()}
+        parts = ([p for p in self.parameters() if (id(p) in last) == here] for here in (False, True))
+        rates = (settings.lr[0], settings.lr[0] if settings.head_lr is None else settings.head_lr)
+        return [{"params": part, "peak_lr": lr} for part, lr in zip(parts, rates, strict=True)]
+
+
+def supervised(
+    model: str,
+    data: DataConfig,
+    monitor: MonitorConfig,
+    settings: Supervised,
+    *,
+    folder: Path,
+    protocol: str = "finetune",
+    seed: int = 0,
+    train: TrainConfig | None = None,
+    untrained: bool = False,
+) -> dict[str, Any]:
+    """Train and judge a classifier; every process must call it.
+
+    Args:
+        model: see `open_model`.
+        folder: for checkpoints, from which a killed run continues, and the finished figures of each seed.
+        untrained: start from random weights instead, as the baseline does.
+
+    Returns:
+        As `hf_ssl.evaluation.evaluate.evaluate`: mean, spread and standard error over `settings.seeds`.
+
+    Raises:
+        RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
+        Interrupted: a signal came, and a checkpoint was written.
+    """
+    bank, queries = labelled_sources(data, monitor, "image", trained_on=False)
+    if bank is None or queries is None:
+        raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")
+    measured = measured_on(bank, queries, 0)
+    seeds = range(seed, seed + settings.seeds)
+    task = Task(model, settings, data, monitor, train or TrainConfig(), untrained)
+    found = [_of_seed(task, bank, queries, folder / f"seed{number}", number) for number in seeds]
+    name = {"linear": "linear", "lowshot": "lowshot"}.get(protocol, "finetune")
+    over = {key: spread([one[key] for one in found]) for key in found[0] if key not in ("lr", "failed")}
+    values = {name if key == "top1" else f"{name}_{key}": one for key, one in over.items()}
+    several = settings.seeds > 1
+    errors = {
+        key: one["standard_error"] if several else standard_error(one["value"], len(queries))
+        for key, one in values.items()
+    }
+    result: dict[str, Any] = {key: one["value"] for key, one in values.items()}
+    result |= {"failed": found[0]["failed"], "bank": len(bank), "queries": len(queries), "errors": errors}
+    result |= {"spread": {key: one["spread"] for key, one in values.items()} if several else {}}
+    result |= {"chosen": {"lr": found[0]["lr"]} if len(settings.lr) > 1 else {}, "measured": measured}
+    return result | {"protocol": protocol, "settings": asdict(settings), "said": settings.said()}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned, whatever the seed."""
+
+    model: str
+    settings: Supervised
+    data: DataConfig
+    monitor: MonitorConfig
+    train: TrainConfig
+    untrained: bool
+
+
+@dataclass
+class Trial:
+    """One seed of a task."""
+
+    task: Task
+    seed: int
+    encoder: Encoder
+    network: Any
+    accelerator: Accelerator
+    size: int
+    classes: int
+
+
+def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int) -> dict[str, Any]:
+    """Accuracies of one seed, from its file where it is finished."""
+    settings = task.settings
+    about = {"model": task.model, "settings": asdict(settings), "seed": seed, "untrained": task.untrained}
+    about |= {"data": str(task.data.path), "examples": [len(bank), len(queries)]}
+    folder = folder / xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
+    done = folder / "figures.json"
+    if gather_object([done.exists()])[0]:
+        return json.loads(done.read_text())
+    train = replace(task.train, batch_size=settings.batch_size, seed=seed, output_dir=str(folder))
+    accelerator = build_accelerator(train)
+    set_seed(seed)
+    learned, choosing = _split(bank, settings, seed)
+    encoder = open_model(task.model)
+    size, classes = settings.size or _size_of(encoder), int(max(bank.numbers.max(), queries.numbers.max())) + 1
+    network = _network(encoder, settings, classes, size, task.untrained)
+    trial = Trial(task, seed, encoder, network, accelerator, size, classes)
+    _train(trial, learned, folder)
+    heads, best = range(len(settings.lr)), 0
+    if choosing is not None:
+        told = [_accuracy(trial, choosing, head)["top1"] for head in heads]
+        best = max(heads, key=lambda head: told[head])
+    figures = _accuracy(trial, queries, best) | {"lr": settings.lr[best]}
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(done, json.dumps(figures))
+    accelerator.wait_for_everyone()
+    return figures
+
+
+def _split(bank: Source, settings: Supervised, seed: int) -> tuple[Source, Source | None]:
+    """What is learned from, and what chooses among several rates."""
+    place, size = place_in_class(bank.numbers, seed)
+    known = bank.numbers >= 0
+    if settings.share is not None:
+        known &= place < (settings.share * size).round().clip(1)
+    if len(settings.lr) == 1:
+        return bank.select(known.nonzero()[0].tolist()), None
+    held = place < (size // _HELD_OUT).clip(1)
+    return bank.select((known & ~held).nonzero()[0].tolist()), bank.select((known & held).nonzero()[0].tolist())
+
+
+def _size_of(encoder: Encoder) -> int:
+    """Pixels of the side of an image as the encoder's own preprocessing makes it."""
+    blank = encoder.transform.inputs(*encoder.transform.blank(None), device=torch.device("cpu"))  # type: ignore[arg-type]
+    return blank["pixel_values"].shape[-1]
+
+
+def _network(encoder: Encoder, settings: Supervised, classes: int, size: int, untrained: bool) -> nn.Module:
+    if settings.frozen:
+        encoder = encoder.untrained() if untrained else encoder
+        with torch.no_grad():
+            width = encoder.embed({"pixel_values": torch.zeros(1, _channels(encoder), size, size)})[""].shape[1]
+        return Heads(encoder, width, classes, len(settings.lr))
+    return Whole(_classifier(encoder, classes, untrained))
+
+
+def _channels(encoder: Encoder) -> int:
+    return len(_normalization(encoder)[0])
+
+
+def _classifier(encoder: Encoder, classes: int, untrained: bool) -> nn.Module:
+    """The encoder's `XForImageClassification` with a new linear layer.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    try:
+        if untrained:
+            config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
+            return AutoModelForImageClassification.from_config(config)
+        if encoder.name.startswith(TIMM):
+            config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
+            model = AutoModelForImageClassification.from_config(config)
+            model.timm_model.load_state_dict(encoder.model.get_submodule("timm_model").state_dict(), strict=False)
+            return model
+        location = encoder.folder or encoder.name
+        return AutoModelForImageClassification.from_pretrained(
+            location, num_labels=classes, ignore_mismatched_sizes=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever foreign files make transformers raise
+        raise RecipeError(f"{encoder.name} cannot be fine-tuned as a classifier: {first_line(error)}") from error
+
+
+def _normalization(encoder: Encoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    transform: Any = encoder.transform
+    if hasattr(transform, "processor"):
+        return tuple(transform.processor.image_mean), tuple(transform.processor.image_std)
+    return transform.mean, transform.std
+
+
+def _train(trial: Trial, source: Source, folder: Path) -> None:
+    """The training loop, from the newest checkpoint on."""
+    settings, accelerator = trial.task.settings, trial.accelerator
+    steps_per_epoch = steps_in_epoch(len(source), settings.batch_size)
+    num_steps = max(1, round(settings.epochs * steps_per_epoch))
+    optimizer: Any = _optimizer(trial.network.groups(settings), settings)
+    trial.network.train()
+    wrapped, optimizer = accelerator.prepare(fit_model(trial.network, trial.task.train, accelerator), optimizer)
+    trial.network = accelerator.unwrap_model(wrapped)
+    checkpoints = Checkpoints(folder / "checkpoints", 1, accelerator)
+    found, start = checkpoints.newest(), 0
+    if found is not None:
+        found, _ = checkpoints.load(found, trial.network, optimizer)
+        start = found.state.step
+    mean, std = _normalization(trial.encoder)
+    stage2 = ImageTransform(mean, std)
+    loader = TrainLoader(
+        source,
+        LabeledViews([replace(_CROP, size=trial.size)], channels=len(mean)),
+        batch_size=settings.batch_size,
+        num_steps=num_steps,
+        seed=trial.seed,
+        start_step=start,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=trial.task.data.num_workers,
+    )
+    labels = torch.from_numpy(source.numbers)
+    with StopSignals() as stop, tqdm(total=num_steps, initial=start, disable=not accelerator.is_main_process) as bar:
+        for step, batch in enumerate(loader, start):
+            signum, *_ = stop.agreed(False, False)
+            if signum or (step > start and step % steps_per_epoch == 0):
+                checkpoints.save(step, trial.network, optimizer, RunState(step, {"supervised": asdict(settings)}))
+            if signum:
+                raise Interrupted(signum, step, True)
+            share = rate(settings, step, num_steps, steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+            pixels = stage2(batch, accelerator.device)["pixel_values"][:, 0]
+            asked = labels[batch["index"]].to(accelerator.device)
+            losses = torch.stack([F.cross_entropy(one, asked) for one in wrapped(pixels).float()])
+            if not torch.isfinite(losses.detach()).all():
+                raise UserError(f"The loss became NaN or infinite at step {step}; take a protocol of a lower rate.")
+            accelerator.backward(losses.sum())
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            bar.update()
+            bar.set_postfix_str(f"loss {losses.mean().item():.4g}", refresh=False)
+
+
+def _optimizer(groups: list[dict[str, Any]], settings: Supervised) -> torch.optim.Optimizer:
+    groups = [{**group, "lr": group["peak_lr"], "weight_decay": settings.weight_decay} for group in groups]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    if settings.optimizer == "larc":
+        return Larc([{**group, "excluded": False} for group in groups], lr=settings.lr[0], momentum=settings.momentum)
+    return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov)
+
+
+def rate(settings: Supervised, step: int, num_steps: int, steps_per_epoch: int) -> float:
+    """Share of its peak that a learning rate has at a step, counted from 0."""
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return (step + 1) / warmup
+    epoch = step / steps_per_epoch
+    if settings.milestones:
+        return settings.gamma ** sum(epoch >= one for one in settings.milestones)
+    step = step // steps_per_epoch * steps_per_epoch if settings.by_epoch else step
+    return (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1))) / 2
+
+
+def _accuracy(trial: Trial, source: Source, head: int) -> dict[str, Any]:
+    """Accuracies on a source, each example once on any number of processes."""
+    accelerator, transform = trial.accelerator, trial.encoder.transform
+    if isinstance(transform, ImageInference):
+        transform = replace(transform, size=trial.size)
+    network = trial.network.eval()
+    scores, failed = Scores(torch.arange(trial.classes)), []
+    for batch in embedded(
+        lambda inputs: {"": network(inputs["pixel_values"])[head]},
+        source,
+        transform,
+        device=accelerator.device,
+        batch_size=trial.task.monitor.batch_size,
+        num_workers=trial.task.data.num_workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    ):
+        failed += batch.failed
+        for told, labels in gather_object([(batch.vectors[""][:, 0].cpu(), batch.labels.cpu())]):
+            known = labels >= 0
+            if known.any():
+                scores.add(told[known].float(), labels[known])
+    network.train()
+    return {**scores.read(), "failed": sorted(gather_object(failed))}
