@@ -9,6 +9,7 @@ applies the drawn numbers on the device.
 import math
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -231,7 +232,7 @@ def make_views(
         scale_x, scale_y = image.size[0] / size[0], image.size[1] / size[1]
         pixels = [np.asarray(_crop(image, v, d, scale_x, scale_y)) for v, d in zip(views, drawn, strict=True)]
         params = np.stack([d.params for d in drawn])
-    pixels = [p[:, ::-1] if d.flip else p for p, d in zip(pixels, drawn, strict=True)]
+    pixels = [cv2.flip(p, 1) if d.flip else p for p, d in zip(pixels, drawn, strict=True)]
     return [p if p.ndim == 3 else p[:, :, None] for p in pixels], params
 
 
