@@ -6,7 +6,6 @@ Levels are whole numbers between the steps, and cut off as Pillow cuts them, so 
 """
 
 import math
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -27,7 +26,7 @@ def adjust(image: np.ndarray, steps: Steps, gray: bool, sigma: float, threshold:
     """uint8 (S, S, C) -> the same with its jitter, grayscale, blur and solarization done; see `PARAMS`."""
     single = image.shape[2] == 1
     if single:  # OpenCV has no third dimension there, and gray has no saturation or hue
-        image, steps, gray = image[:, :, 0], [step for step in steps if step[0] not in _HSV], False
+        image, steps, gray = image[:, :, 0], [step for step in steps if step[0] not in _HSV], 0
     if deepmind and steps:
         image = _deepmind_colors(image, steps)
     else:
@@ -62,8 +61,8 @@ def _torchvision_step(image: np.ndarray, name: str, value: float) -> np.ndarray:
     if name == "add":
         return _scaled(image, 1, 255 * value)
     if name == "contrast":
-        mean = cv2.mean(image)
-        level = int((_luma(mean) if image.ndim == 3 else mean[0]) + 0.5)
+        red, green, blue, _ = cv2.mean(image)
+        level = int((LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue if image.ndim == 3 else red) + 0.5)
         shift = (1 - value) * level + _CUT
         return cv2.convertScaleAbs(image, None, value, shift) if value < 1 else _scaled(image, value, shift)
     if name == "saturation":
@@ -83,8 +82,7 @@ def _deepmind_colors(image: np.ndarray, steps: Steps) -> np.ndarray:
         if name == "hue":
             _turn(x, value)
         elif name == "saturation":
-            x[:, :, 1] *= value
-            np.minimum(x[:, :, 1], 1, out=x[:, :, 1])
+            x[:, :, 1] = np.minimum(x[:, :, 1] * value, 1)
         elif name == "contrast":
             bands = x.shape[2] if x.ndim == 3 else 1
             matrix = value * np.eye(bands, bands + 1)
@@ -95,10 +93,6 @@ def _deepmind_colors(image: np.ndarray, steps: Steps) -> np.ndarray:
         if not is_hsv:
             x.clip(0, 255, out=x)
     return cv2.convertScaleAbs(cv2.cvtColor(x, cv2.COLOR_HSV2RGB) if is_hsv else x)
-
-
-def _luma(color: Sequence[float]) -> float:
-    return LUMA[0] * color[0] + LUMA[1] * color[1] + LUMA[2] * color[2]
 
 
 def _scaled(image: np.ndarray, factor: float, shift: float) -> np.ndarray:
