@@ -63,8 +63,7 @@ def _torchvision_step(image: np.ndarray, name: str, value: float) -> np.ndarray:
     if name == "contrast":
         red, green, blue, _ = cv2.mean(image)
         level = int((LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue if image.ndim == 3 else red) + 0.5)
-        shift = (1 - value) * level + _CUT
-        return cv2.convertScaleAbs(image, None, value, shift) if value < 1 else _scaled(image, value, shift)
+        return cv2.addWeighted(image, value, image, 0, (1 - value) * level + _CUT)
     if name == "saturation":
         return cv2.transform(image, _TO_GRAY + value * _FROM_GRAY)
     # Pillow's hue has 255 levels a turn: fractions of the pixel's (half a level on average) and of the shift are lost.
