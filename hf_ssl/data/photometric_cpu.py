@@ -2,7 +2,8 @@
 """Stage 2 of the views on a CPU: one image at a time, in the arithmetic of Pillow and at the speed of OpenCV.
 
 Levels are whole numbers between the steps, and cut off as Pillow cuts them, so a view is that of
-`reference_photometric` but for a level here and there. An image depends on nothing but itself and its row.
+`reference_photometric` but for a level here and there; only Pillow's jump of one level of hue at red is not imitated,
+and its three steps over the edge in a blur. An image depends on nothing but itself and its row.
 """
 
 import math
@@ -22,8 +23,10 @@ _TO_GRAY = np.tile((*LUMA, _CUT), (3, 1))  # as a matrix whose last column is ad
 _FROM_GRAY = np.eye(3, 4) - np.tile((*LUMA, 0.0), (3, 1))
 
 
-def adjust(image: np.ndarray, steps: Steps, gray: bool, sigma: float, threshold: float, deepmind: bool) -> np.ndarray:
-    """uint8 (S, S, C) -> the same with its jitter, grayscale, blur and solarization done; see `PARAMS`."""
+def adjust(
+    image: np.ndarray, steps: Steps, gray: float, sigma: float, threshold: float, deepmind: float
+) -> np.ndarray:
+    """uint8 (S, S, C) -> the same with jitter, grayscale, blur and solarization; the numbers are those of `PARAMS`."""
     single = image.shape[2] == 1
     if single:  # OpenCV has no third dimension there, and gray has no saturation or hue
         image, steps, gray = image[:, :, 0], [step for step in steps if step[0] not in _HSV], 0
@@ -74,7 +77,8 @@ def _torchvision_step(image: np.ndarray, name: str, value: float) -> np.ndarray:
 
 def _deepmind_colors(image: np.ndarray, steps: Steps) -> np.ndarray:
     """DeepMind's: clipped to 0..255 after each step, and rounded to whole levels once."""
-    x, is_hsv = image.astype(np.float32), False
+    x: np.ndarray = image.astype(np.float32)
+    is_hsv = False
     for name, value in steps:
         if (name in _HSV) != is_hsv:
             x, is_hsv = cv2.cvtColor(x, cv2.COLOR_HSV2RGB if is_hsv else cv2.COLOR_RGB2HSV), not is_hsv
