@@ -9,6 +9,7 @@ applies the drawn numbers on the device.
 import math
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -217,7 +218,7 @@ def make_views(
     if reference:
         image = to_channels(image, channels, decoding)
         crops = [crop_image(image, v, d) for v, d in zip(views, drawn, strict=True)]
-        pixels = [np.asarray(reference_photometric(c, d.params)) for c, d in zip(crops, drawn, strict=True)]
+        made = [reference_photometric(c, d.params) for c, d in zip(crops, drawn, strict=True)]
         params = np.tile(NEUTRAL, (len(views), 1))
     else:
         least = min(min(d.box[2:]) / v.size for v, d in zip(views, drawn, strict=True))
@@ -225,10 +226,15 @@ def make_views(
             shrink(image, size[0] / least, size[1] / least, decoding)
         image = to_channels(image, channels, decoding)
         scale_x, scale_y = image.size[0] / size[0], image.size[1] / size[1]
-        pixels = [np.asarray(_crop(image, v, d, scale_x, scale_y)) for v, d in zip(views, drawn, strict=True)]
+        made = [_crop(image, v, d, scale_x, scale_y) for v, d in zip(views, drawn, strict=True)]
         params = np.stack([d.params for d in drawn])
-    pixels = [p[:, ::-1] if d.flip else p for p, d in zip(pixels, drawn, strict=True)]
-    return [p if p.ndim == 3 else p[:, :, None] for p in pixels], params
+    return [_pixels(view, channels, d.flip) for view, d in zip(made, drawn, strict=True)], params
+
+
+def _pixels(image: Image.Image, channels: int, flip: bool) -> np.ndarray:
+    """uint8 (H, W, channels), in order in memory: a mirrored look at it would be slow to copy into a batch."""
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, channels)
+    return cv2.flip(pixels, 1).reshape(pixels.shape) if flip else pixels
 
 
 def _crop(image: Image.Image, view: View, drawn: ViewParams, scale_x: float, scale_y: float) -> Image.Image:
