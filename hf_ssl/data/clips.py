@@ -6,7 +6,7 @@ the device. All frames of a clip have the same crop, flip and colours.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import fsspec
 import numpy as np
@@ -76,8 +76,8 @@ class ClipViews:
 class ClipTransform:
     """Stage 2: the loader's batches -> model inputs, of the sizes that an `AvidConfig` says."""
 
-    def __init__(self, config: AvidConfig):
-        self.photometric = Photometric(config.image_mean, config.image_std)
+    def __init__(self, config: AvidConfig, arithmetic: Literal["auto", "torch"] = "auto"):
+        self.photometric = Photometric(config.image_mean, config.image_std, arithmetic)
         self.mean, self.std = torch.tensor(config.audio_mean), torch.tensor(config.audio_std)
         self.sizes = {key: getattr(config, key) for key in ("sampling_rate", "n_fft", "hop_length", "num_bands")}
         self.sizes |= {"num_frames": config.num_audio_frames, "spectrogram": config.spectrogram}
@@ -140,8 +140,8 @@ class Clips(Modality):
     def stage1(self, views: list[View], config: AvidConfig, recipe: Recipe) -> ClipViews:
         return ClipViews(views[0], config, recipe.clips, recipe.views.photometric == "reference")
 
-    def stage2(self, config: AvidConfig) -> ClipTransform:
-        return ClipTransform(config)
+    def stage2(self, config: AvidConfig, recipe: Recipe) -> ClipTransform:
+        return ClipTransform(config, recipe.views.arithmetic)
 
     def inference(self, config: AvidConfig, num_clips: int = 1) -> ClipInference:
         require_av()

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import timm
@@ -73,8 +73,8 @@ class ImageViews:
 class ImageTransform:
     """Stage 2: the loader's batches -> model inputs."""
 
-    def __init__(self, mean, std):
-        self.photometric = Photometric(mean, std)
+    def __init__(self, mean, std, arithmetic: Literal["auto", "torch"] = "auto"):
+        self.photometric = Photometric(mean, std, arithmetic)
 
     def __call__(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """`views` uint8 (V, B, S, S, C) -> `pixel_values` (B, V, C, S, S) and, with small crops,
@@ -181,8 +181,8 @@ class Images(Modality):
     def stage1(self, views: list[View], config, recipe: Recipe) -> ImageViews:
         return ImageViews(views, recipe.views.photometric == "reference", config.num_channels)
 
-    def stage2(self, config) -> ImageTransform:
-        return ImageTransform(config.image_mean, config.image_std)
+    def stage2(self, config, recipe: Recipe) -> ImageTransform:
+        return ImageTransform(config.image_mean, config.image_std, recipe.views.arithmetic)
 
     def inference(self, config, num_clips: int = 1) -> ImageInference:
         return ImageInference.of(config)

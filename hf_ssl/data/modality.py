@@ -67,7 +67,7 @@ class Modality:
         """What a worker does to a record, see `hf_ssl.data.loader`."""
         raise NotImplementedError
 
-    def stage2(self, config) -> Stage2:
+    def stage2(self, config, recipe: Recipe) -> Stage2:
         """What the device does to a batch: (the loader's batch, device) -> the model's inputs."""
         raise NotImplementedError
 

@@ -39,12 +39,11 @@ MEANT_BEFORE: dict[int, dict[str, Any]] = {
         "model.first_shortcut": "identity",
     },
     3: {
+        "views.arithmetic": "torch",
         "train.precision": None,
         "model.explicit_matrix": True,
     },
 }
-# In a format below the number: key -> (value then, its name now). "fast" was on a CPU what it is on a GPU.
-_RENAMED_VALUES = {3: {"views.photometric": ("fast", "batched")}}
 
 _DECIDED = (
     "backbone",
@@ -70,7 +69,7 @@ def continued(recipe: Recipe, kept: dict[str, Any], format: int, began: int | No
         began: format of the run's first checkpoint.
     """
     began = format if began is None else began
-    old, new = _in_todays_words(kept, format), recipe.to_dict()
+    old, new = flatten(with_new_names(kept)), recipe.to_dict()
     if "init_from" in recipe.model:
         decided = {k: v for k, v in kept.get("model", {}).items() if k.removeprefix("video_") in _DECIDED}
         new["model"] = decided | new["model"]
@@ -81,10 +80,6 @@ def continued(recipe: Recipe, kept: dict[str, Any], format: int, began: int | No
         known = key in flat or _is_field(recipe, key)
         if known and old.get(key, value) == value and asked in (None, defaults.get(key), shipped.get(key)):
             _set(new, key, value)
-    for number, renamed in _RENAMED_VALUES.items():
-        for key, (then, now) in renamed.items():
-            if began < number and (flat.get(key), old.get(key)) == (then, now):
-                _set(new, key, now)
     for key in (key for key, value in flat.items() if value == "auto" and key in old):
         _set(new, key, old[key])
     return recipe_from_dict(new)
@@ -98,23 +93,13 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], format: float = math.
     defaults = flatten(Recipe(METHODS[0]).to_dict())
     old, new = ({**one, "method": method_name(one.get("method", ""))} for one in (old, new))
     b = defaults | flatten(new)
-    a = defaults | {k: v for k, v in _meant_before(format).items() if k in b} | _in_todays_words(old, format)
+    a = defaults | {k: v for k, v in _meant_before(format).items() if k in b} | flatten(with_new_names(old))
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in FREE_ON_RESUME)]
 
 
 def _meant_before(format: float) -> dict[str, Any]:
     return {key: value for number, keys in MEANT_BEFORE.items() if format < number for key, value in keys.items()}
-
-
-def _in_todays_words(kept: dict[str, Any], format: float) -> dict[str, Any]:
-    """Dotted key -> value of the recipe in a checkpoint."""
-    flat = flatten(with_new_names(kept))
-    for number, renamed in _RENAMED_VALUES.items():
-        for key, (then, now) in renamed.items():
-            if format < number and flat.get(key) == then:
-                flat[key] = now
-    return flat
 
 
 def _is_field(recipe: Recipe, key: str) -> bool:

@@ -116,7 +116,8 @@ class ViewsConfig:
     """What the network sees of an image: a preset, and changes to all of its views or to one."""
 
     preset: str | None = None  # of hf_ssl.data.views; default: the method's
-    photometric: Literal["fast", "batched", "reference"] = "fast"  # the last two: on a CPU as on a GPU; as published
+    photometric: Literal["fast", "reference"] = "fast"  # or per image, as published
+    arithmetic: Literal["auto", "torch"] = "auto"  # of fast ones: OpenCV on a CPU; or that of a GPU there, too
     colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
     all: ViewOverride = field(default_factory=ViewOverride)
     first: ViewOverride = field(default_factory=ViewOverride)

@@ -115,7 +115,7 @@ def build(run: Run) -> None:
     sources = (examples.bank, examples.queries, workers, examples.source)
     run.monitor = Monitor(recipe.monitor, run.modality, run.config, accelerator, *sources)
     run.monitor.restore(own.get("monitor", {}))
-    run.stage2 = run.modality.stage2(run.config)
+    run.stage2 = run.modality.stage2(run.config, recipe)
 
     # Data.
     make_loader = _loader_of(run, workers)

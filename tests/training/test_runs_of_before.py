@@ -121,5 +121,18 @@ def test_a_new_key_that_the_person_sets_is_refused_and_not_overridden():
     assert changed_keys(kept, continued(asked, kept, 1).to_dict(), 1) == ["model.first_shortcut"]
 
 
+def test_a_run_of_before_goes_on_as_it_began_however_often_it_is_continued():
+    recipe = load_recipe("quickstart")
+    kept = recipe.to_dict()
+    del kept["views"]["arithmetic"], kept["data"]["exif"]
+    kept["train"]["precision"] = None
+    once = continued(recipe, kept, 1)
+    assert (once.views.arithmetic, once.data.exif, once.train.precision) == ("torch", "ignore", None)
+    assert once.model["explicit_matrix"] is True and changed_keys(kept, once.to_dict(), 1) == []
+    again = continued(recipe, once.to_dict(), 3, began=1)
+    assert again == once and changed_keys(once.to_dict(), again.to_dict(), 3) == []
+    assert continued(recipe, recipe.to_dict(), 3).views.arithmetic == "auto"
+
+
 def test_the_name_that_a_key_had_before_is_still_understood():
     assert load_recipe("quickstart", ["train.keep_checkpoints=5"]).train.keep == 5
