@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What the machine is best at: the precision and the memory layout in which networks run fastest."""
+"""The processes that were launched, and what their machine is best at: precision and memory layout."""
 
 import os
 from contextlib import suppress
@@ -7,10 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
 from torch import nn
+
+from .errors import RecipeError
 
 
 CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux
+
+
+def on_cpu() -> bool:
+    """Whether processes that were launched have nothing but CPUs, whatever the launcher's file says."""
+    several = int(os.environ.get("WORLD_SIZE", "0")) > 1  # set by every launcher of several processes
+    return several and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ
+
+
+def process_state() -> PartialState:
+    """The processes that were launched, which may talk with each other from here on.
+
+    Raises:
+        RecipeError: Accelerate knows fewer; each would work apart from the others.
+    """
+    state = PartialState(cpu=on_cpu() or None)
+    launched = int(os.environ.get("WORLD_SIZE", "0"))
+    if launched and state.num_processes != launched:
+        raise RecipeError(
+            f"{launched} processes were launched, and Accelerate knows {state.num_processes}: they would work apart "
+            "from each other. Launch with a file of recipes/accelerate, or with --num_processes 1."
+        )
+    return state
 
 
 def best_precision() -> Any:

@@ -10,6 +10,8 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from ..errors import UserError
 from ..recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
@@ -168,10 +170,10 @@ def _value_range(given: list[str] | None) -> str | list[str] | None:
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from ..coerce import build
+    from ..devices import process_state
     from ..evaluation.evaluate import How, evaluate, keep, settings_of
+    from ..evaluation.protocols import Supervised
     from ..evaluation.store import CACHE
     from ..recipe import DataConfig, MonitorConfig
 
@@ -196,22 +198,51 @@ def evaluate_command(args: argparse.Namespace) -> None:
     for kind in kinds:
         settings = settings_of(kind, name, monitor)
         for model in args.models:
-            more = {"folds": given.get("folds"), "baselines": not args.no_baselines}
-            found[kind][model] = evaluate(kind, model, data, monitor, settings=settings, how=how, **more)
-            if PartialState().is_main_process:
+            if isinstance(settings, Supervised):
+                found[kind][model] = _train_classifier(kind, model, name, data, monitor, settings, given)
+            else:
+                more = {"folds": given.get("folds"), "baselines": not args.no_baselines}
+                found[kind][model] = evaluate(kind, model, data, monitor, settings=settings, how=how, **more)
+            if process_state().is_main_process:
                 one = len(kinds) == len(args.models) == 1
-                keep(found[kind][model], model, data, name, args.output if one else None)
-    if PartialState().is_main_process:
+                keep(found[kind][model], model, data, name, Path(args.output) if one and args.output else None)
+    if process_state().is_main_process:
         if args.output and len(kinds) * len(args.models) > 1:
             _write_json(args.output, found)
         _print_evaluation(args, found)
-    PartialState().destroy_process_group()
+    process_state().destroy_process_group()
+
+
+def _train_classifier(kind: str, model: str, name: str | None, data, monitor, settings, given: dict) -> dict:
+    from ..recipe import TrainConfig
+    from ..training.signals import Interrupted
+    from ..training.supervised import supervised
+
+    size = given.get("train_batch_size", settings.batch_size)
+    if size < 1 or given.get("epochs", 1) <= 0:
+        raise RecipeError("--epochs and --train-batch-size must be greater than 0.")
+    scale = size / settings.batch_size  # the rate follows the batch
+    settings = replace(
+        settings,
+        epochs=given.get("epochs", settings.epochs),
+        batch_size=size,
+        lr=tuple(lr * scale for lr in settings.lr),
+        head_lr=settings.head_lr and settings.head_lr * scale,
+        seeds=given.get("seeds", settings.seeds),
+    )
+    place = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "_").replace(":", "_")
+    folder = (place.parent if place.name == "model" else place) / "evaluations" / f"{kind}-{name or 'default'}"
+    train = TrainConfig(precision=given.get("precision", "auto"))
+    try:
+        return supervised(model, data, monitor, settings, folder=folder, protocol=kind, train=train)
+    except Interrupted as stop:
+        sys.stderr.write(f"hf-ssl: {stop}\n")
+        sys.exit(128 + stop.signum)
 
 
 def embed_command(args: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from ..coerce import build
+    from ..devices import process_state
     from ..evaluation.embed import embed
     from ..evaluation.evaluate import How
     from ..recipe import DataConfig
@@ -223,9 +254,9 @@ def embed_command(args: argparse.Namespace) -> None:
     how = How(args.clips, args.layer)
     more = {"neighbors": args.neighbors, "batch_size": args.batch_size, "tower": args.tower}
     file = embed(args.model, data, args.output, how=how, **more)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(file.resolve())
-    PartialState().destroy_process_group()
+    process_state().destroy_process_group()
 
 
 def _write_json(file: str, found: dict[str, dict]) -> None:

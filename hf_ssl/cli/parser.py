@@ -200,6 +200,7 @@ def _add_evaluate(subparsers) -> None:
         "knn": "weighted k-nearest-neighbor accuracy on frozen features",
         "linear": "accuracy of a linear classifier on frozen features",
         "lowshot": "accuracy of a linear classifier that learns from few examples, over several draws of them",
+        "finetune": "accuracy of a classifier all of whose layers are trained on from the encoder's",
         "retrieval": "find the others of a class; of AVID's models a video's sound among all, and the reverse",
         "all": "kNN, linear, low-shot and retrieval on the same features",
     }
@@ -220,6 +221,12 @@ def _add_evaluate(subparsers) -> None:
         command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
         command.add_argument("--image-column", help="found by its type when there is one")
         command.add_argument("--label-column", help="found by its type when there is one")
+        if protocol in ("linear", "lowshot", "finetune"):
+            trained = command.add_argument_group("protocols that train, which go on where they were interrupted")
+            trained.add_argument("--epochs", type=float, help="instead of the protocol's, for a first look")
+            trained.add_argument("--train-batch-size", type=int, metavar="N", help="the learning rate follows it")
+            trained.add_argument("--seeds", type=int, metavar="N", help="runs whose mean and spread are told")
+            trained.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), default="auto")
         if protocol == "knn":
             command.add_argument("--k", type=int, help="neighbors (default 20)")
             command.add_argument("--temperature", type=float, help="of the vote's weights (default 0.1)")

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from accelerate.state import PartialState
 
 from ..data.sources import load_source
-from ..devices import best_precision
+from ..devices import best_precision, process_state
 from ..errors import RecipeError, UserError
 from ..recipe import DataConfig
 from .encoders import open_model
@@ -55,7 +54,7 @@ def embed(
     precision = how.precision or best_precision() or "no"
     size = {"batch_size": batch_size, "num_workers": data.num_workers}
     found = features_of(encoder, source, precision=precision, cache=how.cache, **size)
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return output
     if chosen not in found:
         raise RecipeError(f"{data.path} holds nothing for the {chosen} tower.")

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
 
 from ..data.bank import labelled_source, labelled_sources, measured_on, place_in_class, unlabelled_queries
 from ..data.places import open_place
 from ..data.sources import Source
-from ..devices import best_precision
+from ..devices import best_precision, process_state
 from ..disk import atomic_write
 from ..errors import UserError
 from ..hub.card import hardware, versions
@@ -26,7 +25,7 @@ from .encoders import Encoder, open_model
 from .features import Features
 from .knn import knn
 from .linear import accuracy_of, kfold_accuracy, linear_svm_accuracy, logistic_regression
-from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval
+from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval, Supervised
 from .results import to_json
 from .retrieval import evaluate_clips, mean_average_precision
 from .scores import spread, standard_error
@@ -35,7 +34,8 @@ from .store import CACHE, features_of
 
 logger = logging.getLogger(__name__)
 
-Settings = KNN | Logistic | SVM | LowShot | Retrieval
+Frozen = KNN | Logistic | SVM | LowShot | Retrieval
+Settings = Frozen | Supervised
 Parts = dict[str, dict[str, Features]]  # "bank" and "queries", or "examples" -> name -> features
 
 
@@ -70,7 +70,7 @@ def evaluate(
     data: DataConfig,
     monitor: MonitorConfig,
     *,
-    settings: Settings | None = None,
+    settings: Frozen | None = None,
     folds: str | None = None,
     baselines: bool = False,
     how: How | None = None,
@@ -99,7 +99,10 @@ def evaluate(
     """
     classifier = changes.pop("classifier", None)
     if settings is None:
-        settings = settings_of(protocol, classifier, monitor)
+        chosen = settings_of(protocol, classifier, monitor)
+        if isinstance(chosen, Supervised):
+            raise RecipeError(f"{protocol} {classifier or ''} trains: call hf_ssl.training.supervised.supervised.")
+        settings = chosen
     how = replace(how or How(), **changes)
     encoder = open_model(model, how.num_clips, how.layer)
     medium = _medium(protocol, encoder, data)
@@ -111,7 +114,7 @@ def evaluate(
     def measure(one: Encoder) -> dict[str, Any]:
         parts = {name: _features(one, source, data, monitor, how) for name, source in sources.items()}
         of_each = None
-        if not PartialState().is_main_process:
+        if not process_state().is_main_process:
             return {}
         for name, source in sources.items():
             _check(parts[name], source, protocol, data)
@@ -173,7 +176,7 @@ def _check(part: dict[str, Features], source: Source, protocol: str, data: DataC
 
 
 def _measure(
-    protocol: str, settings: Settings, parts: Parts, towers: tuple[str, ...], folds: torch.Tensor | None
+    protocol: str, settings: Frozen, parts: Parts, towers: tuple[str, ...], folds: torch.Tensor | None
 ) -> dict[str, Any]:
     """All figures of one encoder."""
     result: dict[str, Any] = {"failed": [name for part in parts.values() for name in _some(part).failed]}
@@ -203,7 +206,7 @@ def _judged(sides: dict[str, Features]) -> int:
 
 
 def _of_tower(
-    settings: Settings, sides: dict[str, Features], folds: torch.Tensor | None
+    settings: Frozen, sides: dict[str, Features], folds: torch.Tensor | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures by name, and what there is to say of them."""
     if isinstance(settings, Retrieval):
@@ -280,9 +283,9 @@ def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None,
     if output is None and not (folder / "config.json").exists():
         return None
     file = output if output is not None else folder / "results" / f"{safe}.json"
-    device = str(PartialState().device)
+    device = str(process_state().device)
     about: dict[str, Any] = {"model": model, "data": str(data.path), "name": name, "command": " ".join(sys.argv[1:])}
-    about |= {"hardware": hardware(PartialState().num_processes, device), "versions": versions()}
+    about |= {"hardware": hardware(process_state().num_processes, device), "versions": versions()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, to_json(result | about))

@@ -25,6 +25,7 @@ from huggingface_hub.constants import HF_HOME
 
 from ..data.fingerprint import fingerprint
 from ..data.sources import Source
+from ..devices import process_state
 from ..disk import flush
 from ..errors import UserError
 from .encoders import Encoder
@@ -58,7 +59,7 @@ def features_of(
     Raises:
         UserError: the disk is full.
     """
-    state = PartialState()
+    state = process_state()
     key = _key(encoder, source, precision)
     folder = CACHE if cache is None else Path(cache)
     file = folder / f"{key}.arrow"

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..devices import best_precision, channels_last
+from ..devices import best_precision, channels_last, on_cpu, process_state
 from ..errors import UserError
 from ..models.distributed_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import RecipeError, TrainConfig
@@ -42,25 +42,20 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     sharded_before = PartialState._shared_state.get("distributed_type") == DistributedType.FSDP
     AcceleratorState._reset_state(reset_partial_state=sharded_before)  # it would not be asked for FSDP again
     GradientState._reset_state()
-    launched = int(os.environ.get("WORLD_SIZE", "0"))  # set by every launcher of several processes
-    on_cpu = launched > 1 and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ
+    process_state()
+    alone = on_cpu()
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=alone,
         mixed_precision=best_precision() if train.precision == "auto" else train.precision,
         log_with=list(train.track) or None,
         project_dir=train.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         step_scheduler_with_optimizer=False,
     )
-    if launched and accelerator.num_processes != launched:
-        raise RecipeError(
-            f"{launched} processes were launched, and Accelerate knows {accelerator.num_processes}: they would train "
-            "apart from each other. Launch with a file of recipes/accelerate, or with --num_processes 1."
-        )
-    if on_cpu:
+    if alone:
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         logger.warning(
-            f"There is no accelerator here: {launched} processes train on the CPU"
+            f"There is no accelerator here: {accelerator.num_processes} processes train on the CPU"
             f"{', each with the whole model instead of a share of it (FSDP)' if sharded else ''}."
         )
     if accelerator.distributed_type != DistributedType.FSDP:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
-from accelerate.state import PartialState
 
 from ..checkpoint_folder import CheckpointFolder
-from ..devices import best_precision
+from ..devices import best_precision, process_state
 from ..recipe import Recipe
 
 
@@ -25,7 +24,7 @@ def choose(recipe: Recipe) -> Recipe:
     kept = _kept_choices(train.folder / "checkpoints")
     precision = kept["precision"] if kept else best_precision()
     if not kept:
-        PartialState()  # the logger asks it which process this is
+        process_state()  # the logger asks it which process this is
         logger.info(f"train.precision=auto: {precision or 'as the launcher says'}.")
     return replace(recipe, train=replace(train, precision=precision))
 

@@ -26,6 +26,7 @@ from ..data.images import ImageInference, ImageTransform, ImageViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.sources import Source
 from ..data.views import View
+from ..devices import process_state
 from ..disk import atomic_write, first_line
 from ..errors import RecipeError, UserError
 from ..evaluation.encoders import TIMM, Encoder, open_model
@@ -120,6 +121,7 @@ def supervised(
         RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
         Interrupted: a signal came, and a checkpoint was written.
     """
+    process_state()
     bank, queries = labelled_sources(data, monitor, "image", trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")

@@ -2,8 +2,8 @@
 """Protocols give the figures of their definitions, from features that are made once, on any number of processes."""
 
 import json
+import os
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -31,7 +32,7 @@ from hf_ssl.evaluation.protocols import KNN_PROTOCOLS
 from hf_ssl.evaluation.retrieval import mean_average_precision
 from hf_ssl.evaluation.store import features_of
 from hf_ssl.recipe import DataConfig, MonitorConfig
-from tests.distributed.processes import run_on_ranks
+from tests.runs import start
 
 
 def digit_features(start: int, stop: int) -> Features:
@@ -145,18 +146,23 @@ def test_many_features_are_kept_in_half_the_bytes(encoder, digits, monkeypatch):
     assert torch.allclose(half.block(0, 128), exact.block(0, 128), rtol=2e-3, atol=1e-3)
 
 
-def embed_on_ranks(encoder: str, digits: str) -> list:
+def embed_and_keep(encoder: str, digits: str, folder: str) -> None:
+    Accelerator()
     source = load_source(DataConfig(path=digits)).select(range(37))
     found = features_of(open_model(encoder), source, batch_size=5, cache=None)[""]
-    return [found.vectors.clone(), found.labels]
+    torch.save([found.vectors.clone(), found.labels], f"{folder}/{os.environ.get('RANK', 0)}.pt")
 
 
 def test_every_example_is_embedded_once_on_any_number_of_processes(encoder, digits, tmp_path):
-    vectors, labels = embed_on_ranks(encoder, str(digits))
+    embed_and_keep(encoder, str(digits), str(tmp_path))
+    vectors, labels = torch.load(tmp_path / "0.pt")
     for world in (2, 3):
-        (tmp_path / str(world)).mkdir()
-        ranks = run_on_ranks(partial(embed_on_ranks, encoder, str(digits)), world, tmp_path / str(world))
-        for theirs, their_labels in ranks:
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        run = start(embed_and_keep, encoder, str(digits), str(folder), processes=world, log=folder / "log")
+        assert run.wait(timeout=120) == 0, (folder / "log").read_text()[-3000:]
+        for rank in range(world):
+            theirs, their_labels = torch.load(folder / f"{rank}.pt")
             assert torch.equal(labels, their_labels) and torch.allclose(theirs, vectors, atol=1e-6)
 
 
