@@ -24,7 +24,7 @@ from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .encoders import Encoder, open_model
 from .features import Features
 from .knn import knn
-from .linear import accuracy_of, kfold_accuracy, linear_svm_accuracy, logistic_regression
+from .linear import accuracy_of, kfold_accuracy, linear_accuracy, linear_svm_accuracy, logistic_regression
 from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval, Supervised
 from .results import to_json
 from .retrieval import evaluate_clips, mean_average_precision
@@ -220,20 +220,18 @@ def _of_tower(
         named = _named("knn", found[first])
         return named | {f"knn_k{k}": found[k]["top1"] for k in others}, {}
     if folds is not None:
-        fit = linear_svm_accuracy if isinstance(settings, SVM) else _logistic_accuracy
+        fit = linear_svm_accuracy if isinstance(settings, SVM) else linear_accuracy
         return {"linear": kfold_accuracy(sides["examples"], folds, accuracy=fit)}, {}
     if isinstance(settings, SVM):
         return {"linear": linear_svm_accuracy(sides["bank"], sides["queries"], c=settings.c)}, {}
+    if settings.weight_decay is not None:
+        return {"linear": linear_accuracy(sides["bank"], sides["queries"], weight_decay=settings.weight_decay)}, {}
     model, c = logistic_regression(sides["bank"], cs=settings.cs)
     return _named("linear", accuracy_of(model, sides["queries"])), {"chosen": {"C": c}}
 
 
 def _named(name: str, found: dict[str, float]) -> dict[str, float]:
     return {name: found["top1"]} | {f"{name}_{key}": value for key, value in found.items() if key != "top1"}
-
-
-def _logistic_accuracy(train: Features, test: Features) -> float:
-    return accuracy_of(logistic_regression(train)[0], test)["top1"]
 
 
 def _low_shot(settings: LowShot, bank: Features, queries: Features) -> tuple[dict[str, float], dict[str, Any]]:

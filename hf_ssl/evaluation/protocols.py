@@ -22,12 +22,19 @@ class KNN:
 
 @dataclass(frozen=True)
 class Logistic:
-    """L-BFGS on standardized features; C is chosen on a held-out fifth of the training examples."""
+    """L-BFGS on standardized features; C is chosen on a held-out fifth of the training examples.
+
+    Args:
+        weight_decay: instead, on the mean cross-entropy.
+    """
 
     source: str
     cs: tuple[float, ...] = CS
+    weight_decay: float | None = None
 
     def said(self) -> str:
+        if self.weight_decay is not None:
+            return f"weight decay {self.weight_decay:g}"
         return (
             f"C of {self.cs[0]:g} to {self.cs[-1]:g}, chosen on a fifth of train"
             if len(self.cs) > 1
@@ -126,6 +133,7 @@ _DINO_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2,
 _SEMI: dict[str, Any] = {"frozen": False, "milestones": (12, 16), "gamma": 0.2, "seeds": 5}
 LINEAR_PROTOCOLS = {
     "logistic": Logistic("BYOL's transfer (arXiv:2006.07733, appendix): L-BFGS over l2 values"),
+    "fixed": Logistic("nothing is chosen", weight_decay=1e-3),
     "svm": SVM("VISSL's low-shot and AVID's audio evaluation: linear SVMs"),
     "swav": Supervised("SwAV's eval_linear.py", 100, weight_decay=1e-6, by_epoch=True),
     "barlow_twins": Supervised("Barlow Twins' evaluate.py", 100, weight_decay=1e-6, by_epoch=True),
