@@ -70,6 +70,23 @@ def videos(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """What fails is tried again at once."""
+    from hf_ssl.data import streams
+
+    monkeypatch.setattr(streams, "_BACK_OFF", 0.001)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory):
+    """A Python that has not met hf_ssl, with an empty cache of models and their code."""
+    from tests.fresh import interpreter, without_hf_ssl
+
+    with interpreter(without_hf_ssl(tmp_path_factory.mktemp("home"))) as started:
+        yield started
+
+
 def randomised(model):
     """Statistics and scales that would betray a wrong order of layers."""
     torch.manual_seed(0)

@@ -163,6 +163,8 @@ def _run(main: Callable[..., object], arguments: tuple, env: dict[str, str], sha
     if sharded:
         gpu_configuration_on_gloo()
     main(*arguments)
+    if "WORLD_SIZE" not in env and not AcceleratorState._shared_state:
+        return  # a command that trains nothing
     # With a wrong environment each process would be a run of its own, or not sharded, and might end as well.
     state = AcceleratorState()
     assert state.num_processes == int(env.get("WORLD_SIZE", "1"))

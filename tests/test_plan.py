@@ -103,13 +103,14 @@ def test_one_of_two_needs_what_a_real_sharded_step_needs(tmp_path):
 
 @pytest.mark.slow
 def test_recomputed_activations_and_half_precision_need_less():
-    plain = plan(small(), 2, precision="no")["gib"]["activations"]
-    assert plan(small(train={"gradient_checkpointing": True}), 2, precision="no")["gib"]["activations"] < 0.8 * plain
-    assert plan(small(), 2, precision="bf16")["gib"]["activations"] < 0.8 * plain
+    plain = plan(small(model=TINY), 2, precision="no")["gib"]["activations"]
+    recomputed = small(model=TINY, train={"gradient_checkpointing": True})
+    assert plan(recomputed, 2, precision="no")["gib"]["activations"] < 0.8 * plain
+    assert plan(small(model=TINY), 2, precision="bf16")["gib"]["activations"] < 0.8 * plain
 
 
 def test_shares_traffic_and_hours_are_arithmetic():
-    two, four = (plan(small(), n, precision="no", images_per_second=10) for n in (2, 4))
+    two, four = (plan(small(model=TINY), n, precision="no", images_per_second=10) for n in (2, 4))
     count = two["parameters"]
     assert two["state_gib_of_all_processes"] * GIB == pytest.approx(12 * count)
     for result, processes in ((two, 2), (four, 4)):
@@ -125,10 +126,14 @@ def test_shares_traffic_and_hours_are_arithmetic():
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_a_larger_one_does_not():
     memory = 0.25 * GIB
-    largest = plan(small(), 2, memory=memory)["largest_batch_per_process"]
-    assert plan(small(train={"batch_size": 2 * largest}), 2)["gib"]["peak"] * GIB <= 1.01 * memory
-    assert plan(small(train={"batch_size": 2 * (largest + 4)}), 2)["gib"]["peak"] * GIB > memory
-    assert any("does not fit" in note for note in plan(small(), 2, memory=0.001 * GIB)["warnings"])
+
+    def of_batch(size: int, **more):
+        return plan(small(model=TINY, train={"batch_size": 2 * size}), 2, **more)
+
+    largest = of_batch(8, memory=memory)["largest_batch_per_process"]
+    assert of_batch(largest)["gib"]["peak"] * GIB <= 1.01 * memory
+    assert of_batch(largest + 4)["gib"]["peak"] * GIB > memory
+    assert any("does not fit" in note for note in of_batch(8, memory=0.001 * GIB)["warnings"])
 
 
 def test_where_the_optimiser_needs_most_the_batch_is_still_a_number():
@@ -151,7 +156,7 @@ def test_what_cannot_work_is_said():
 
 def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
-    path.write_text(small().to_yaml())
+    path.write_text(small(model=TINY).to_yaml())
     main(["plan", str(path), "--processes", "2", "--memory", "1GiB", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["largest_batch_per_process"] > 8 and not dist.is_initialized()
@@ -161,7 +166,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert stop.value.code == 2 and "is no size" in capsys.readouterr().err
     assert parse_memory("80GB") == 80e9 and parse_memory("1.5") == 1.5 * GIB
     with pytest.raises(RecipeError, match="at least 1"):
-        plan(small(), 0)
+        plan(small(model=TINY), 0)
 
 
 @pytest.mark.slow

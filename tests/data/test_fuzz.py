@@ -14,7 +14,6 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_ssl.data import streams
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.pixels import open_image
 from hf_ssl.data.sources import Source, load_source
@@ -151,9 +150,8 @@ def show(path: Path, streaming: bool) -> list[tuple[str, str]]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 @amounts
-def test_a_damaged_shard_is_skipped_or_refused_by_one_sentence(kind, amount, tmp_path, monkeypatch):
+def test_a_damaged_shard_is_skipped_or_refused_by_one_sentence(kind, amount, tmp_path, no_waiting):
     """Most as streams; a tenth is indexed, which takes longer."""
-    monkeypatch.setattr(streams, "_BACK_OFF", 0.0)
     rng, good = np.random.default_rng(amount), {"parquet": table, "tar": tar}[kind]()
     refused = skipped = 0
     for i in range(amount):

@@ -122,7 +122,7 @@ def broken_header(content: bytes) -> bytes:
     [(broken_header, 2), (lambda content: content[: 5 * 1024 + 600], 5), (lambda content: content[:-1000], None)],
     ids=["header", "cut in a member", "cut in the padding"],
 )
-def test_what_follows_damage_is_not_missing_without_a_word(damage, whole, tmp_path):
+def test_what_follows_damage_is_not_missing_without_a_word(damage, whole, tmp_path, no_waiting):
     content = write(tmp_path / "good.tar", *numbered("{:04}.png")).read_bytes()
     (tmp_path / "damaged").mkdir()
     path = tmp_path / "damaged" / "0.tar"

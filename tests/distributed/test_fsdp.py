@@ -174,7 +174,7 @@ def test_weights_that_stay_gathered_until_the_backward_pass_change_nothing(byol_
 @pytest.mark.slow
 def test_hsdp_on_four_processes_is_the_run_of_one(one_process, tmp_path):
     options = ["--parallelism_config_dp_replicate_size", "2", "--parallelism_config_dp_shard_size", "2"]
-    run = train_sharded(tmp_path / "run", 4, *SEER, config="hsdp", options=options, launcher=True) / "swav"
+    run = train_sharded(tmp_path / "run", 4, *SEER, config="hsdp", options=options) / "swav"
     assert_same_run(run, one_process)
 
 
