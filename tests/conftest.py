@@ -52,6 +52,13 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
+def write_shards(folder: Path) -> Path:
+    """The same 128 images in four files."""
+    for i in range(4):
+        digit_dataset(32 * i, 32 * i + 32).to_parquet(folder / f"train-{i}.parquet")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory) -> Path:
     """A folder with train/ (24 videos with sound in two class folders) and test/ (8), a second each."""

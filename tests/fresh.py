@@ -71,12 +71,8 @@ def interpreter(environment: dict[str, str]) -> Iterator[Interpreter]:
     try:
         yield started
     finally:
-        started.server.stdin.close()
-        try:
-            started.server.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # a command hangs; it ends with its pipes
-            started.server.kill()
-        started.server.stdout.close()
+        started.server.kill()  # it waits, or for a command that hangs
+        started.server.communicate()
 
 
 def without_hf_ssl(home: Path) -> dict[str, str]:

@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.sources import load_source
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import resolve_views
 from hf_ssl.recipe import DataConfig, RecipeError, ViewsConfig
+from tests.data.pictures import encoded, grey
 
 
 def picture(shade: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade, shade, shade)).save(file, kind)
-    return file.getvalue()
+    return encoded(grey(shade), kind)
 
 
 def write(path: Path, *members: tuple[str, bytes], compress: str = "") -> Path:

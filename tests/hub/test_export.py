@@ -12,10 +12,10 @@ from transformers import AutoModel
 
 from hf_ssl.hub.export import export_checkpoint
 from hf_ssl.models import METHODS
-from hf_ssl.recipe import load_recipe, model_config
+from hf_ssl.recipe import model_config
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
-from tests.distributed.train_all_methods import METHODS as OVERRIDES
+from tests.methods import few_steps, model_overrides
 
 
 FRESH = """
@@ -50,11 +50,7 @@ torch.save(results, output_file)
 
 def trained(output: Path, method: str, *more: str):
     """A finished run and its model rebuilt from the last checkpoint."""
-    recipe_file = output.parent / f"{method}.yaml"
-    recipe_file.write_text(f"method: {method}\n")
-    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=2"]
-    overrides += ["data.num_workers=0", f"train.output_dir={output}", *OVERRIDES[method], *more]
-    recipe = load_recipe(recipe_file, overrides)
+    recipe = few_steps(method, output, *model_overrides(method), *more)
     data = digit_dataset(0, 48)
     result = pretrain(recipe, dataset=data, bank=data, queries=data)
     model = METHODS[method][1](model_config(recipe, 32))

@@ -16,31 +16,13 @@ from hf_ssl.models import METHODS
 from hf_ssl.recipe import model_config, recipe_from_dict
 from tests.fresh import interpreter
 from tests.hub.fake_hub import TOKEN, FakeHub
-from tests.models.test_avid import INPUTS, TINY
+from tests.methods import PREFIXES, fields
 
 
-SMALL = {"backbone": "test_resnet", "image_size": 32}
-BASIC = {**SMALL, "backbone": "resnet10t"}
 CASES = {
-    "barlow_twins": {**SMALL, "projector_dims": [32, 32]},
-    "byol": {**SMALL, "projector_hidden": 32, "projector_dim": 16, "predictor_hidden": 32},
-    "simsiam": {**SMALL, "projector_dim": 32, "predictor_hidden": 16},
-    "swav": {**SMALL, "projector_dims": [32, 16], "num_prototypes": 12},
-    "swav-small-stem": {
-        **SMALL,
-        "backbone": "resnet10t",
-        "stem": "small",
-        "projector_dims": [32, 16],
-        "num_prototypes": 12,
-    },
-    "byol-same-padding": {
-        **SMALL,
-        "backbone": "resnet10t",
-        "padding": "same",
-        "projector_hidden": 32,
-        "predictor_hidden": 32,
-    },
-    "avid": {**TINY, **INPUTS, "num_instances": 40, "num_negatives": 16},
+    **{method: fields(method) for method in PREFIXES},
+    "swav-small-stem": fields("swav", "resnet10t", stem="small"),
+    "byol-same-padding": fields("byol", "resnet10t", padding="same"),
 }
 RESULTS = Results({"loss": 2.0}, {"loss": 1.0}, 48, 3, 5.0, "1 CPU process(es)", {"torch": torch.__version__})
 

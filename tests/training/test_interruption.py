@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ssl.hub.card import Results
-from hf_ssl.recipe import recipes_folder
-from tests.runs import Run, kill, start
+from tests.runs import Run, kill, launcher, start
 from tests.training.test_resume import assert_same_weights, command, finished, main, progress
 
 
@@ -49,11 +48,8 @@ def opened(args: list[str], log: Path) -> Run:
 
 def launched(args: list[str], log: Path, config: str, *options: str) -> subprocess.Popen:
     """By `accelerate launch` with a file for GPUs, on a machine without any: two processes on its CPU."""
-    file = str(recipes_folder() / f"accelerate/{config}.yaml")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
-    launcher += ["--main_process_port", "0", *options]
     with log.open("ab") as out:
-        command_line = [*launcher, "-m", "hf_ssl", *args]
+        command_line = [*launcher(config, 2, *options), "-m", "hf_ssl", *args]
         _opened.append(subprocess.Popen(command_line, stdout=out, stderr=out, start_new_session=True))
     return _opened[-1]
 
