@@ -82,7 +82,7 @@ def no_waiting(monkeypatch):
     """What fails is tried again at once."""
     from hf_ssl.data import streams
 
-    monkeypatch.setattr(streams, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(streams, "_BACK_OFF", 0.0)
 
 
 @pytest.fixture(scope="session")
