@@ -56,6 +56,13 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
+def write_shards(folder: Path) -> Path:
+    """The same 128 images in four files."""
+    for i in range(4):
+        digit_dataset(32 * i, 32 * i + 32).to_parquet(folder / f"train-{i}.parquet")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory) -> Path:
     """A folder with train/ (24 videos with sound in two class folders) and test/ (8), a second each."""
@@ -72,6 +79,23 @@ def videos(tmp_path_factory) -> Path:
             sound = 0.3 * np.sin(2 * np.pi * (2000, 300)[label] * time) + 0.02 * generator.standard_normal(16000)
             write_clip(place / f"{i:02}.mp4", seconds=1.0, greys=greys, sound=sound)
     return folder
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """What fails is tried again at once."""
+    from hf_ssl.data import streams
+
+    monkeypatch.setattr(streams, "_BACK_OFF", 0.0)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory):
+    """A Python that has not met hf_ssl, with an empty cache of models and their code."""
+    from tests.fresh import interpreter, without_hf_ssl
+
+    with interpreter(without_hf_ssl(tmp_path_factory.mktemp("home"))) as started:
+        yield started
 
 
 def randomised(model):

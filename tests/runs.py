@@ -141,10 +141,16 @@ def start(
     return Run(every)
 
 
+def launcher(config: str, processes: int, *options: str) -> list[str]:
+    """The command line of `accelerate launch`, up to the script."""
+    file = recipes_folder() / "accelerate" / f"{config}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    return [*command, "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0", *options]
+
+
 def launched_environment(config: str, processes: int, *options: str) -> dict[str, str]:
     """What the processes of `accelerate launch --config_file recipes/accelerate/CONFIG.yaml` find, but their ranks."""
-    command = ["--config_file", str(recipes_folder() / "accelerate" / f"{config}.yaml"), "--mixed_precision", "no"]
-    command += ["--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0", *options]
+    _, _, _, *command = launcher(config, processes, "--mixed_precision", "no", *options)
     args, *_ = _validate_launch_command(launch_command_parser().parse_args([*command, "script.py"]))
     env = prepare_multi_gpu_env(args)
     world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
@@ -163,6 +169,8 @@ def _run(main: Callable[..., object], arguments: tuple, env: dict[str, str], sha
     if sharded:
         gpu_configuration_on_gloo()
     main(*arguments)
+    if "WORLD_SIZE" not in env and not AcceleratorState._shared_state:
+        return  # a command that trains nothing
     # With a wrong environment each process would be a run of its own, or not sharded, and might end as well.
     state = AcceleratorState()
     assert state.num_processes == int(env.get("WORLD_SIZE", "1"))

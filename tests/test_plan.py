@@ -18,9 +18,10 @@ from hf_ssl.recipe import RecipeError, recipe_from_dict
 from hf_ssl.resolve import model_config
 from hf_ssl.training.fsdp import fully_shard_units
 from tests.distributed.processes import run_on_ranks
+from tests.methods import fields
 
 
-TINY = {"backbone": "test_resnet", "backbone_args": {}}  # where the size of the encoder does not matter
+FEW_LAYERS = {"backbone": "test_resnet", "backbone_args": {}}  # where the size of the encoder does not matter
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,22 +41,18 @@ def simulate_once():
 
 
 def small(method: str = "swav", **changes):
+    args = {"depth": 6, "w0": 16, "wa": 16.0, "wm": 2.0, "group_size": 8}
+    model = {name: value for name, value in fields(method).items() if name != "image_size"}
     content = {
         "method": method,
         "views": {"all": {"size": 48}},
-        "model": {
-            "backbone": "regnety_002",
-            "backbone_args": {"depth": 6, "w0": 16, "wa": 16.0, "wm": 2.0, "group_size": 8},
-        },
+        "model": model if method == "avid" else model | {"backbone": "regnety_002", "backbone_args": args},
         "optim": {"name": "larc"},
         "train": {"steps": 100, "batch_size": 16},
     }
     if method == "swav":
         content["views"]["local"] = {"size": 32, "count": 2}
         content["model"] |= {"projector_dims": [128, 64], "num_prototypes": 40}
-    if method == "avid":
-        content["model"] = {"video_backbone": "test_resnet", "audio_backbone": "test_resnet", "num_frames": 2}
-        content["model"] |= {"num_instances": 1000, "num_negatives": 16}
     for section, values in changes.items():
         content[section] |= values
     return recipe_from_dict(content)
@@ -104,13 +101,14 @@ def test_one_of_two_needs_what_a_real_sharded_step_needs(tmp_path):
 
 @pytest.mark.slow
 def test_recomputed_activations_and_half_precision_need_less():
-    plain = plan(small(), 2, precision="no")["gib"]["activations"]
-    assert plan(small(train={"gradient_checkpointing": True}), 2, precision="no")["gib"]["activations"] < 0.8 * plain
-    assert plan(small(), 2, precision="bf16")["gib"]["activations"] < 0.8 * plain
+    plain = plan(small(model=FEW_LAYERS), 2, precision="no")["gib"]["activations"]
+    recomputed = small(model=FEW_LAYERS, train={"gradient_checkpointing": True})
+    assert plan(recomputed, 2, precision="no")["gib"]["activations"] < 0.8 * plain
+    assert plan(small(model=FEW_LAYERS), 2, precision="bf16")["gib"]["activations"] < 0.8 * plain
 
 
 def test_shares_traffic_and_hours_are_arithmetic():
-    two, four = (plan(small(), n, precision="no", images_per_second=10) for n in (2, 4))
+    two, four = (plan(small(model=FEW_LAYERS), n, precision="no", images_per_second=10) for n in (2, 4))
     count = two["parameters"]
     assert two["state_gib_of_all_processes"] * GIB == pytest.approx(12 * count)
     for result, processes in ((two, 2), (four, 4)):
@@ -126,15 +124,19 @@ def test_shares_traffic_and_hours_are_arithmetic():
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_a_larger_one_does_not():
     memory = 0.25 * GIB
-    largest = plan(small(), 2, memory=memory)["largest_batch_per_process"]
-    assert plan(small(train={"batch_size": 2 * largest}), 2)["gib"]["peak"] * GIB <= 1.01 * memory
-    assert plan(small(train={"batch_size": 2 * (largest + 4)}), 2)["gib"]["peak"] * GIB > memory
-    assert any("does not fit" in note for note in plan(small(), 2, memory=0.001 * GIB)["warnings"])
+
+    def of_batch(size: int, **more):
+        return plan(small(model=FEW_LAYERS, train={"batch_size": 2 * size}), 2, **more)
+
+    largest = of_batch(8, memory=memory)["largest_batch_per_process"]
+    assert of_batch(largest)["gib"]["peak"] * GIB <= 1.01 * memory
+    assert of_batch(largest + 4)["gib"]["peak"] * GIB > memory
+    assert any("does not fit" in note for note in of_batch(8, memory=0.001 * GIB)["warnings"])
 
 
 def test_where_the_optimiser_needs_most_the_batch_is_still_a_number():
     """A large head and tiny images: twice the batch does not change the peak."""
-    recipe = small(model={**TINY, "projector_dims": [4096, 4096, 64]}, train={"batch_size": 2})
+    recipe = small(model={**FEW_LAYERS, "projector_dims": [4096, 4096, 64]}, train={"batch_size": 2})
     result = plan(recipe, 1, precision="no", memory=2 * GIB)
     assert result["gib"]["peak"] == result["gib"]["optimiser's step"] > result["gib"]["forward and backward"]
     assert result["largest_batch_per_process"] > 2
@@ -142,17 +144,17 @@ def test_where_the_optimiser_needs_most_the_batch_is_still_a_number():
 
 
 def test_what_cannot_work_is_said():
-    notes = " ".join(plan(small(model=TINY), 3)["warnings"])
+    notes = " ".join(plan(small(model=FEW_LAYERS), 3)["warnings"])
     assert "does not divide by 3 process(es)" in notes
-    assert any("fewer rows than there" in note for note in plan(small(model=TINY), 32)["warnings"])
-    few = small(train={"sync_batchnorm": False}, model={**TINY, "num_prototypes": 400})
+    assert any("fewer rows than there" in note for note in plan(small(model=FEW_LAYERS), 32)["warnings"])
+    few = small(train={"sync_batchnorm": False}, model={**FEW_LAYERS, "num_prototypes": 400})
     notes = " ".join(plan(few, 2)["warnings"])
     assert "statistics are of 8 images only" in notes and "400 prototypes for 16 images" in notes
 
 
 def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
-    path.write_text(small().to_yaml())
+    path.write_text(small(model=FEW_LAYERS).to_yaml())
     main(["plan", str(path), "--processes", "2", "--memory", "1GiB", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["largest_batch_per_process"] > 8 and not dist.is_initialized()
@@ -162,7 +164,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert stop.value.code == 2 and "is no size" in capsys.readouterr().err
     assert parse_memory("80GB") == 80e9 and parse_memory("1.5") == 1.5 * GIB
     with pytest.raises(RecipeError, match="at least 1"):
-        plan(small(), 0)
+        plan(small(model=FEW_LAYERS), 0)
 
 
 @pytest.mark.slow

@@ -15,28 +15,18 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_ssl.data import streams
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.pixels import open_image
 from hf_ssl.data.sources import Source, load_source
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View, eval_image, make_views
 from hf_ssl.recipe import DataConfig, RecipeError
+from tests.data.pictures import encoded, noise
 
 
 FAST, SLOW = 300, 2000
 VIEWS = [View(size=8)] * 2
 MEGAPIXELS = 1.0  # damaged sizes would only take long
-
-
-def _picture(seed: int, side: int = 24) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
-
-
-def _file(array: np.ndarray, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind, **options)
-    return file.getvalue()
 
 
 def _oriented() -> Image.Exif:
@@ -45,21 +35,21 @@ def _oriented() -> Image.Exif:
     return exif
 
 
-RGB, DEEP = _picture(0), _picture(1)[..., 0].astype(np.uint16) * 257
+RGB, DEEP = noise(0, 24), noise(1, 24)[..., 0].astype(np.uint16) * 257
 IMAGES = [
-    _file(RGB, "PNG"),
-    _file(DEEP, "PNG"),
-    _file(RGB, "JPEG", exif=_oriented()),
-    _file(RGB, "JPEG", progressive=True),
-    _file(RGB, "TIFF", compression="tiff_lzw"),
-    _file(RGB, "TIFF"),
-    _file(DEEP, "TIFF"),
-    _file(DEEP.astype(np.float32), "TIFF"),
-    _file(DEEP.astype(np.int32), "TIFF"),
-    _file(RGB, "GIF"),
-    _file(RGB, "WEBP"),
-    _file(RGB, "BMP"),
-    _file(RGB, "PPM"),
+    encoded(RGB, "PNG"),
+    encoded(DEEP, "PNG"),
+    encoded(RGB, "JPEG", exif=_oriented()),
+    encoded(RGB, "JPEG", progressive=True),
+    encoded(RGB, "TIFF", compression="tiff_lzw"),
+    encoded(RGB, "TIFF"),
+    encoded(DEEP, "TIFF"),
+    encoded(DEEP.astype(np.float32), "TIFF"),
+    encoded(DEEP.astype(np.int32), "TIFF"),
+    encoded(RGB, "GIF"),
+    encoded(RGB, "WEBP"),
+    encoded(RGB, "BMP"),
+    encoded(RGB, "PPM"),
 ]
 
 
@@ -121,7 +111,7 @@ def test_damaged_images_are_skipped_counted_and_named(amount):
 
 
 def table() -> bytes:
-    records = [{"bytes": _file(_picture(i), "PNG"), "path": f"{i}.png"} for i in range(12)]
+    records = [{"bytes": encoded(noise(i, 24)), "path": f"{i}.png"} for i in range(12)]
     content = {"image": records, "label": [i % 2 for i in range(12)], "text": ["x"] * 12}
     features = Features({"image": ImageFeature(), "label": Dataset.from_dict({"n": [1]}).features["n"]})
     file = io.BytesIO()
@@ -133,7 +123,7 @@ def tar() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for i in range(12):
-            for name, content in ((f"{i:03}.png", _file(_picture(i, 8), "PNG")), (f"{i:03}.cls", b"1")):
+            for name, content in ((f"{i:03}.png", encoded(noise(i, 8))), (f"{i:03}.cls", b"1")):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -152,9 +142,8 @@ def show(path: Path, streaming: bool) -> list[tuple[str, str]]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 @amounts
-def test_a_damaged_shard_is_skipped_or_refused_by_one_sentence(kind, amount, tmp_path, monkeypatch):
+def test_a_damaged_shard_is_skipped_or_refused_by_one_sentence(kind, amount, tmp_path, no_waiting):
     """Most as streams; a tenth is indexed, which takes longer."""
-    monkeypatch.setattr(streams, "_BACK_OFF", 0.0)
     rng, good = np.random.default_rng(amount), {"parquet": table, "tar": tar}[kind]()
     refused = skipped = 0
     for i in range(amount):

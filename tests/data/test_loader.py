@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Order and views are a function of (seed, epoch, example, view): not of workers, processes or where a run started."""
 
-import io
 import multiprocessing
 import pickle
 import random
@@ -20,6 +19,7 @@ from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.views import View
 from hf_ssl.data.workers import WorkerError
 from hf_ssl.recipe import RecipeError
+from tests.data.pictures import encoded, noise
 from tests.sources import ImageSource
 
 
@@ -28,10 +28,7 @@ N, BATCH = 40, 12  # three batches an epoch, four images left over
 
 
 def png(seed: int, side: int = 20) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+    return encoded(noise(seed, side))
 
 
 def source_of(n: int = N, broken: dict[int, bytes | None] | None = None, side: int = 20) -> ImageSource:

@@ -22,6 +22,7 @@ from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View, eval_image, make_views
 from hf_ssl.preview import preview
 from hf_ssl.recipe import DataConfig, RecipeError, recipe_from_dict
+from tests.data import pictures
 
 
 RNG = np.random.default_rng(0)
@@ -29,10 +30,8 @@ GRAY = np.linspace(0, 1, 40 * 48).reshape(40, 48)
 PLAIN = View(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_prob=0, grayscale=0, blur=0, flip=0)
 
 
-def encoded(array: np.ndarray | Image.Image, kind: str = "TIFF", **options) -> bytes:
-    file = io.BytesIO()
-    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(file, kind, **options)
-    return file.getvalue()
+def encoded(image: np.ndarray | Image.Image, kind: str = "TIFF", **options) -> bytes:
+    return pictures.encoded(image, kind, **options)
 
 
 def tiff(

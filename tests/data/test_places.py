@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Where data can be: one place or several, weighted, under home, behind braces, globs and URLs."""
 
-import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from hf_ssl.cli import build_parser
 from hf_ssl.data.bank import labelled_sources
@@ -23,12 +21,11 @@ from hf_ssl.data.sources import check_source, load_source
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError, load_recipe, recipe_from_dict
+from tests.data.pictures import encoded, grey
 
 
 def png(shade: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade, shade, shade)).save(file, "PNG")
-    return file.getvalue()
+    return encoded(grey(shade))
 
 
 def parquet(path: Path, shades, **columns) -> Path:

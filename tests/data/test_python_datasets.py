@@ -6,22 +6,18 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.sources import source_of
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View
 from hf_ssl.recipe import DataConfig, RecipeError
+from tests.data.pictures import grey as picture
 
 
 PLAIN = View(size=8, scale=(1.0, 1.0), jitter_prob=0, grayscale=0, blur=0, flip=0)
 TYPED = Features({"image": ImageFeature()})
 WITH_N = Features({"image": ImageFeature(), "n": datasets.Value("int64")})
-
-
-def picture(shade: int, side: int = 8) -> Image.Image:
-    return Image.new("RGB", (side, side), (shade, shade, shade))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +76,9 @@ def shown(stream, steps: int, workers: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-def test_a_stream_that_python_changes_is_shown_as_it_is_then(kind, shards):
+def test_a_stream_that_python_changes_is_shown_as_it_is_then(kind, shards, monkeypatch):
+    # After every shard of a shuffled stream `datasets` sleeps for seconds: threads of Arrow might still read.
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.2, raising=False)
     change, wanted = STREAMS[kind]
     stream = change(datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True))
     assert shown(open_stream(DataConfig(num_examples=len(wanted)), stream), len(wanted) // 2) == list(wanted)

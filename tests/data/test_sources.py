@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Every place that images can be in, and what is said when they are not there."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 from hf_ssl.data.bank import labelled_sources
 from hf_ssl.data.sources import available_splits, check_source, load_source
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError
+from tests.data.pictures import encoded
 from tests.sources import ImageSource
 
 
@@ -126,10 +126,9 @@ def test_parquet_is_found_as_a_file_a_folder_and_a_glob(digits):
 
 
 def test_parquet_that_datasets_did_not_write_needs_no_types(tmp_path):
-    file = io.BytesIO()
-    Image.new("RGB", (12, 10)).save(file, "PNG")
-    pq.write_table(pa.table({"photo": [{"bytes": file.getvalue(), "path": "a.png"}]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"png": [file.getvalue()], "other": [b"x"]}), tmp_path / "b.parquet")
+    content = encoded(Image.new("RGB", (12, 10)))
+    pq.write_table(pa.table({"photo": [{"bytes": content, "path": "a.png"}]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"png": [content], "other": [b"x"]}), tmp_path / "b.parquet")
     source = load_source(DataConfig(path=str(tmp_path / "a.parquet")))
     assert source.image(0).size == (12, 10) and source.name(0) == "a.png (row 0 of train)"
     assert load_source(DataConfig(path=str(tmp_path / "b.parquet"), image_column="png")).image(0).size == (12, 10)

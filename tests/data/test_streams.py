@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset, Features, IterableDataset
 from PIL import Image
 
-from hf_ssl.data import streams
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.streams import ImageStream, merge_states, open_stream
 from hf_ssl.data.views import View
@@ -69,11 +68,6 @@ def parquet(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory) -> Path:
     return write_parquet(tmp_path_factory.mktemp("stream") / "uneven", UNEVEN)
-
-
-@pytest.fixture
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(streams, "_BACK_OFF", 0.001)
 
 
 def stream_of(path: Path | str, **data) -> ImageStream:
@@ -185,7 +179,9 @@ def test_continued_twice_a_partition_that_had_no_turn_in_between_stays_where_it_
     assert set(seen(seen_so_far).values()) == {1}
 
 
-def test_a_shard_that_becomes_corrupt_does_not_change_the_length_of_the_epoch_that_a_checkpoint_knows(tmp_path):
+def test_a_shard_that_becomes_corrupt_does_not_change_the_length_of_the_epoch_that_a_checkpoint_knows(
+    tmp_path, no_waiting
+):
     path = write_parquet(tmp_path / "data")
     loader = loader_of(path)
     (path / "train-03.parquet").write_bytes(b"nothing")

@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.sources import load_source
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import resolve_views
 from hf_ssl.recipe import DataConfig, RecipeError, ViewsConfig
+from tests.data.pictures import encoded, grey
 
 
 def picture(shade: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade, shade, shade)).save(file, kind)
-    return file.getvalue()
+    return encoded(grey(shade), kind)
 
 
 def write(path: Path, *members: tuple[str, bytes], compress: str = "") -> Path:
@@ -122,7 +120,7 @@ def broken_header(content: bytes) -> bytes:
     [(broken_header, 2), (lambda content: content[: 5 * 1024 + 600], 5), (lambda content: content[:-1000], None)],
     ids=["header", "cut in a member", "cut in the padding"],
 )
-def test_what_follows_damage_is_not_missing_without_a_word(damage, whole, tmp_path):
+def test_what_follows_damage_is_not_missing_without_a_word(damage, whole, tmp_path, no_waiting):
     content = write(tmp_path / "good.tar", *numbered("{:04}.png")).read_bytes()
     (tmp_path / "damaged").mkdir()
     path = tmp_path / "damaged" / "0.tar"

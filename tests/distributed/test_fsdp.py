@@ -1,10 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Sharded over processes by the fsdp2.yaml that ships, a run is the run of one process."""
 
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +11,9 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
-from hf_ssl.recipe import recipes_folder
 from hf_ssl.training.metrics import read_metrics
-from tests.distributed import train_all_methods
-from tests.distributed.test_training import ROOT, SCRIPT, train
-from tests.runs import start
+from tests.distributed.test_training import train
 
-
-SHIM = Path(__file__).with_name("cpu_fsdp.py")
 
 # SwAV as SEER has it, small: a RegNet, LARC, a projector without BatchNorm, small crops; a checkpoint every two steps.
 SEER = [
@@ -35,29 +28,7 @@ SEER = [
 BYOL = ["byol", "optim.name=lars", "optim.exclude_bias_and_norm=true", "optim.lr=2.0", "train.checkpoint_every=0.5"]
 
 
-def train_sharded(
-    output: Path, processes: int, *arguments: str, config: str = "fsdp2", options=(), launcher: bool = False
-) -> Path:
-    """Run the script under a configuration that ships, on gloo processes; an existing run is continued.
-
-    `launcher`: by `accelerate launch`, rather than in processes that are given its environment.
-    """
-    output.mkdir(exist_ok=True)
-    log = output / "stderr"
-    if launcher:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-        launch += [str(recipes_folder() / "accelerate" / f"{config}.yaml"), "--num_processes", str(processes)]
-        launch += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0", *options]
-        env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
-        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [*launch, str(SHIM), str(SCRIPT), str(output), *arguments]
-        with log.open("a") as file:
-            code = subprocess.run(command, env=env, stdout=file, stderr=file, timeout=300).returncode
-    else:
-        how = {"processes": processes, "config": config, "options": options, "cpu": False, "log": log}
-        code = start(train_all_methods.main, str(output), *arguments, **how).wait(timeout=300)
-    assert code == 0, log.read_text()[-3000:]
-    return output
+train_sharded = partial(train, config="fsdp2")
 
 
 def weights(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
@@ -91,7 +62,7 @@ def one_process(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_shards(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("two") / "run"
-    return train_sharded(output, 2, *SEER, "train.gradient_checkpointing=true", launcher=True) / "swav"
+    return train_sharded(output, 2, *SEER, "train.gradient_checkpointing=true", by_launcher=True) / "swav"
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +145,7 @@ def test_weights_that_stay_gathered_until_the_backward_pass_change_nothing(byol_
 @pytest.mark.slow
 def test_hsdp_on_four_processes_is_the_run_of_one(one_process, tmp_path):
     options = ["--parallelism_config_dp_replicate_size", "2", "--parallelism_config_dp_shard_size", "2"]
-    run = train_sharded(tmp_path / "run", 4, *SEER, config="hsdp", options=options, launcher=True) / "swav"
+    run = train_sharded(tmp_path / "run", 4, *SEER, config="hsdp", options=options) / "swav"
     assert_same_run(run, one_process)
 
 

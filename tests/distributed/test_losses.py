@@ -11,12 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_ssl.models import (
-    BarlowTwinsConfig,
-    BarlowTwinsForPreTraining,
-    ByolConfig,
-    ByolForPreTraining,
-    SimSiamConfig,
-    SimSiamForPreTraining,
+    METHODS,
     SwavConfig,
     SwavForPreTraining,
     barlow_twins_loss,
@@ -28,6 +23,7 @@ from hf_ssl.models import (
 from hf_ssl.models.modeling_barlow_twins import global_statistics
 from hf_ssl.training.accelerator import synchronize_batchnorm
 from tests.distributed.processes import mean_over_ranks, run_on_ranks, share
+from tests.methods import IMAGE_METHODS, fields
 from tests.models.test_losses import assert_close, cases
 
 
@@ -208,23 +204,20 @@ def batch_norms() -> dict:
     return found
 
 
-TINY = {"backbone": "test_resnet", "zero_init_residual": False}
-MODELS = {
-    "barlow_twins": lambda: BarlowTwinsForPreTraining(BarlowTwinsConfig(**TINY, projector_dims=[24, 16])),
-    "byol": lambda: ByolForPreTraining(ByolConfig(**TINY, projector_hidden=24, projector_dim=16, predictor_hidden=24)),
-    "simsiam": lambda: SimSiamForPreTraining(SimSiamConfig(**TINY, projector_dim=16, predictor_hidden=8)),
-    "swav": lambda: SwavForPreTraining(
-        SwavConfig(**TINY, projector_dims=[24, 16], num_prototypes=20, queue_length=32, queue_start_epoch=0)
-    ),
-}
+QUEUE = {"swav": {"num_prototypes": 20, "queue_length": 32, "queue_start_epoch": 0}}
+
+
+def build(method: str):
+    config, model = METHODS[method]
+    return model(config(**fields(method, zero_init_residual=False, **QUEUE.get(method, {}))))
 
 
 def whole_models() -> dict:
     """One step of every method under DDP, with synchronised BatchNorm, in float64."""
     found = {}
-    for method, build in MODELS.items():
+    for method in IMAGE_METHODS:
         torch.manual_seed(0)
-        model = build().double().train()
+        model = build(method).double().train()
         images = {"pixel_values": share(drifting(16, 2, 3, 32, 32))}
         if method == "swav":
             images["local_pixel_values"] = share(drifting(16, 2, 3, 16, 16))
@@ -400,7 +393,7 @@ def assert_all_close(ours: dict, expected: dict, bound: float, floor: float) -> 
         assert error < bound, name
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", IMAGE_METHODS)
 def test_loss_of_a_whole_model_under_ddp_is_that_of_one_process(method, two_models, one_model):
     for rank in two_models:
         assert_close(rank[method]["loss"], one_model[method]["loss"], DOUBLE)
@@ -408,7 +401,7 @@ def test_loss_of_a_whole_model_under_ddp_is_that_of_one_process(method, two_mode
     assert_close(embeddings, one_model[method]["embeddings"], DOUBLE)
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", IMAGE_METHODS)
 def test_every_gradient_of_a_whole_model_under_ddp_is_that_of_one_process(method, two_models, one_model):
     """The floor is for biases before a BatchNorm, whose gradient is zero but for rounding."""
     expected = one_model[method]["grads"]
@@ -417,7 +410,7 @@ def test_every_gradient_of_a_whole_model_under_ddp_is_that_of_one_process(method
         assert_all_close(rank[method]["grads"], expected, 1e-10, floor=1e-3 * largest)
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", IMAGE_METHODS)
 def test_buffers_of_a_whole_model_are_the_same_on_every_rank_and_those_of_one_process(method, two_models, one_model):
     first, second = (rank[method]["buffers"] for rank in two_models)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -3,41 +3,41 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_ssl.recipe import recipes_folder
 from hf_ssl.training.metrics import read_metrics
 from tests.distributed import train_all_methods
 from tests.distributed.train_all_methods import METHODS
-from tests.runs import start
+from tests.runs import launcher, start
 
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("train_all_methods.py")
+SCRIPT, SHIM = (Path(__file__).with_name(name) for name in ("train_all_methods.py", "cpu_fsdp.py"))
 
 
-def train(output: Path, processes: int, *overrides: str, launcher: bool = False) -> Path:
-    """Run the script under the ddp.yaml that ships, on gloo processes when there is no GPU; a run is continued.
+def train(
+    output: Path, processes: int, *arguments: str, config: str = "ddp", options=(), by_launcher: bool = False
+) -> Path:
+    """Run the script under a configuration that ships, on gloo processes without a GPU; a run is continued.
 
-    `launcher`: by `accelerate launch`, rather than in processes that are given its environment.
+    `by_launcher`: by `accelerate launch`, rather than in processes that are given its environment.
     """
     output.mkdir(exist_ok=True)
-    log = output / "stderr"
-    if launcher:
-        config = recipes_folder() / "accelerate" / "ddp.yaml"
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        launch += ["--num_processes", str(processes), "--mixed_precision", "no"]
-        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [*launch, str(SCRIPT), str(output), *overrides]
+    log, cpu = output / "stderr", config == "ddp"  # else Accelerate would not shard
+    if by_launcher:
+        env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
+        command = launcher(config, processes, "--mixed_precision", "no", *options)
+        command += [*([] if cpu else [str(SHIM)]), str(SCRIPT), str(output), *arguments]
         with log.open("a") as file:
             code = subprocess.run(command, env=env, stdout=file, stderr=file, timeout=300).returncode
     else:
-        code = start(train_all_methods.main, str(output), *overrides, processes=processes, log=log).wait(timeout=300)
+        how = {"processes": processes, "config": config, "options": options, "cpu": cpu, "log": log}
+        code = start(train_all_methods.main, str(output), *arguments, **how).wait(timeout=300)
     assert code == 0, log.read_text()[-3000:]
     return output
 
@@ -49,7 +49,7 @@ def one_process(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("two") / "run", 2, launcher=True)
+    return train(tmp_path_factory.mktemp("two") / "run", 2, by_launcher=True)
 
 
 def weights(output: Path, method: str) -> dict[str, torch.Tensor]:

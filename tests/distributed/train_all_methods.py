@@ -17,30 +17,16 @@ from hf_ssl.training import setup
 from hf_ssl.training.accelerator import fit_model
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
+from tests.methods import FEW_STEPS, IMAGE_METHODS, model_overrides
 
 
-METHODS = {
-    "barlow_twins": ["model.projector_dims=[64,64]", "optim.lr=0.02"],
-    "byol": ["model.projector_hidden=64", "model.projector_dim=32", "model.predictor_hidden=64"],
-    "simsiam": ["model.projector_dim=64", "model.predictor_hidden=16"],
-    "swav": [
-        "model.projector_dims=[64,32]",
-        "model.num_prototypes=20",
-        "model.queue_length=32",
-        "model.queue_start_epoch=0",
-        "model.freeze_prototypes_steps=1",
-        "views.local.size=16",
-        "views.local.count=2",
-    ],
-}
+METHODS = {method: model_overrides(method) for method in IMAGE_METHODS}
+METHODS["barlow_twins"] += ["optim.lr=0.02"]
+METHODS["swav"] += ["model.queue_start_epoch=0", "model.freeze_prototypes_steps=1"]
 
 
 def common_overrides(output) -> list[str]:
-    return [
-        f"train.output_dir={output}",
-        *("model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=4"),
-        *("data.num_workers=0", "train.log_every=1"),
-    ]
+    return [*FEW_STEPS, f"train.output_dir={output}", "train.steps=4", "train.log_every=1"]
 
 
 def fit_in_float64(model: nn.Module, *args) -> nn.Module:

@@ -27,7 +27,7 @@ from hf_ssl.models import AvidForAudioClassification, AvidForPreTraining
 from hf_ssl.recipe import RecipeError, recipe_from_dict
 from tests.conftest import digit_dataset, randomised
 from tests.hub.test_publish import simsiam
-from tests.models.test_avid import INPUTS, TINY
+from tests.methods import fields
 
 
 @pytest.mark.parametrize("kind", ["ours", "timm-format", "resnet", "regnet"])
@@ -231,11 +231,11 @@ def test_avids_video_tower_starts_from_an_encoder_of_images(tmp_path, monkeypatc
     monkeypatch.setattr(
         timm, "create_model", lambda name, pretrained=False, **k: source if pretrained else create(name, **k)
     )
-    fields = {**TINY, **INPUTS, "init_from": "timm/test_resnet"}
-    recipe = recipe_from_dict({"method": "avid", "model": fields, "train": {"steps": 1}})
+    own = fields("avid", init_from="timm/test_resnet")
+    recipe = recipe_from_dict({"method": "avid", "model": own, "train": {"steps": 1}})
     tensors, decided = start_from_encoder(recipe)
     assert decided["image_mean"] == tuple(source.pretrained_cfg["mean"]) and "backbone" not in decided
-    model = AvidForPreTraining.from_timm("test_resnet", **TINY, **INPUTS)
+    model = AvidForPreTraining.from_timm("test_resnet", **fields("avid"))
     model.load_encoder(tensors, "timm/test_resnet")
     frames = torch.randn(2, 2, 3, 32, 32)
     with torch.no_grad():
@@ -245,4 +245,4 @@ def test_avids_video_tower_starts_from_an_encoder_of_images(tmp_path, monkeypatc
     with pytest.raises(RecipeError, match="set model.video_backbone=test_resnet"):
         start_from_encoder(recipe)
     with pytest.raises(ValueError, match="needs a video tower of timm"):
-        AvidForAudioClassification.from_timm("test_resnet", **{**TINY, **INPUTS})
+        AvidForAudioClassification.from_timm("test_resnet", **fields("avid"))

@@ -2,9 +2,6 @@
 """What a run leaves loads where hf_ssl is not installed and gives the features of the trained encoder."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +12,10 @@ from transformers import AutoModel
 
 from hf_ssl.hub.export import export_checkpoint
 from hf_ssl.models import METHODS
-from hf_ssl.recipe import load_recipe
 from hf_ssl.resolve import model_config
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
-from tests.distributed.train_all_methods import METHODS as OVERRIDES
+from tests.methods import few_steps, model_overrides
 
 
 FRESH = """
@@ -54,34 +50,12 @@ torch.save(results, output_file)
 
 def trained(output: Path, method: str, *more: str):
     """A finished run and its model rebuilt from the last checkpoint."""
-    recipe_file = output.parent / f"{method}.yaml"
-    recipe_file.write_text(f"method: {method}\n")
-    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=2"]
-    overrides += ["data.num_workers=0", f"train.output_dir={output}", *OVERRIDES[method], *more]
-    recipe = load_recipe(recipe_file, overrides)
+    recipe = few_steps(method, output, *model_overrides(method), *more)
     data = digit_dataset(0, 48)
     result = pretrain(recipe, dataset=data, bank=data, queries=data)
     model = METHODS[method][1](model_config(recipe, 32))
     model.load_state_dict(load_file(output / "checkpoints/step_00000002/model.safetensors"))
     return result, model.eval()
-
-
-def load_elsewhere(folder: Path, inputs: dict, tmp_path: Path, plain: bool) -> dict[str, torch.Tensor]:
-    """Run the loading lines in a process that cannot import hf_ssl."""
-    torch.save(inputs, tmp_path / "inputs.pt")
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "home")}
-    script = tmp_path / "fresh.py"
-    script.write_text(FRESH)
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt"), str(plain)],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(tmp_path / "out.pt")
 
 
 @pytest.mark.parametrize(
@@ -96,14 +70,18 @@ def load_elsewhere(folder: Path, inputs: dict, tmp_path: Path, plain: bool) -> d
     ],
     ids=["barlow_twins", "byol", "simsiam", "swav", "byol-same-padding", "simsiam-small-stem"],
 )
-def test_a_fresh_process_without_hf_ssl_gets_the_trained_features_and_the_loss(method, more, tmp_path):
+def test_a_fresh_process_without_hf_ssl_gets_the_trained_features_and_the_loss(method, more, elsewhere, tmp_path):
     plain = not more
     result, model = trained(tmp_path / "run", method, *more)
     torch.manual_seed(0)
     inputs = {"image": torch.randn(4, 3, 32, 32), "views": {"pixel_values": torch.randn(4, 2, 3, 32, 32)}}
     if method == "swav":
         inputs["views"]["local_pixel_values"] = torch.randn(4, 2, 3, 16, 16)
-    loaded = load_elsewhere(result.model_dir, inputs, tmp_path, plain)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    files = [str(path) for path in (result.model_dir, tmp_path / "inputs.pt", tmp_path / "out.pt")]
+    done = elsewhere.run("-c", FRESH, *files, str(plain))
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded = torch.load(tmp_path / "out.pt")
     with torch.no_grad():
         features = model.encoder(pixel_values=inputs["image"]).pooler_output
         output = model(**inputs["views"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_ssl import SimSiamConfig, SimSiamModel, export_for_serving, load_recipe, pretrain
+from hf_ssl import SimSiamConfig, SimSiamModel, export_for_serving, pretrain
 from hf_ssl.errors import UserError
 from hf_ssl.hub.export import export_checkpoint
 from hf_ssl.hub.push import PushError
@@ -18,15 +18,12 @@ from hf_ssl.models import AvidConfig, AvidModel
 from hf_ssl.recipe import RecipeError
 from hf_ssl.training import publish
 from tests.conftest import digit_dataset, randomised
-from tests.models.test_avid import INPUTS, TINY
+from tests.methods import few_steps, fields
 
 
 def simsiam(folder, *more: str):
-    recipe_file = folder / "simsiam.yaml"
-    recipe_file.write_text("method: simsiam\n")
-    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=6"]
-    overrides += ["model.projector_dim=32", "data.num_workers=0", "train.checkpoint_every=0.67", "monitor.every=0"]
-    return load_recipe(recipe_file, [*overrides, f"train.output_dir={folder / 'run'}", *more])
+    overrides = ["train.steps=6", "model.projector_dim=32", "train.checkpoint_every=0.67", "monitor.every=0"]
+    return few_steps("simsiam", folder / "run", *overrides, *more)
 
 
 def files_of(folder):
@@ -102,7 +99,7 @@ def test_a_served_graph_computes_what_the_model_does(onnx, kind, tmp_path):
         model = randomised(SimSiamModel(SimSiamConfig(backbone="resnet10t", image_size=32, stem="small")))
         inputs = {"pixel_values": torch.randn(7, 3, 32, 32)}
     else:
-        model = randomised(AvidModel(AvidConfig(**{**TINY, **INPUTS})))
+        model = randomised(AvidModel(AvidConfig(**fields("avid"))))
         inputs = {"pixel_values_videos": torch.randn(7, 2, 3, 32, 32)}
         inputs["input_values"] = torch.randn(7, model.config.num_audio_frames, 33)
     model.save_pretrained(tmp_path)

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -14,37 +15,21 @@ from hf_ssl.hub.export import export
 from hf_ssl.models import METHODS
 from hf_ssl.recipe import recipe_from_dict
 from hf_ssl.resolve import model_config
+from tests.fresh import interpreter
 from tests.hub.fake_hub import TOKEN, FakeHub
-from tests.models.test_avid import INPUTS, TINY
+from tests.methods import PREFIXES, fields
 
 
-SMALL = {"backbone": "test_resnet", "image_size": 32}
-BASIC = {**SMALL, "backbone": "resnet10t"}
 CASES = {
-    "barlow_twins": {**SMALL, "projector_dims": [32, 32]},
-    "byol": {**SMALL, "projector_hidden": 32, "projector_dim": 16, "predictor_hidden": 32},
-    "simsiam": {**SMALL, "projector_dim": 32, "predictor_hidden": 16},
-    "swav": {**SMALL, "projector_dims": [32, 16], "num_prototypes": 12},
-    "swav-small-stem": {
-        **SMALL,
-        "backbone": "resnet10t",
-        "stem": "small",
-        "projector_dims": [32, 16],
-        "num_prototypes": 12,
-    },
-    "byol-same-padding": {
-        **SMALL,
-        "backbone": "resnet10t",
-        "padding": "same",
-        "projector_hidden": 32,
-        "predictor_hidden": 32,
-    },
-    "avid": {**TINY, **INPUTS, "num_instances": 40, "num_negatives": 16},
+    **{method: fields(method) for method in PREFIXES},
+    "swav-small-stem": fields("swav", "resnet10t", stem="small"),
+    "byol-same-padding": fields("byol", "resnet10t", padding="same"),
 }
 RESULTS = Results({"loss": 2.0}, {"loss": 1.0}, 48, 3, 5.0, "1 CPU process(es)", {"torch": torch.__version__})
 
 PULL = """
 import sys
+import zlib
 sys.modules["hf_ssl"] = None  # importing it fails, as where it is not installed
 import torch
 from PIL import Image
@@ -85,6 +70,10 @@ torch.save(results, output_file)
 """
 
 
+# `hf-ssl`, where the client, which tries again for half a minute, does not wait in between.
+HURRIED = "import sys, time; time.sleep = lambda _: None; from hf_ssl.cli import main; main(sys.argv[1:])"
+
+
 def exported(folder: Path, case: str, seed: int = 0):
     """A repo folder of a method with random weights, and its model."""
     method = case.partition("-")[0]
@@ -95,10 +84,15 @@ def exported(folder: Path, case: str, seed: int = 0):
     return model
 
 
-def client(hub: FakeHub, home: Path, *command: str, **more: str) -> subprocess.CompletedProcess:
-    """Run Python in a process that takes `hub` for the Hub."""
+def environment(hub: FakeHub, home: Path) -> dict[str, str]:
+    """Of a process that takes `hub` for the Hub."""
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith(("_proxy", "_offline"))}
-    env |= {**hub.environment(home), "OMP_NUM_THREADS": "1", **more}
+    return env | hub.environment(home) | {"OMP_NUM_THREADS": "1"}
+
+
+def client(hub: FakeHub, home: Path, *command: str) -> subprocess.CompletedProcess:
+    """Run Python with `hub` for the Hub, in a process that starts from nothing."""
+    env = environment(hub, home)
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, timeout=300)
 
 
@@ -108,12 +102,24 @@ def hub():
         yield running
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "swav-small-stem")) for case in CASES]
-)
-def test_what_is_pushed_loads_everywhere_without_hf_ssl(case, hub, tmp_path):
+@pytest.fixture(scope="module")
+def ours(hub, tmp_path_factory):
+    """The Python of somebody who pushes."""
+    with interpreter(environment(hub, tmp_path_factory.mktemp("home"))) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def theirs(hub, tmp_path_factory):
+    """That of somebody else, who has nothing yet."""
+    with interpreter(environment(hub, tmp_path_factory.mktemp("other_home"))) as started:
+        yield started
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_pushed_loads_everywhere_without_hf_ssl(case, hub, ours, theirs, tmp_path):
     model = exported(tmp_path / "model", case)
-    done = client(hub, tmp_path / "home", "-m", "hf_ssl", "push", str(tmp_path / "model"), f"user/{case}")
+    done = ours.run("-m", "hf_ssl", "push", str(tmp_path / "model"), f"user/{case}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == f"{hub.address}/user/{case}"
     local = {str(p.relative_to(tmp_path / "model")) for p in (tmp_path / "model").rglob("*") if p.is_file()}
@@ -127,10 +133,8 @@ def test_what_is_pushed_loads_everywhere_without_hf_ssl(case, hub, tmp_path):
         inputs = {"pixel_values_videos": torch.randn(4, 2, 3, 32, 32), "input_values": torch.randn(4, 40, 33)}
     kind = "avid" if case == "avid" else "code" if "-" in case else "plain"
     torch.save(inputs, tmp_path / "inputs.pt")
-    script = tmp_path / "pull.py"
-    script.write_text(PULL)
     files = (str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt"))
-    done = client(hub, tmp_path / "other_home", str(script), f"user/{case}", *files, kind)
+    done = theirs.run("-c", PULL, f"user/{case}", *files, kind)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "UNEXPECTED" not in done.stderr
     found = torch.load(tmp_path / "out.pt")
@@ -156,18 +160,17 @@ def test_what_is_pushed_loads_everywhere_without_hf_ssl(case, hub, tmp_path):
         torch.testing.assert_close(found["timm"], features, **close)
 
 
-def test_the_model_classes_push_themselves(hub, tmp_path):
-    script = tmp_path / "push.py"
-    script.write_text(
+def test_the_model_classes_push_themselves(hub, ours, theirs, tmp_path):
+    push = (
         "import sys, torch\n"
         "from hf_ssl import SimSiamConfig, SimSiamForPreTraining\n"
         "model = SimSiamForPreTraining(SimSiamConfig(backbone='test_resnet', image_size=32, projector_dim=32))\n"
         "model.push_to_hub('user/by-itself', private=True)\n"
         "torch.save(model.state_dict(), sys.argv[1])\n"
     )
-    done = client(hub, tmp_path / "home", str(script), str(tmp_path / "state.pt"))
+    done = ours.run("-c", push, str(tmp_path / "state.pt"))
     assert done.returncode == 0, done.stderr[-3000:]
-    script.write_text(
+    pull = (
         "import sys, torch\n"
         "sys.modules['hf_ssl'] = None\n"
         "from transformers import AutoModel, AutoModelForPreTraining\n"
@@ -177,27 +180,27 @@ def test_the_model_classes_push_themselves(hub, tmp_path):
         "assert whole.keys() == expected.keys() and all(whole[k].equal(v) for k, v in expected.items())\n"
         "assert all(expected[f'encoder.{k}'].equal(v) for k, v in encoder.items())\n"
     )
-    done = client(hub, tmp_path / "other", str(script), str(tmp_path / "state.pt"))
+    done = theirs.run("-c", pull, str(tmp_path / "state.pt"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert hub.private["user/by-itself"]
 
 
-def test_a_second_push_is_one_commit_more_and_leaves_no_stale_weights(hub, tmp_path, monkeypatch):
+def test_a_second_push_is_one_commit_more_and_leaves_no_stale_weights(hub, ours, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("hf_ssl.hub.export.MAX_FILE_SIZE", 400_000)
         exported(tmp_path / "model", "simsiam", seed=7)
     push = ("-m", "hf_ssl", "push", str(tmp_path / "model"), "user/twice")
-    assert client(hub, tmp_path / "home", *push).returncode == 0
+    assert ours.run(*push).returncode == 0
     assert "model.safetensors.index.json" in hub.files("user/twice")
     hub.branches["user/twice"]["main"] = hub._commit({**hub.files("user/twice"), "picture.png": b"of somebody"})
     before, sent = len(hub.commits), len(hub.log)
     exported(tmp_path / "model", "simsiam", seed=7)
-    assert client(hub, tmp_path / "home", *push).returncode == 0
+    assert ours.run(*push).returncode == 0
     assert len(hub.commits) == before + 1
     files = hub.files("user/twice")
     assert "model.safetensors" in files and "model.safetensors.index.json" not in files and "picture.png" in files
     assert any("PUT /lfs/" in line for line in hub.log[sent:])
-    done = client(hub, tmp_path / "home", *push, "--revision", "second")
+    done = ours.run(*push, "--revision", "second")
     assert done.stdout.strip().endswith("/user/twice/tree/second") and "second" in hub.branches["user/twice"]
 
 
@@ -214,56 +217,56 @@ def test_a_second_push_is_one_commit_more_and_leaves_no_stale_weights(hub, tmp_p
     ],
     ids=["login", "forbidden", "forbidden-files", "conflict", "trouble", "dropped", "storage"],
 )
-def test_a_fault_of_the_hub_is_one_sentence_and_nothing_half_written(fault, said, tmp_path):
-    exported(tmp_path / "model", "simsiam")
-    push = ("-m", "hf_ssl", "push", str(tmp_path / "model"), "user/faulty")
-    with FakeHub() as hub:
-        hub.faults = fault
-        done = client(hub, tmp_path / "home", *push)
-        assert list(hub.files("user/faulty") if hub.branches else []) == []
+def test_a_fault_of_the_hub_is_one_sentence_and_nothing_half_written(fault, said, hub, ours, tmp_path, request):
+    repo = f"user/{request.node.callspec.id}"
+    exported(tmp_path / "model", "simsiam", seed=zlib.crc32(repo.encode()))  # the Hub has no such weights yet
+    push = ("-c", HURRIED, "push", str(tmp_path / "model"), repo)
+    hub.faults = fault
+    try:
+        done = ours.run(*push)
+    finally:
         hub.faults = {}
-        again = client(hub, tmp_path / "home", *push)  # the same command
+    assert list(hub.files(repo) if repo in hub.branches else []) == []
+    again = ours.run(*push)  # the same command
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    message = done.stderr[done.stderr.index("hf-ssl: user/faulty was not published") :].splitlines()[0]
+    message = done.stderr[done.stderr.index(f"hf-ssl: {repo} was not published") :].splitlines()[0]
     assert said in message
     assert TOKEN not in done.stderr + done.stdout
     assert again.returncode == 0
-    assert "model.safetensors" in hub.files("user/faulty")
+    assert "model.safetensors" in hub.files(repo)
 
 
-def test_what_was_sent_before_a_failure_is_not_sent_again(hub, tmp_path):
+def test_what_was_sent_before_a_failure_is_not_sent_again(hub, ours, tmp_path):
     exported(tmp_path / "model", "simsiam", seed=2)
     push = ("-m", "hf_ssl", "push", str(tmp_path / "model"), "user/resumed")
     hub.faults = {("POST", "/commit/"): 409}
     sent = len(hub.log)
-    client(hub, tmp_path / "home", *push)
+    ours.run(*push)
     hub.faults = {}
     first = [line for line in hub.log[sent:] if "PUT /lfs/" in line]
     assert first
     sent = len(hub.log)
-    assert client(hub, tmp_path / "home", *push).returncode == 0
+    assert ours.run(*push).returncode == 0
     assert not [line for line in hub.log[sent:] if "PUT /lfs/" in line]
 
 
-def test_what_cannot_be_published_is_said_before_the_network(tmp_path):
-    with FakeHub() as hub:
-        done = client(hub, tmp_path / "home", "-m", "hf_ssl", "push", str(tmp_path), "user/x")
-        assert done.returncode == 2 and "no exported model" in done.stderr and not hub.log
-        exported(tmp_path / "model", "simsiam")
-        done = client(hub, tmp_path / "home", "-m", "hf_ssl", "push", str(tmp_path / "model"), "user/not a name")
-        assert done.returncode == 2 and "user/name" in done.stderr
-        address = hub.address
-    env = FakeHub()
-    env.address = address  # nobody listens there any more
-    done = client(env, tmp_path / "home", "-m", "hf_ssl", "push", str(tmp_path / "model"), "user/x")
+def test_what_cannot_be_published_is_said_before_the_network(hub, ours, tmp_path):
+    sent = len(hub.log)
+    done = ours.run("-m", "hf_ssl", "push", str(tmp_path), "user/x")
+    assert done.returncode == 2 and "no exported model" in done.stderr and len(hub.log) == sent
+    exported(tmp_path / "model", "simsiam")
+    done = ours.run("-m", "hf_ssl", "push", str(tmp_path / "model"), "user/not a name")
+    assert done.returncode == 2 and "user/name" in done.stderr
+    with FakeHub() as gone:
+        pass  # nobody listens there any more
+    done = client(gone, tmp_path / "home", "-c", HURRIED, "push", str(tmp_path / "model"), "user/x")
     assert done.returncode == 2 and "was not published" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_full_disk_on_download_leaves_nothing_that_loads(hub, tmp_path):
+def test_a_full_disk_on_download_leaves_nothing_that_loads(hub, ours, theirs, tmp_path):
     exported(tmp_path / "model", "simsiam")
-    client(hub, tmp_path / "home", "-m", "hf_ssl", "push", str(tmp_path / "model"), "user/full")
-    script = tmp_path / "pull.py"
-    script.write_text(
+    ours.run("-m", "hf_ssl", "push", str(tmp_path / "model"), "user/full")
+    pull = (
         "import resource, signal, sys\n"
         "from hf_ssl.evaluation.encoders import open_model\n"
         "from hf_ssl.recipe import RecipeError\n"
@@ -277,7 +280,7 @@ def test_a_full_disk_on_download_leaves_nothing_that_loads(hub, tmp_path):
         "open_model('user/full')\n"
         "print('loaded')\n"
     )
-    done = client(hub, tmp_path / "new_home", str(script))
+    done = theirs.run("-c", pull)
     assert done.returncode == 0, done.stderr[-3000:]
     said, loaded = done.stdout.strip().splitlines()
     assert "No encoder could be loaded from 'user/full'" in said and loaded == "loaded"

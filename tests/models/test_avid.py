@@ -21,15 +21,12 @@ from hf_ssl.models import (
 )
 from hf_ssl.models.memory_avid import memory_scores, negatives_of_draws, random_numbers
 from hf_ssl.models.towers_avid import R2Plus1D
+from tests.methods import fields
 from tests.models.test_losses import DTYPES, assert_close, bound, cases, leaf
 
 
-TINY = {"video_backbone": "test_resnet", "audio_backbone": "test_resnet", "projector_dims": [16, 8], "num_frames": 2}
-INPUTS = {"image_size": 32, "num_bands": 33, "n_fft": 64}
-
-
 def tiny(**changes) -> AvidConfig:
-    return AvidConfig(**{**TINY, **INPUTS, "num_instances": 40, "num_negatives": 16, **changes})
+    return AvidConfig(**fields("avid", **changes))
 
 
 def inputs(batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -416,8 +413,7 @@ def test_segments_tell_what_came_first(published):
     torch.manual_seed(0)
     frames, sound = torch.randn(2, 16, 3, 32, 32), torch.randn(2, 128, 33)
     for segments in (1, 2):
-        fields = {**TINY, **INPUTS, **networks, "num_frames": 16, "time_segments": segments}
-        model = AvidModel(AvidConfig(**fields)).eval()
+        model = AvidModel(tiny(**networks, num_frames=16, time_segments=segments)).eval()
         with torch.no_grad():
             found, reverse = model(frames, sound), model(frames.flip(1), sound.flip(1))
         assert found.video_pooler_output.shape[1] == segments * model.video_tower.backbone.num_features
@@ -430,5 +426,4 @@ def test_segments_tell_what_came_first(published):
     with pytest.raises(Exception, match="at most 2, to which r2plus1d_10 reduces 16 frames"):
         AvidConfig(video_backbone="r2plus1d_10", num_frames=16, time_segments=3)
     with pytest.raises(ValueError, match="ends with a map"):
-        config = AvidConfig(**{**TINY, **INPUTS, "audio_backbone": "test_vit", "time_segments": 2})
-        AvidModel(config)(input_values=torch.randn(1, 160, 160))
+        AvidModel(tiny(audio_backbone="test_vit", time_segments=2))(input_values=torch.randn(1, 160, 160))

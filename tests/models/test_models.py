@@ -20,20 +20,13 @@ from hf_ssl.models import METHODS as ALL_METHODS
 from hf_ssl.models import swav_loss
 from hf_ssl.models.backbones_ssl import backbone_blocks
 from hf_ssl.models.modeling_swav import Queue
-from hf_ssl.recipe import load_recipe
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
+from tests.methods import PREFIXES, TINY, WIDTH, few_steps
+from tests.methods import fields as tiny
 
 
 METHODS = {name: classes for name, classes in ALL_METHODS.items() if name != "avid"}  # of images; see test_avid.py
-PREFIXES = {"barlow_twins": "BarlowTwins", "byol": "Byol", "simsiam": "SimSiam", "swav": "Swav"}
-TINY = {
-    "barlow_twins": {"projector_dims": [24, 16]},
-    "byol": {"projector_hidden": 24, "projector_dim": 16, "predictor_hidden": 24},
-    "simsiam": {"projector_dim": 16, "projector_hidden": 24, "predictor_hidden": 8},
-    "swav": {"projector_dims": [24, 16], "num_prototypes": 6, "freeze_prototypes_steps": 0},
-}
-WIDTH = 16  # of every method's embeddings
 BACKBONES = ["test_resnet", "test_byobnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_vit"]
 BACKBONES += ["resnet10t", "regnety_002"]
 
@@ -44,7 +37,7 @@ def seed():
 
 
 def config(method: str, **fields):
-    return METHODS[method][0](**{"backbone": "test_resnet", "image_size": 32, **TINY[method], **fields})
+    return METHODS[method][0](**tiny(method, **fields))
 
 
 def build(method: str, kind: str = "ForPreTraining", **fields):
@@ -549,13 +542,9 @@ def test_byols_target_is_averaged_only_after_the_step():
 
 def test_the_training_loop_averages_the_updated_weights(tmp_path):
     """With a momentum of 0 the target ends as the online network, unless it is averaged before the optimiser steps."""
-    recipe_file = tmp_path / "byol.yaml"
-    recipe_file.write_text("method: byol\n")
-    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=16", "train.steps=2"]
-    overrides += ["data.num_workers=0", f"train.output_dir={tmp_path / 'run'}", "monitor.every=0"]
-    overrides += [f"model.{name}={value}" for name, value in TINY["byol"].items()]
-    overrides += ["model.tau_base=0", "model.tau_schedule=constant"]
-    pretrain(load_recipe(recipe_file, overrides), dataset=digit_dataset(0, 32))
+    overrides = [f"model.{name}={value}" for name, value in TINY["byol"].items()]
+    overrides += ["model.tau_base=0", "model.tau_schedule=constant", "monitor.every=0"]
+    pretrain(few_steps("byol", tmp_path / "run", *overrides), dataset=digit_dataset(0, 32))
     AcceleratorState._reset_state()  # else later tests in this process cannot choose a precision
     GradientState._reset_state()
     weights = load_file(tmp_path / "run/checkpoints/step_00000002/model.safetensors")

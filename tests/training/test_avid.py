@@ -2,9 +2,7 @@
 """AVID and CMA as a user meets them: a folder of videos with sound, one command, a model for others."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -114,14 +112,10 @@ def test_the_memories_are_in_checkpoints_and_not_in_what_is_shared(avid):
     assert all(kept[name].equal(tensor) for name, tensor in shared.items())
 
 
-def test_a_file_becomes_both_embeddings_where_hf_ssl_is_not_installed(avid, videos, tmp_path):
+def test_a_file_becomes_both_embeddings_where_hf_ssl_is_not_installed(avid, videos, elsewhere, tmp_path):
     file = next((videos / "test").rglob("*.mp4"))
     folder = avid[1].model_dir
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "home")}
-    arguments = [str(folder), str(file), str(tmp_path / "out.pt")]
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    done = elsewhere.run("-c", FRESH, str(folder), str(file), str(tmp_path / "out.pt"))
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.load(tmp_path / "out.pt")
     inputs = avid_processor(AvidModel.from_pretrained(folder).config)(str(file), return_tensors="pt")

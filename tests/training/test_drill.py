@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hf_ssl.checkpoint_folder import CheckpointFolder
-from tests.conftest import digit_dataset
+from tests.conftest import write_shards
 from tests.runs import Run, kill, start
 from tests.training.test_interruption import untimed
 from tests.training.test_resume import assert_same_weights, command, main, progress
@@ -26,15 +26,13 @@ from tests.training.test_resume import assert_same_weights, command, main, progr
 pytestmark = pytest.mark.slow
 
 SETTINGS = list(itertools.product((1, 2), (0, 2), (False, True)))  # processes, workers, streamed
+STEPS = 24  # three epochs: the prototypes are freed, the queue is used, the monitor measures twice
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    for i in range(4):
-        digit_dataset(32 * i, 32 * i + 32).to_parquet(folder / f"train-{i}.parquet")
-    return folder
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture
@@ -45,7 +43,7 @@ def chance(request) -> random.Random:
 
 
 def arguments(data: Path, output: Path, workers: int, streamed: bool) -> list[str]:
-    more = [f"data.num_workers={workers}", "train.checkpoint_every=0.5", "train.keep=3"]
+    more = [f"data.num_workers={workers}", "train.checkpoint_every=0.5", "train.keep=3", f"train.steps={STEPS}"]
     if streamed:
         more += ["data.streaming=true", "data.partitions=4", "data.shuffle_block=8", "monitor.every=100"]
     return command("swav", data, output, *more)
@@ -84,7 +82,7 @@ def test_signals_at_random_moments_change_nothing(shards, tmp_path, chance, sett
         for signum in chance.sample(SIGNALS, 3):
             run = begun(arguments(shards, broken, workers, streamed), processes, log)
             last = progress(broken)
-            code = interrupted(run, broken, last + chance.randrange(1, 12), chance.random() * 0.3, signum)
+            code = interrupted(run, broken, last + chance.randrange(1, 8), chance.random() * 0.3, signum)
             if code == 0:
                 break
             sent[signum] += 1
@@ -94,7 +92,7 @@ def test_signals_at_random_moments_change_nothing(shards, tmp_path, chance, sett
         assert run.wait(300) == 0, log.read_text()[-2000:]
         said = log.read_text()
         assert "Traceback" not in said or (processes > 1 and sent[signal.SIGKILL]), said[-3000:]
-        assert_same_weights(*(run / "checkpoints/step_00000040/model.safetensors" for run in (whole, broken)))
+        assert_same_weights(*(run / f"checkpoints/step_{STEPS:08d}/model.safetensors" for run in (whole, broken)))
         assert untimed(whole) == untimed(broken)
     print(f"{setting}: signals {sent}, {sum(sent.values())} survived")  # noqa: T201
 

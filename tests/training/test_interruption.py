@@ -17,15 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ssl.hub.card import Results
-from hf_ssl.recipe import recipes_folder
-from tests.runs import kill, start
+from tests.runs import Run, kill, launcher, start
 from tests.training.test_resume import assert_same_weights, command, finished, main, progress
 
 
 TIMES = ("images_per_second", "clips_per_second", "data_wait", "seconds", "peak_memory_gib")
 
 
-_opened: list[subprocess.Popen] = []
+_opened: list[Run | subprocess.Popen] = []
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +34,27 @@ def nothing_is_left():
         kill(_opened.pop())
 
 
-def popen(args: list[str], log: Path, launcher: list[str] | None = None) -> subprocess.Popen:
-    """The command as people start it, in a process group of its own."""
-    launched = launcher or [sys.executable]
-    with log.open("ab") as file:
-        command_line = [*launched, "-m", "hf_ssl", *args]
-        _opened.append(subprocess.Popen(command_line, stdout=file, stderr=file, start_new_session=True))
+def of_a_terminal(args: list[str]) -> None:
+    os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests, and what they start, ignore it
+    main(args)
+
+
+def opened(args: list[str], log: Path) -> Run:
+    """The command in a process group of its own, whose number is that of the process."""
+    _opened.append(start(of_a_terminal, args, cpu=False, log=log))
     return _opened[-1]
 
 
-def wait_for_step(process: subprocess.Popen, output: Path, step: int, seconds: float = 200) -> None:
+def launched(args: list[str], log: Path, config: str, *options: str) -> subprocess.Popen:
+    """By `accelerate launch` with a file for GPUs, on a machine without any: two processes on its CPU."""
+    with log.open("ab") as out:
+        command_line = [*launcher(config, 2, *options), "-m", "hf_ssl", *args]
+        _opened.append(subprocess.Popen(command_line, stdout=out, stderr=out, start_new_session=True))
+    return _opened[-1]
+
+
+def wait_for_step(process: Run | subprocess.Popen, output: Path, step: int, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while process.poll() is None and progress(output) < step:
         assert time.monotonic() < end, "the run made no progress"
@@ -58,30 +68,23 @@ def untimed(output: Path) -> list[dict]:
 
 def test_the_end_of_the_terminal_leaves_a_checkpoint(digits, tmp_path):
     args = command("simsiam", digits, tmp_path / "run", "data.num_workers=2", "train.checkpoint_every=100")
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests, and what they start, ignore it
-    try:
-        process = popen(args, tmp_path / "log")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = opened(args, tmp_path / "log")
     wait_for_step(process, tmp_path / "run", 5)
-    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pids[0], signal.SIGHUP)
     assert process.wait(timeout=120) == 128 + signal.SIGHUP
     assert "SIGHUP at step" in (tmp_path / "log").read_text()
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    "workers", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow)]
-)
-def test_sigterm_to_the_whole_group_leaves_a_checkpoint_and_exits_143(digits, tmp_path, workers):
+def test_sigterm_to_the_whole_group_leaves_a_checkpoint_and_exits_143(digits, tmp_path):
     """As `timeout`, systemd and `scancel` send it; twice, as the first and the last of them do."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    more = [f"data.num_workers={workers}", "train.checkpoint_every=100", "monitor.every=1", "train.log_every=2"]
+    more = ["data.num_workers=2", "train.checkpoint_every=100", "monitor.every=1", "train.log_every=2"]
     args = command("simsiam", digits, broken, *more)
-    process = popen(args, tmp_path / "log")
+    process = opened(args, tmp_path / "log")
     wait_for_step(process, broken, 5)
-    os.killpg(process.pid, signal.SIGTERM)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pids[0], signal.SIGTERM)
+    os.killpg(process.pids[0], signal.SIGTERM)
     assert process.wait(timeout=120) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()[-3000:]
     said = (tmp_path / "log").read_text()
     assert "Traceback" not in said and "SIGTERM at step" in said
@@ -100,15 +103,10 @@ def test_sigterm_to_the_whole_group_leaves_a_checkpoint_and_exits_143(digits, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigterm_to_the_launcher_of_two_processes_leaves_a_checkpoint(digits, tmp_path, workers):
-    """`accelerate launch` with a file for GPUs, on a machine without any: two processes on its CPU."""
+def test_sigterm_to_the_launcher_of_two_processes_leaves_a_checkpoint(digits, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
-    args = command("swav", digits, output, f"data.num_workers={workers}", "train.checkpoint_every=100")
-    file = str(recipes_folder() / "accelerate/ddp.yaml")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
-    launcher += ["--mixed_precision", "no", "--main_process_port", "0"]
-    process = popen(args, log, launcher)
+    args = command("swav", digits, output, "data.num_workers=2", "train.checkpoint_every=100")
+    process = launched(args, log, "ddp", "--mixed_precision", "no")
     wait_for_step(process, output, 5)
     process.terminate()
     assert process.wait(timeout=200) != 0
@@ -116,14 +114,16 @@ def test_sigterm_to_the_launcher_of_two_processes_leaves_a_checkpoint(digits, tm
     assert json.loads((kept / "state.json").read_text())["results"]["hardware"].startswith("2 CPU")
     assert {path.name for path in kept.iterdir()} >= {"rank_0.pt", "rank_1.pt"}
     assert "killed by signal" not in log.read_text()
-    started_again = popen(args, log, launcher)
-    assert started_again.wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert launched(args, log, "ddp", "--mixed_precision", "no").wait(timeout=300) == 0, log.read_text()[-3000:]
     assert (output / "model/model.safetensors").exists()
 
 
 def test_a_second_ctrl_c_ends_at_once_without_a_traceback(digits, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
-    process = popen(command("simsiam", digits, output, "train.steps=4000", "data.num_workers=1"), log)
+    args = command("simsiam", digits, output, "train.steps=4000", "data.num_workers=1")
+    with log.open("ab") as out:  # as people start it: how Python itself ends is seen here
+        process = subprocess.Popen([sys.executable, "-m", "hf_ssl", *args], stdout=out, stderr=out)
+    _opened.append(process)
     wait_for_step(process, output, 3)
     # Both arrive before the next batch is asked for, or the second while the checkpoint is written.
     process.send_signal(signal.SIGSTOP)
@@ -140,15 +140,15 @@ def test_a_second_ctrl_c_ends_at_once_without_a_traceback(digits, tmp_path):
 def test_a_second_run_in_a_folder_is_refused_and_says_who_is_there(digits, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     args = command("simsiam", digits, output, "train.steps=4000", "data.num_workers=1")
-    first = popen(args, log)
+    first = opened(args, log)
     wait_for_step(first, output, 1)
     second = start(main, args, cpu=False, log=tmp_path / "second.log")
     assert second.wait(timeout=120) == 2
     said = (tmp_path / "second.log").read_text()
-    assert f"process {first.pid} on" in said and "since 20" in said and "train.output_dir" in said
+    assert f"process {first.pids[0]} on" in said and "since 20" in said and "train.output_dir" in said
     assert "Traceback" not in said
     kill(first)
-    again = popen(args, log)  # a stale lock does not block
+    again = opened(args, log)  # a stale lock does not block
     wait_for_step(again, output, progress(output) + 1)
     assert again.poll() is None
     kill(again)
@@ -157,9 +157,9 @@ def test_a_second_run_in_a_folder_is_refused_and_says_who_is_there(digits, tmp_p
 def test_a_killed_worker_is_one_sentence_and_a_checkpoint(digits, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     more = ["train.steps=4000", "data.num_workers=2", "train.checkpoint_every=1000", "monitor.every=1000"]
-    process = popen(command("simsiam", digits, output, *more), log)
+    process = opened(command("simsiam", digits, output, *more), log)
     wait_for_step(process, output, 3)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    workers = psutil.Process(process.pids[0]).children(recursive=True)
     min(workers, key=lambda worker: worker.create_time()).kill()
     assert process.wait(timeout=90) == 1
     said = log.read_text()
@@ -273,11 +273,8 @@ def test_what_is_kept_can_be_chosen(digits, tmp_path):
 @pytest.mark.slow
 def test_a_launch_for_gpus_on_a_machine_without_any_is_one_run(digits, tmp_path):
     assert not torch.accelerator.is_available() or pytest.skip("there is an accelerator")
-    for file in ("ddp", "fsdp2"):
-        output, log = tmp_path / file, tmp_path / f"{file}.log"
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-        launcher += ["--config_file", str(recipes_folder() / f"accelerate/{file}.yaml"), "--main_process_port", "0"]
-        args = command("simsiam", digits, output, "train.steps=3", "train.precision=no")
-        assert popen(args, log, launcher).wait(timeout=300) == 0, log.read_text()[-3000:]
-        results = json.loads((output / "model/results.json").read_text())
-        assert results["hardware"] == "2 CPU process(es)"
+    output, log = tmp_path / "run", tmp_path / "log"
+    args = command("simsiam", digits, output, "train.steps=3", "train.precision=no")
+    assert launched(args, log, "fsdp2").wait(timeout=300) == 0, log.read_text()[-3000:]
+    results = json.loads((output / "model/results.json").read_text())
+    assert results["hardware"] == "2 CPU process(es)"

@@ -2,12 +2,13 @@
 """The method of docs/new_method.md, as it stands there, through everything that a method goes through."""
 
 import json
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from hf_ssl.cli import main
 from tests.hub.fake_hub import FakeHub
 from tests.hub.test_push import client
+from tests.runs import Run, start
 from tests.training.test_resume import assert_same_weights, stop_at
 
 
@@ -52,19 +54,30 @@ def place(tmp_path, digits, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
+def command(folder: str, *arguments: str) -> None:
+    os.chdir(folder)
+    with Path("stdout").open("w") as out, redirect_stdout(out):
+        main(list(arguments))
+
+
+def begun(*arguments: str) -> Run:
     """`hf-ssl` in a process of its own, which knows no method but its own and those that it imports."""
-    return subprocess.run([sys.executable, "-m", "hf_ssl", *arguments], capture_output=True, text=True, timeout=300)
+    Path("stderr").unlink(missing_ok=True)
+    return start(command, os.getcwd(), *arguments, cpu=False, log=Path("stderr").absolute())
+
+
+def run(*arguments: str) -> SimpleNamespace:
+    """How it ended, and what it wrote."""
+    code = begun(*arguments).wait(timeout=300)
+    return SimpleNamespace(returncode=code, stdout=Path("stdout").read_text(), stderr=Path("stderr").read_text())
 
 
 def test_a_method_in_a_file_goes_through_everything(place, digits):
     # A run that is killed and continued ends where an uninterrupted one does.
     done = run("pretrain", "vicreg.yaml", "train.output_dir=whole")
     assert done.returncode == 0, done.stderr[-2000:]
-    command = [sys.executable, "-m", "hf_ssl", "pretrain", "vicreg.yaml", "train.output_dir=cut"]
-    with Path("log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    assert stop_at(process, Path("cut"), 5, 0.0, signal.SIGKILL) == -signal.SIGKILL
+    cut = begun("pretrain", "vicreg.yaml", "train.output_dir=cut")
+    assert stop_at(cut, Path("cut"), 5, 0.0, signal.SIGKILL) == -signal.SIGKILL
     done = run("pretrain", "vicreg.yaml", "train.output_dir=cut")
     assert done.returncode == 0 and "Continuing cut at step" in done.stderr, done.stderr[-2000:]
     last = "checkpoints/step_00000016/model.safetensors"

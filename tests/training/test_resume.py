@@ -13,40 +13,14 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_ssl.cli import main
+from tests.methods import METHOD_OVERRIDES, recipe_file
 from tests.runs import Run, start
-
-
-METHOD_OVERRIDES = {
-    "avid": [
-        *("model.video_backbone=test_resnet", "model.audio_backbone=test_resnet", "model.projector_dims=[32,16]"),
-        *("model.num_frames=2", "model.frame_rate=4", "model.sampling_rate=8000", "model.audio_seconds=0.5"),
-        *("model.n_fft=256", "model.hop_length=200", "model.num_bands=17", "model.num_negatives=16"),
-        *("model.head_batch_norm=true", "model.cma=true", "model.num_positives=4", "model.partition=per_term"),
-        *("model.num_negatives_within=8", "model.positives_every_epochs=5", "optim.name=adam"),
-        *("train.batch_size=8", "train.checkpoint_every=1", "monitor.every=5"),
-    ],
-    "barlow_twins": ["model.projector_dims=[64,64]", "optim.name=lars", "optim.lr=0.5"],
-    "byol": ["model.projector_hidden=64", "model.projector_dim=32", "model.predictor_hidden=64", "optim.name=adamw"],
-    "simsiam": ["model.projector_dim=64", "model.predictor_hidden=16", "optim.fixed_predictor_lr=true"],
-    "swav": [
-        "model.projector_dims=[64,32]",
-        "model.num_prototypes=20",
-        "model.queue_length=32",
-        "model.queue_start_epoch=1",
-        "model.freeze_prototypes_steps=5",
-        "views.local.size=16",
-        "views.local.count=2",
-        "optim.name=larc",
-    ],
-}
 
 
 def command(method: str, data: Path, output: Path, *more: str) -> list[str]:
     """Arguments of `hf-ssl`."""
-    recipe = output.parent / f"{method}.yaml"
-    recipe.write_text(f"method: {method}\n")
     return [
-        *("pretrain", str(recipe), f"data.path={data}", f"train.output_dir={output}"),
+        *("pretrain", str(recipe_file(method, output.parent)), f"data.path={data}", f"train.output_dir={output}"),
         *(() if method == "avid" else ("model.backbone=test_resnet",)),
         *("views.all.size=32", "train.batch_size=16", "train.steps=40"),
         *("train.checkpoint_every=0.5", "train.log_every=3", "monitor.every=2", "data.num_workers=0"),
@@ -104,18 +78,19 @@ def test_killed_with_several_matrices_of_prototypes_it_ends_like_uninterrupted(d
 
 def ends_like_uninterrupted(method: str, data: Path, tmp_path: Path, *more: str) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = (*more, "train.steps=24")
     finished(command(method, data, whole, *more), whole)
     chance = random.Random(f"{method}{time.time()}")  # other moments at every run of the test
     kills = []
-    for least in (3, 12, 24):
-        moment = (least + chance.randrange(9), chance.random() * 0.1)
+    for least in (2, 8, 14):
+        moment = (least + chance.randrange(6), chance.random() * 0.1)
         kills.append(moment)
         code = stop_at(started(command(method, data, broken, *more), broken), broken, *moment, signal.SIGKILL)
         if code == 0:  # it was faster than the signal
             break
     finished(command(method, data, broken, *more), broken)
     print("killed at", kills)  # noqa: T201
-    last = "checkpoints/step_00000040/model.safetensors"
+    last = "checkpoints/step_00000024/model.safetensors"
     assert_same_weights(whole / last, broken / last)
     assert_same_weights(whole / "model/model.safetensors", broken / "model/model.safetensors")
     steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from tests.training.test_resume import assert_same_weights, progress
 
 
 LENGTHS = (40, 52, 36, 64, 40, 56, 32, 64)  # 384: partition by partition 92, 100, 76 and 116
-STEPS, BATCH, PARTITIONS = 72, 16, 4
+STEPS, BATCH, PARTITIONS = 48, 16, 4
 
 
 def launch(data: Path, output: Path, processes: int, workers: int) -> Run:
@@ -79,14 +79,14 @@ def test_killed_and_continued_with_other_workers_it_equals_the_uninterrupted_run
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finished(data, whole, processes, workers=0)
     chance = random.Random(f"{processes}{time.time()}")  # other moments at every run of the test
-    for workers, step in ((0, 9), (1, 22), (2, 37), (4, 52)):
-        killed_at(data, broken, processes, workers, step + chance.randrange(8), chance.random() * 0.3)
+    for workers, step in ((0, 5), (1, 13), (2, 22), (4, 30)):
+        killed_at(data, broken, processes, workers, step + chance.randrange(6), chance.random() * 0.3)
     finished(data, broken, processes, workers=2)
 
     assert trained_on(whole, processes) == trained_on(broken, processes)
     assert_same_weights(whole / "model/pretraining/model.safetensors", broken / "model/pretraining/model.safetensors")
 
-    # 72 steps of 16 take 288 from each of the four partitions: every example as often as its neighbours.
+    # 48 steps of 16 take 192 from each of the four partitions: every example as often as its neighbours.
     counts = Counter(index for step in trained_on(broken, processes) for index in step)
     assert len(counts) == sum(LENGTHS)
     for partition in range(PARTITIONS):
