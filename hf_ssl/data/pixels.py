@@ -7,22 +7,19 @@ and white no file states, so a wrong guess trains on black images: see `Decoding
 
 import io
 import math
-import re
-import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..recipe import DataConfig, RecipeError
+from .deep_pixels import NumberType, ValueRange, is_scaled_by_pillow, number_type, numbers_of
 
-
-ValueRange = Literal["full"] | tuple[float, float] | None
 
 _TURNS = {  # of EXIF orientations, as `PIL.ImageOps.exif_transpose` has them
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,7 +31,6 @@ _TURNS = {  # of EXIF orientations, as `PIL.ImageOps.exif_transpose` has them
     8: Image.Transpose.ROTATE_90,
 }
 _COLOR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # TIFF's photometric interpretation -> bands of color
-_LEAST_USE = 1 / 8  # of an unsigned type's range: images that use less would be nearly black or flat
 _NEVER_DEEP = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
 _SAMPLE = 100  # deep files whose numbers are looked at before a run
 _LOOKED_AT = 1000  # files that are opened to find them: so many from the start, and as many spread over the rest
@@ -55,35 +51,6 @@ class Decoding:
 
 
 DEFAULT = Decoding()
-
-
-class NumberType(NamedTuple):
-    """What a file deeper than 8 bits holds, and the range of the type; nan for floating point."""
-
-    name: str
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def is_whole(self) -> bool:
-        return self.low == self.low
-
-    def may_be_full(self, low: float, high: float, value_range: ValueRange) -> bool:
-        """Whether black and white are the ends of the type, for numbers from `low` to `high`."""
-        if value_range == "full":
-            return self.is_whole
-        return self.low == 0 and high - low >= _LEAST_USE * (self.high + 1)
-
-    def described(self, low: float, high: float) -> str:
-        whole = f", of {self.low:g} to {self.high:g}" if self.is_whole else ""
-        return f"{self.name} numbers from {low:g} to {high:g}{whole}"
-
-    def remedy(self, low: float, high: float) -> str:
-        either = ", or to full for the whole range of the type" if self.is_whole else ""
-        return (
-            f"set data.value_range to the numbers that are black and white, for example [{low:g}, {high:g}]{either} "
-            "(hf-ssl evaluate: --value-range)"
-        )
 
 
 _pillow = threading.RLock()
@@ -202,99 +169,6 @@ def to_channels(image: Image.Image, channels: int, decoding: Decoding = DEFAULT)
     return image if turn is None else image.transpose(turn)
 
 
-def number_type(image: Image.Image) -> NumberType | None:
-    """What a file deeper than 8 bits holds, from its header; None for 8 bits."""
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    bits, signed = (_first(tags.get(tag, default)) for tag, default in ((258, 0), (339, 1)))
-    if image.mode == "F":
-        return NumberType("floating-point")
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        bits = bits or 16
-    elif image.mode == "I":
-        bits, signed = bits or 32, signed if bits else 2
-    elif ";16" in _raw_mode(image):
-        bits = 16
-    elif maximum := _ppm_maximum(image):
-        return NumberType("16-bit", 0, maximum)
-    elif not (image.mode == "L" and signed == 2):
-        return None
-    if signed == 2:
-        return NumberType(f"signed {bits}-bit", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return NumberType(f"{bits}-bit", 0, 2**bits - 1)
-
-
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, tuple) else value
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """How the pixels lie in a file that is not yet decoded."""
-    tiles = getattr(image, "tile", None)
-    return str(_first(tiles[0][3])) if tiles and tiles[0][3] else ""
-
-
-def numbers_of(image: Image.Image, kind: NumberType) -> np.ndarray:
-    """The numbers (H, W) or (H, W, colors) of a deep image; transparency is left out."""
-    if _ppm_maximum(image):
-        return _ppm_numbers(image)
-    if _is_sixteen_bit_color(image):
-        return _sixteen_bit_color(image)
-    numbers = np.asarray(image)
-    if image.mode == "L":
-        return numbers.view(np.int8)
-    return numbers.view(np.uint32) if kind.high == 2**32 - 1 else numbers
-
-
-def _ppm_maximum(image: Image.Image) -> int | None:
-    """The largest number of a PPM of more than 8 bits in color, which Pillow scales to 8."""
-    tiles = getattr(image, "tile", None)
-    if image.format == "PPM" and image.mode == "RGB" and tiles and isinstance(tiles[0].args, tuple):
-        maximum = tiles[0].args[-1]
-        return maximum if maximum > 255 else None
-    return None
-
-
-def _ppm_numbers(image: Any) -> np.ndarray:
-    """Numbers (H, W, 3), in two bytes each or as text."""
-    (name, _, offset, _), (width, height) = image.tile[0], image.size
-    image.fp.seek(offset)
-    content, count = image.fp.read(), 3 * width * height
-    if name == "ppm_plain":
-        content = np.array(re.sub(rb"#[^\r\n]*", b" ", content).split()[:count], dtype=np.uint16)
-    else:
-        content = np.frombuffer(content, ">u2", count)
-    return content.astype(np.uint16).reshape(height, width, 3)
-
-
-def _is_sixteen_bit_color(image: Image.Image) -> bool:
-    """Pillow has no such images: it decodes the upper byte."""
-    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
-
-
-def _sixteen_bit_color(image: Any) -> np.ndarray:
-    """Numbers (H, W, colors): the file is decoded twice, once as if its bytes had the other order."""
-    image.fp.seek(0)
-    content = image.fp.read()
-    mode = _raw_mode(image).replace("RGBa", "RGBA")
-    if mode.startswith("LA"):  # gray and transparency are four bytes
-        both = np.asarray(_decoded_as("RGBA", content)).astype(np.uint16)
-        return both[..., 0] * 256 + both[..., 1]
-    native, other = ("L", "B") if sys.byteorder == "little" else ("B", "L")
-    order = mode[-1].replace("N", native)
-    upper = np.asarray(_decoded_as(mode, content)).astype(np.uint16)
-    lower = np.asarray(_decoded_as(mode[:-1] + (other if order == native else native), content))
-    numbers = upper * 256 + lower
-    return numbers[..., :3] if image.mode == "RGBA" else numbers
-
-
-def _decoded_as(mode: str, content: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(content))
-    image.tile = [
-        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in image.tile
-    ]
-    return image
-
-
 def _to_eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
     """The image itself, or a deep one with its numbers mapped to 0..255."""
     kind = number_type(image)
@@ -309,8 +183,8 @@ def _to_eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
         low, high = _extent(numbers_of(image, kind))
         if not kind.may_be_full(low, high, decoding.value_range):
             raise ValueError(f"it holds {kind.described(low, high)}; {kind.remedy(low, high)}")
-    if _is_sixteen_bit_color(image) or _ppm_maximum(image):
-        return image  # Pillow scales it
+    if is_scaled_by_pillow(image):
+        return image
     whole = numbers_of(image, kind).astype(np.int64) - int(kind.low)
     return Image.fromarray((whole // (int(kind.high - kind.low + 1) // 256)).astype(np.uint8))
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
-from ..data.sources import load_source
+from ..data.sources import Source, load_source
 from ..devices import best_precision, process_state
 from ..errors import RecipeError, UserError
 from ..recipe import DataConfig
@@ -61,35 +61,36 @@ def embed(
     features = found[chosen].averaged()
     if len(features) == 0:
         raise RecipeError(f"None of {len(features.failed)} files could be read, the first is {features.failed[0]}.")
-    names, labels, rows = [source.name(index) for index in range(len(source))], source.classes(), features.examples
-    points = _principal(features)
     partial = output.with_name(f".partial_{output.name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(partial, _schema(features)) as writer:
-            for part, vectors in features.blocks(4096):
-                similar, near = nearest(F.normalize(vectors, dim=1), features, min(neighbors + 1, len(features)), True)
-                own = torch.arange(part.start, part.start + len(vectors))[:, None]
-                others = [row[row != me].tolist()[:neighbors] for row, me in zip(near, own, strict=True)]
-                weights = [s[n != me].tolist()[:neighbors] for s, n, me in zip(similar, near, own, strict=True)]
-                indices = rows[part].tolist()
-                table: dict[str, Any] = {
-                    "file": [names[i] for i in indices],
-                    "label": [None if labels[i] is None else str(labels[i]) for i in indices],
-                    "vector": list(vectors.numpy()),
-                    "x": points[part, 0].numpy(),
-                    "y": points[part, 1].numpy(),
-                    "neighbors": others,
-                    "similarities": weights,
-                }
-                writer.write_table(pa.table(table, schema=_schema(features)))
+        _write(partial, features, source, neighbors)
         os.replace(partial, output)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(
-            f"The embeddings could not be written to {output} ({error}); give another --output."
-        ) from error
+        raise UserError(f"The embeddings could not be written to {output} ({error}); see --output.") from error
     return output
+
+
+def _write(file: Path, features: Features, source: Source, neighbors: int) -> None:
+    """The table, some thousand rows at a time."""
+    names, labels, rows = [source.name(index) for index in range(len(source))], source.classes(), features.examples
+    points, count = _principal(features), min(neighbors + 1, len(features))
+    with pq.ParquetWriter(file, _schema(features)) as writer:
+        for part, vectors in features.blocks(4096):
+            similar, near = nearest(F.normalize(vectors, dim=1), features, count, True)
+            others = near != torch.arange(part.start, part.start + len(vectors))[:, None]
+            indices = rows[part].tolist()
+            table: dict[str, Any] = {
+                "file": [names[i] for i in indices],
+                "label": [None if labels[i] is None else str(labels[i]) for i in indices],
+                "vector": list(vectors.numpy()),
+                "x": points[part, 0].numpy(),
+                "y": points[part, 1].numpy(),
+                "neighbors": [row[here].tolist()[:neighbors] for row, here in zip(near, others, strict=True)],
+                "similarities": [row[here].tolist()[:neighbors] for row, here in zip(similar, others, strict=True)],
+            }
+            writer.write_table(pa.table(table, schema=_schema(features)))
 
 
 def _schema(features: Features) -> pa.Schema:

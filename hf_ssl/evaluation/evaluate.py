@@ -85,7 +85,7 @@ def evaluate(
     Args:
         protocol: "knn", "linear", "lowshot" or "retrieval".
         model: see `open_model`.
-        settings: default: see `settings_of`.
+        settings: see `settings_of`.
         folds: column of fold numbers: the mean over them instead of two splits, as ESC-50 wants it.
         baselines: also of an untrained network of the same kind, and of raw pixels.
         changes: of `how`, or `classifier`: "logistic" or "svm" for "linear".
@@ -101,25 +101,23 @@ def evaluate(
     if settings is None:
         chosen = settings_of(protocol, classifier, monitor)
         if isinstance(chosen, Supervised):
-            raise RecipeError(f"{protocol} {classifier or ''} trains: call hf_ssl.training.supervised.supervised.")
+            raise RecipeError(f"{classifier} trains: call hf_ssl.training.supervised.supervised.")
         settings = chosen
     how = replace(how or How(), **changes)
     encoder = open_model(model, how.num_clips, how.layer)
-    medium = _medium(protocol, encoder, data)
-    sources = _sources(protocol, data, monitor, medium, folds)
+    sources = _sources(protocol, data, monitor, medium := _medium(protocol, encoder, data), folds)
     measured = measured_on(sources.get("bank"), sources.get("queries"), max(getattr(settings, "k", (0,))))
     for note in measured.get("notes", ()):
         logger.warning(note)
 
     def measure(one: Encoder) -> dict[str, Any]:
         parts = {name: _features(one, source, data, monitor, how) for name, source in sources.items()}
-        of_each = None
         if not process_state().is_main_process:
             return {}
         for name, source in sources.items():
             _check(parts[name], source, protocol, data)
-        if folds is not None:
-            of_each = _folds(data, monitor.bank_split, folds, next(iter(parts["examples"].values())), medium)
+        split, some = monitor.bank_split, _some(next(iter(parts.values())))
+        of_each = None if folds is None else _folds(data, split, folds, some, medium)
         return _measure(protocol, settings, parts, encoder.modality.towers, of_each)
 
     result = measure(encoder)
@@ -266,7 +264,9 @@ def _folds(data: DataConfig, split: str, column: str, found: Features, medium: s
     return folds.to(found.labels.device)
 
 
-def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None, output: Path | None) -> Path | None:
+def keep(
+    result: dict[str, Any], kind: str, model: str, data: DataConfig, name: str | None, output: Path | None
+) -> Path | None:
     """Write a result to `results/<protocol>_<dataset>.json` in the model's folder, or to `output`; None where there is
     neither.
 
@@ -275,7 +275,7 @@ def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None,
     """
     inner = Path(model) / "model"
     folder = inner if inner.is_dir() else Path(model)
-    protocol = result["protocol"] if name is None else f"{result['protocol']}-{name}"
+    protocol = kind if name is None else f"{kind}-{name}"
     dataset = "_".join(Path(str(data.path)).with_suffix("").parts[-1:]) or "data"
     safe = "".join(c if c.isalnum() or c in "-_.%" else "_" for c in f"{protocol}_{dataset}")
     if output is None and not (folder / "config.json").exists():

@@ -221,13 +221,11 @@ def _network(encoder: Encoder, settings: Supervised, classes: int, size: int, un
     if settings.frozen:
         encoder = encoder.untrained() if untrained else encoder
         with torch.no_grad():
-            width = encoder.embed({"pixel_values": torch.zeros(1, _channels(encoder), size, size)})[""].shape[1]
+            width = encoder.embed({"pixel_values": torch.zeros(1, len(_normalization(encoder)[0]), size, size)})[
+                ""
+            ].shape[1]
         return Heads(encoder, width, classes, len(settings.lr))
     return Whole(_classifier(encoder, classes, untrained))
-
-
-def _channels(encoder: Encoder) -> int:
-    return len(_normalization(encoder)[0])
 
 
 def _classifier(encoder: Encoder, classes: int, untrained: bool) -> nn.Module:

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Barlow Twins' loss, forward and backward, with its D x D matrix and without: `python tests/benchmarks/barlow_loss.py`.
+"""Barlow Twins' loss, forward and backward, with its D x D matrix and without.
 
-CPU seconds of one thread, medians of interleaved repeats.
+`python tests/benchmarks/barlow_loss.py`; CPU seconds of one thread, medians of interleaved repeats.
 """
 
 import statistics

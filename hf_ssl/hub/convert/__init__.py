@@ -55,8 +55,7 @@ def convert(
 
     Args:
         method: avid, barlow_twins, byol, simsiam or swav; "vissl" and "seer" stand for swav.
-        output: by default the file's name without its endings.
-        classifier: the file of a linear evaluation, for `classification/`.
+        output: by default the file's name without its endings. classifier: the file of a linear evaluation.
         statistics: of AVID, the authors' file of the mean and deviation of every band of the spectrogram.
 
     Raises:
@@ -66,11 +65,10 @@ def convert(
     folder = _output_folder(Path(output).expanduser() if output else Path(path.name.partition(".")[0]))
     if method not in ORIGINALS:
         raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
-    kind = ORIGINALS[method]
-    half = modality_of(METHODS[kind][0]).half(__package__)
+    half = modality_of(METHODS[kind := ORIGINALS[method]][0]).half(__package__)
     if statistics is not None and half.WITHOUT_STATISTICS is None:
         raise RecipeError(f"--statistics is the file of AVID's spectrogram; {method} has none, leave it out.")
-    normalization = half.read_statistics(Path(statistics).expanduser()) if statistics is not None else {}
+    normalization = {} if statistics is None else half.read_statistics(Path(statistics).expanduser())
     layout, found = _read(path, kind)
     if classifier is not None:
         found.tensors |= _head(_read(Path(classifier).expanduser(), kind)[1].tensors)
