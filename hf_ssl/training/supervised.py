@@ -1,8 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Classifiers on an encoder, trained by gradient descent: linear ones on a frozen encoder, and fine-tuning.
 
-The loop is that of pretraining: views are functions of the seed and the example, a killed run continues exactly, and
-any number of processes gives the run of one. Nothing is chosen on the examples that are judged.
+The loop is that of pretraining: a killed run continues exactly, and any number of processes gives the run of one.
 """
 
 import json
@@ -129,9 +128,8 @@ def supervised(
     seeds = range(seed, seed + settings.seeds)
     task = Task(model, settings, data, monitor, train or TrainConfig(), untrained)
     found = [_of_seed(task, bank, queries, folder / f"seed{number}", number) for number in seeds]
-    name = {"linear": "linear", "lowshot": "lowshot"}.get(protocol, "finetune")
     over = {key: spread([one[key] for one in found]) for key in found[0] if key not in ("lr", "failed")}
-    values = {name if key == "top1" else f"{name}_{key}": one for key, one in over.items()}
+    values = {protocol if key == "top1" else f"{protocol}_{key}": one for key, one in over.items()}
     several = settings.seeds > 1
     errors = {
         key: one["standard_error"] if several else standard_error(one["value"], len(queries))
@@ -172,8 +170,7 @@ class Trial:
 def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int) -> dict[str, Any]:
     """Accuracies of one seed, from its file where it is finished."""
     settings = task.settings
-    about = {"model": task.model, "settings": asdict(settings), "seed": seed, "untrained": task.untrained}
-    about |= {"data": str(task.data.path), "examples": [len(bank), len(queries)]}
+    about = [task.model, asdict(settings), seed, task.untrained, str(task.data.path), len(bank), len(queries)]
     folder = folder / xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
     done = folder / "figures.json"
     if gather_object([done.exists()])[0]:
@@ -235,12 +232,11 @@ def _classifier(encoder: Encoder, classes: int, untrained: bool) -> nn.Module:
         RecipeError: there is none.
     """
     try:
-        if untrained:
-            config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
-            return AutoModelForImageClassification.from_config(config)
-        if encoder.name.startswith(TIMM):
+        if untrained or encoder.name.startswith(TIMM):
             config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
             model = AutoModelForImageClassification.from_config(config)
+            if untrained:
+                return model
             model.timm_model.load_state_dict(encoder.model.get_submodule("timm_model").state_dict(), strict=False)
             return model
         location = encoder.folder or encoder.name
