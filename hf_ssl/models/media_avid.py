@@ -17,6 +17,7 @@ import numpy as np
 _PACKETS = 2_000_000  # looked at for a file's length: three hours of video with sound have half as many
 _SHORTEST = 1e-3  # seconds of a stream that has any
 _BROKEN = 50  # broken packets passed over in one reading
+_AHEAD = 2**26  # bytes of packets looked at before the first is decoded
 _PREROLL = 0.1  # seconds of sound decoded before a window: what Opus and AAC need to settle
 _GAP = 0.02  # seconds by which sound may be off its time stamp: containers round them
 
@@ -236,8 +237,8 @@ def _end(stream, frame, time: float) -> float:
     return time + float((frame.duration or 0) * frame.time_base or 1 / (stream.average_rate or 25))
 
 
-def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
-    """The frames on display at rising `times`: uint8 (len(times), H, W, 3)."""
+def _all_frames(av, container, stream, times: list[float]) -> list:
+    """The frames on display at rising `times`, found by decoding all until behind the last."""
     chosen, shown, time = [], None, None
     for frame in _decoded_from(av, container, stream, times[0]):
         time = frame.time if frame.pts is not None else 0.0 if shown is None else _end(stream, shown, time)
@@ -250,8 +251,64 @@ def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
         if shown is None or times[len(chosen)] > _end(stream, shown, time) + 1:
             raise MediaError(f"its picture breaks off before {times[len(chosen)]:.1f} s")
         chosen += [shown] * (len(times) - len(chosen))
+    return chosen
+
+
+def _needed_frames(av, container, stream, times: list[float]) -> list | None:
+    """The same of H.264, where packets say which frames nothing refers to: of those, only wanted ones are decoded.
+
+    None where the packets' time stamps do not tell the frames on display, or something is broken: only decoding can
+    tell then.
+    """
+    context, base = stream.codec_context, stream.time_base
+    if context.name != "h264":
+        return None
+    begin = float((stream.start_time or 0) * base)
+    container.seek(math.floor(max(times[0], begin) / base), stream=stream)
+    packets, stamps, size, whole = [], [], 0, False
+    try:
+        for packet in container.demux(stream):
+            pts, dts = packet.pts, packet.dts
+            if packet.size == 0:  # the end of the file
+                whole = True
+                break
+            size += packet.size
+            if pts is None or dts is None or packet.is_corrupt or packet.is_discard or size > _AHEAD:
+                return None
+            if float(dts) * base.numerator / base.denominator > times[-1] + 1e-6:  # and so are all that follow
+                break
+            packets.append(packet)
+            stamps.append(pts)
+        seconds = np.array(sorted(stamps), float) * base.numerator / base.denominator
+        at = np.searchsorted(seconds, np.array(times) + 1e-6, side="right") - 1
+        if len(set(stamps)) < len(stamps) or not len(at) or at[0] < 0 or whole and times[-1] > seconds[-1] + 1:
+            return None
+        stamps.sort()
+        wanted = [stamps[i] for i in at]
+        missing, found = set(wanted), {}
+        for packet in packets:
+            needed = packet.pts in missing
+            context.skip_frame = "DEFAULT" if needed else "NONREF"
+            found.update((frame.pts, frame) for frame in packet.decode())
+            if needed:
+                missing.remove(packet.pts)
+                if not missing:
+                    break
+        found.update((frame.pts, frame) for frame in context.decode(None))
+    except av.error.FFmpegError:
+        return None
+    finally:
+        context.skip_frame = "DEFAULT"
+    if any(stamp not in found or found[stamp].interlaced_frame or found[stamp].is_corrupt for stamp in wanted):
+        return None
+    return [found[stamp] for stamp in wanted]
+
+
+def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
+    """The frames on display at rising `times`: uint8 (len(times), H, W, 3)."""
+    chosen = _needed_frames(av, container, stream, times) or _all_frames(av, container, stream, times)
     convert = av.video.reformatter.VideoReformatter()  # one for all: it remembers its tables
-    images, out = {}, None
+    out = None
     for i, frame in enumerate(chosen):
         if i and frame is chosen[i - 1]:
             out[i] = out[i - 1]
@@ -289,6 +346,8 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
             for channel, plane in zip(pieces, frame.planes, strict=False):
                 channel[at * width : at * width + piece] = np.frombuffer(plane, like.dtype, piece)
         position = at + count
+        if position >= total:
+            break
     if pieces is None or begin + position / kind.rate <= start:
         raise MediaError(f"its sound breaks off before {start:.1f} s")
     if described[:2] == (rate, "fltp") and total > 0:
