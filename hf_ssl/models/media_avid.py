@@ -263,7 +263,7 @@ def _needed_frames(av, container, stream, times: list[float]) -> list | None:
     context, base = stream.codec_context, stream.time_base
     if context.name != "h264":
         return None
-    begin = float((stream.start_time or 0) * base)
+    begin, last = float((stream.start_time or 0) * base), math.ceil((times[-1] + 1e-6) / base)
     container.seek(math.floor(max(times[0], begin) / base), stream=stream)
     packets, stamps, size, whole = [], [], 0, False
     try:
@@ -275,7 +275,7 @@ def _needed_frames(av, container, stream, times: list[float]) -> list | None:
             size += packet.size
             if pts is None or dts is None or packet.is_corrupt or packet.is_discard or size > _AHEAD:
                 return None
-            if float(dts) * base.numerator / base.denominator > times[-1] + 1e-6:  # and so are all that follow
+            if dts > last:  # and so are all time stamps that follow
                 break
             packets.append(packet)
             stamps.append(pts)
@@ -289,12 +289,14 @@ def _needed_frames(av, container, stream, times: list[float]) -> list | None:
         for packet in packets:
             needed = packet.pts in missing
             context.skip_frame = "DEFAULT" if needed else "NONREF"
-            found.update((frame.pts, frame) for frame in packet.decode())
+            for frame in packet.decode():
+                found[frame.pts] = frame
             if needed:
                 missing.remove(packet.pts)
                 if not missing:
                     break
-        found.update((frame.pts, frame) for frame in context.decode(None))
+        for frame in context.decode(None):  # what it held back for the order
+            found[frame.pts] = frame
     except av.error.FFmpegError:
         return None
     finally:
@@ -337,14 +339,16 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
             width = 1 if frame.format.is_planar else len(frame.layout.channels)
             like = frame.to_ndarray()
             pieces = np.zeros((len(like), max(0, total) * width), like.dtype)
+            size = width * like.itemsize
+            rows = [memoryview(row).cast("B") for row in pieces] if total > 0 else []
         stamp = position if time is None else round((time - begin) * rate_now)
         at = position if abs(stamp - position) < _GAP * rate_now else max(0, stamp)
         if at >= total:
             break
         if (rate_now, frame.format.name, frame.layout.name) == described:
-            piece = min(count, total - at) * width
-            for channel, plane in zip(pieces, frame.planes, strict=False):
-                channel[at * width : at * width + piece] = np.frombuffer(plane, like.dtype, piece)
+            part = min(count, total - at) * size
+            for row, plane in zip(rows, frame.planes, strict=False):
+                row[at * size : at * size + part] = memoryview(plane)[:part]
         position = at + count
         if position >= total:
             break
@@ -360,8 +364,12 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
         sound = np.concatenate(parts, axis=1)
     # The mean keeps the level of a sound that all channels have; FFmpeg's mono is louder by 3 to 11 dB.
     heard = [i for i, channel in enumerate(kind.layout.channels) if not channel.name.startswith("LFE")]
-    sound, shift = sound[heard or [0]].mean(0), round((start - begin) * rate)
-    out = np.zeros(samples, np.float32)
+    heard = heard or [0]
+    sound = sound[heard[0]] + np.float32(0) if len(heard) == 1 else sound[heard].mean(0)  # no -0 in either
+    shift = round((start - begin) * rate)
     sound = sound[max(0, shift) : max(0, shift + samples)]
+    if len(sound) == samples:
+        return sound
+    out = np.zeros(samples, np.float32)
     out[max(0, -shift) : max(0, -shift) + len(sound)] = sound[: samples - max(0, -shift)]
     return out
