@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,24 +103,25 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=64)
     parser.add_argument("--group", type=int, default=250, help="frames from one key frame to the next, of `long`")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--before", type=Path, help="folder of the package as it was, under another name")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     gc.freeze()  # as in a worker, which never collects what its parent made
     recipe = load_recipe("avid/my_clips", ["data.path=.", *SETTINGS[args.kind]])
-    resolved = resolve(recipe)
+    resolved, source = resolve(recipe), SimpleNamespace(max_megapixels=50.0)
+    config = resolved.config
     stage1 = {"ours": resolved.modality.stage1(resolved.views, resolved.config, recipe)}
-    if BASE:
-        stage1["base"] = importlib.import_module("hf_ssl_base.data.clips").ClipViews(
-            resolved.views[0], resolved.config, recipe.clips
-        )
-    source, config = SimpleNamespace(max_megapixels=50.0), resolved.config
+    if args.before:  # in the same process and in turn, as the machine may be busy now and then
+        sys.path.insert(0, str(args.before.parent))
+        before = importlib.import_module(f"{args.before.name}.data.clips")
+        stage1["before"] = before.ClipViews(resolved.views[0], config, recipe.clips)
     with tempfile.TemporaryDirectory() as made:
         if args.folder is None:
             files = write_videos(Path(made), 8, args.group)
         else:
             files = sorted(args.folder.rglob("*.mp4"))[: args.files]
-        times = {name: [] for name in (*stage1, "bare", "open")}
+        times = {name: [] for name in (*stage1, "bare")}
         for epoch in range(args.repeats + 1):  # in turn, so that a busy machine is busy for all
             keys = [(0, epoch, i) for i in range(len(files))]
             wanted = [spans(file, config, recipe.clips.offset, key) for file, key in zip(files, keys, strict=True)]
@@ -134,16 +134,11 @@ def main() -> None:
             for file, span in zip(files, wanted, strict=True):
                 bare(file, *span)
             times["bare"].append(time.process_time() - start)
-            start = time.process_time()
-            for file, span in zip(files, wanted, strict=True):
-                av.open(str(file)).close()
-            times["open"].append(time.process_time() - start)
-    cost = {name: 1e3 * statistics.median(found[1:]) / len(files) for name, found in times.items()}
-    for name, ms in cost.items():
-        ratio = statistics.median(b / o for b, o in zip(times["bare"][1:], times[name][1:]))
-        print(f"{args.kind} {name}: {ms:.3f} ms a clip; bare / it = {cost['bare'] / ms:.2f} {ratio:.2f}")
+    for name, found in times.items():
+        ratio = statistics.median(plain / own for plain, own in zip(times["bare"][1:], found[1:], strict=True))
+        cost = 1e3 * statistics.median(found[1:]) / len(files)
+        print(f"{args.kind:8} {name:6} {cost:.2f} ms a clip, bare / it {ratio:.2f}")
 
 
-BASE = len(sys.argv) > 1
 if __name__ == "__main__":
     main()
