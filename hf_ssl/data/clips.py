@@ -20,7 +20,7 @@ from ..recipe import ClipsConfig, DataConfig, Recipe, RecipeError
 from .modality import Modality
 from .photometric import NEUTRAL, Photometric, reference_photometric
 from .sources import Source, available_splits, check_source
-from .views import DRAWS, View, crop_image, eval_image, sample_views
+from .views import DRAWS, View, crop_frames, eval_image, sample_view
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class ClipViews:
         Raises:
             MediaError: the file cannot be read.
         """
-        *draw, volume = np.random.default_rng(key).random(DRAWS + 3)[DRAWS:].tolist()
+        uniform = np.random.default_rng(key).random(DRAWS + 3).tolist()  # of the view as for images, then the clip's
+        *draw, volume = uniform[DRAWS:]
         frames, sound = read_clip(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
-        drawn = sample_views([self.view], frames.shape[2], frames.shape[1], key)[0]
-        images = [crop_image(Image.fromarray(frame), self.view, drawn) for frame in frames]
+        drawn = sample_view(self.view, frames.shape[2], frames.shape[1], uniform)
+        pixels, params = crop_frames(frames, self.view, drawn), drawn.params
         if self.reference:
-            images = [reference_photometric(image, drawn.params) for image in images]
-        pixels = np.stack([np.asarray(image) for image in images])
-        params = NEUTRAL if self.reference else drawn.params
+            images = [reference_photometric(Image.fromarray(frame), params) for frame in pixels]
+            pixels, params = np.stack([np.asarray(image) for image in images]), NEUTRAL
         sound *= np.float32(1 + self.clips.volume * (2 * volume - 1))
-        return pixels[:, :, ::-1] if drawn.flip else pixels, params, sound
+        return pixels, params, sound
 
     def blank(self):
         c = self.config

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .needed_frames_avid import needed_frames
+
 
 _PACKETS = 2_000_000  # looked at for a file's length: three hours of video with sound have half as many
 _SHORTEST = 1e-3  # seconds of a stream that has any
@@ -209,8 +211,7 @@ def _decoded(av, container, stream) -> Iterator:
     """Frames from where the container stands; broken packets are passed over."""
     for _ in range(_BROKEN):
         try:
-            for packet in container.demux(stream):
-                yield from packet.decode()
+            yield from container.decode(stream)
             return
         except av.error.InvalidDataError:  # reading goes on behind it
             continue
@@ -233,26 +234,41 @@ def _decoded_from(av, container, stream, time: float) -> Iterator:
         yield from frames
 
 
-def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
-    """The frames on display at rising `times`: uint8 (len(times), H, W, 3)."""
-    chosen, shown, end = [], None, 0.0
+def _end(stream, frame, time: float) -> float:
+    return time + float((frame.duration or 0) * frame.time_base or 1 / (stream.average_rate or 25))
+
+
+def _all_frames(av, container, stream, times: list[float]) -> list:
+    """The frames on display at rising `times`, found by decoding all until behind the last."""
+    chosen, shown, time = [], None, None
     for frame in _decoded_from(av, container, stream, times[0]):
-        time = end if frame.time is None else frame.time
+        time = frame.time if frame.pts is not None else 0.0 if shown is None else _end(stream, shown, time)
         while len(chosen) < len(times) and time > times[len(chosen)] + 1e-6:
             chosen.append(shown or frame)
         if len(chosen) == len(times):
             break
-        shown, end = frame, time + float((frame.duration or 0) * frame.time_base or 1 / (stream.average_rate or 25))
-    if shown is None and not chosen or len(chosen) < len(times) and times[len(chosen)] > end + 1:
-        raise MediaError(f"its picture breaks off before {times[len(chosen)]:.1f} s")
-    chosen += [shown] * (len(times) - len(chosen))
+        shown = frame
+    if len(chosen) < len(times):  # the file ends
+        if shown is None or times[len(chosen)] > _end(stream, shown, time) + 1:
+            raise MediaError(f"its picture breaks off before {times[len(chosen)]:.1f} s")
+        chosen += [shown] * (len(times) - len(chosen))
+    return chosen
+
+
+def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
+    """The frames on display at rising `times`: uint8 (len(times), H, W, 3)."""
+    chosen = needed_frames(av, container, stream, times) or _all_frames(av, container, stream, times)
     convert = av.video.reformatter.VideoReformatter()  # one for all: it remembers its tables
-    images: dict[int, np.ndarray] = {}
-    for frame in chosen:
-        if id(frame) not in images:
-            image = convert.reformat(frame, chosen[0].width, chosen[0].height, "rgb24", threads=1).to_ndarray()
-            images[id(frame)] = np.rot90(image, round(frame.rotation / 90)) if frame.rotation else image
-    return np.stack([images[id(frame)] for frame in chosen])
+    out = None
+    for i, frame in enumerate(chosen):
+        if i and frame is chosen[i - 1]:
+            out[i] = out[i - 1]
+            continue
+        image = convert.reformat(frame, chosen[0].width, chosen[0].height, "rgb24", threads=1).to_ndarray()
+        image = np.rot90(image, round(frame.rotation / 90)) if frame.rotation else image
+        out = np.empty((len(chosen), *image.shape), np.uint8) if out is None else out
+        out[i] = image
+    return out
 
 
 def _read_sound(av, container, stream, start: float, samples: int, rate: int) -> np.ndarray:
@@ -262,32 +278,47 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
     """
     pieces, kind, begin, position, total = None, None, start, 0, 0
     for frame in _decoded_from(av, container, stream, start - _PREROLL):
-        if frame.time is not None and frame.time + frame.samples / frame.rate < start - _PREROLL:
+        time, count, rate_now = frame.time, frame.samples, frame.rate
+        if time is not None and time + count / rate_now < start - _PREROLL:
             continue
         if pieces is None:
-            kind, begin = frame, start if frame.time is None else frame.time
-            total = math.ceil((start - begin + samples / rate + _GAP) * frame.rate)
+            kind, begin = frame, start if time is None else time
+            described = rate_now, frame.format.name, frame.layout.name
+            total = math.ceil((start - begin + samples / rate + _GAP) * rate_now)
             width = 1 if frame.format.is_planar else len(frame.layout.channels)
             like = frame.to_ndarray()
             pieces = np.zeros((len(like), max(0, total) * width), like.dtype)
-        stamp = position if frame.time is None else round((frame.time - begin) * frame.rate)
-        at = position if abs(stamp - position) < _GAP * frame.rate else max(0, stamp)
+            size = width * like.itemsize
+            rows = [memoryview(row).cast("B") for row in pieces] if total > 0 else []
+        stamp = position if time is None else round((time - begin) * rate_now)
+        at = position if abs(stamp - position) < _GAP * rate_now else max(0, stamp)
         if at >= total:
             break
-        if (frame.rate, frame.format.name, frame.layout.name) == (kind.rate, kind.format.name, kind.layout.name):
-            piece = frame.to_ndarray()[:, : (total - at) * width]
-            pieces[:, at * width : at * width + piece.shape[1]] = piece
-        position = at + frame.samples
+        if (rate_now, frame.format.name, frame.layout.name) == described:
+            part = min(count, total - at) * size
+            for row, plane in zip(rows, frame.planes, strict=False):
+                row[at * size : at * size + part] = memoryview(plane)[:part]
+        position = at + count
+        if position >= total:
+            break
     if pieces is None or begin + position / kind.rate <= start:
         raise MediaError(f"its sound breaks off before {start:.1f} s")
-    whole = av.AudioFrame.from_ndarray(pieces, format=kind.format.name, layout=kind.layout.name)
-    whole.sample_rate = kind.rate
-    resampler = av.AudioResampler("fltp", kind.layout.name, rate)
-    parts = [part.to_ndarray() for part in [*resampler.resample(whole), *resampler.resample(None)]]
+    if described[:2] == (rate, "fltp") and total > 0:
+        sound = pieces
+    else:
+        whole = av.AudioFrame.from_ndarray(pieces, format=kind.format.name, layout=kind.layout.name)
+        whole.sample_rate = kind.rate
+        resampler = av.AudioResampler("fltp", kind.layout.name, rate)
+        parts = [part.to_ndarray() for part in [*resampler.resample(whole), *resampler.resample(None)]]
+        sound = np.concatenate(parts, axis=1)
     # The mean keeps the level of a sound that all channels have; FFmpeg's mono is louder by 3 to 11 dB.
     heard = [i for i, channel in enumerate(kind.layout.channels) if not channel.name.startswith("LFE")]
-    sound, shift = np.concatenate(parts, axis=1)[heard or [0]].mean(0), round((start - begin) * rate)
-    out = np.zeros(samples, np.float32)
+    heard = heard or [0]
+    sound = sound[heard[0]] + np.float32(0) if len(heard) == 1 else sound[heard].mean(0)  # no -0 in either
+    shift = round((start - begin) * rate)
     sound = sound[max(0, shift) : max(0, shift + samples)]
+    if len(sound) == samples:
+        return sound
+    out = np.zeros(samples, np.float32)
     out[max(0, -shift) : max(0, -shift) + len(sound)] = sound[: samples - max(0, -shift)]
     return out

@@ -39,7 +39,7 @@ from .checkpoint import Checkpoints
 from .signals import Interrupted, StopSignals
 
 
-_HELD_OUT = 10  # one of so many training examples of a class chooses among several rates
+_HELD_OUT = 10  # one of so many of a class chooses among several rates
 _CROP = View(scale=(0.08, 1.0), jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0)
 
 
@@ -117,8 +117,7 @@ def supervised(
         As `hf_ssl.evaluation.evaluate.evaluate`: mean, spread and standard error over `settings.seeds`.
 
     Raises:
-        RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
-        Interrupted: a signal came, and a checkpoint was written.
+        RecipeError, Interrupted: the model or the data do not suit the protocol; a signal came.
     """
     process_state()
     bank, queries = labelled_sources(data, monitor, "image", trained_on=False)
