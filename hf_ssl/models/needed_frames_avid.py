@@ -15,8 +15,8 @@ _AHEAD = 2**26  # bytes of packets looked at before the first is decoded
 def needed_frames(av, container, stream, times: list[float]) -> list | None:
     """The frames on display at rising `times`.
 
-    None where it is no H.264, where the packets' time stamps do not tell the frames on display, or something is broken: only decoding can
-    tell then.
+    None where it is no H.264, where the packets' time stamps do not tell the frames on display, or where something is
+    broken: only decoding can tell then.
     """
     context, base = stream.codec_context, stream.time_base
     if context.name != "h264":
