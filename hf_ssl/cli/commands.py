@@ -52,6 +52,8 @@ def _print_result(result, k: int, start: str) -> None:
         print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
         print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
         print(f"  trained network   {result.final['knn']:6.1%}")
+        if "probe" in result.final:
+            print(f"Linear probe, trained online\n  trained network   {result.final['probe']:6.1%}")
     elif "video_to_audio_r1" in result.final:
         from ..hub.card import ROWS
 
