@@ -242,6 +242,17 @@ def _train_classifier(kind: str, model: str, name: str | None, data, monitor, se
         sys.exit(128 + stop.signum)
 
 
+def mteb_command(args: argparse.Namespace) -> None:
+    from ..evaluation.mteb_tasks import run_mteb
+
+    if args.batch_size <= 0:
+        raise RecipeError(f"--batch-size must be greater than 0, not {args.batch_size}.")
+    folder = Path(args.output) if args.output else None
+    scores = run_mteb(args.model, args.tasks, folder=folder, layer=args.layer, batch_size=args.batch_size)
+    for task, score in scores.items():
+        print(f"{task}  {score:.2%}")
+
+
 def embed_command(args: argparse.Namespace) -> None:
     from ..coerce import build
     from ..devices import process_state
