@@ -16,7 +16,7 @@ from .features import Features
 
 logger = get_logger(__name__)
 
-_RATE = 1e-3  # of Adam, which does not mind how large features are
+_RATE = 5e-3  # of Adam, which does not mind how large features are
 
 
 class OnlineProbe:
