@@ -52,6 +52,8 @@ def _print_result(result, k: int, start: str) -> None:
         print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
         print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
         print(f"  trained network   {result.final['knn']:6.1%}")
+        if "probe" in result.final:
+            print(f"Linear probe, trained online\n  trained network   {result.final['probe']:6.1%}")
     elif "video_to_audio_r1" in result.final:
         from ..hub.card import ROWS
 
@@ -238,6 +240,17 @@ def _train_classifier(kind: str, model: str, name: str | None, data, monitor, se
     except Interrupted as stop:
         sys.stderr.write(f"hf-ssl: {stop}\n")
         sys.exit(128 + stop.signum)
+
+
+def mteb_command(args: argparse.Namespace) -> None:
+    from ..evaluation.mteb_tasks import run_mteb
+
+    if args.batch_size <= 0:
+        raise RecipeError(f"--batch-size must be greater than 0, not {args.batch_size}.")
+    folder = Path(args.output) if args.output else None
+    scores = run_mteb(args.model, args.tasks, folder=folder, layer=args.layer, batch_size=args.batch_size)
+    for task, score in scores.items():
+        print(f"{task}  {score:.2%}")
 
 
 def embed_command(args: argparse.Namespace) -> None:

@@ -257,6 +257,15 @@ def _add_evaluate(subparsers) -> None:
         )
         command.add_argument("--json", action="store_true", help="print JSON: an object, or a list of several")
         command.set_defaults(command=commands.evaluate_command, kind=protocol)
+    text = "image tasks of mteb, whose scores go into the model's folder as the Hub reads them"
+    command = protocols.add_parser("mteb", help=text, description=f'{text.capitalize()}; pip install -e ".[mteb]".')
+    command.add_argument("model", metavar="MODEL", type=_path, help="as of the others")
+    command.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help="such as CIFAR10")
+    command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
+    command.add_argument("--batch-size", type=int, default=64)
+    command.add_argument("--output", type=_path, metavar="FOLDER", help="for .eval_results/ (default: the model's)")
+    _add_own_method(command)
+    command.set_defaults(command=commands.mteb_command)
 
 
 def _path(text: str) -> str:

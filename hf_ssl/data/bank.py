@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..recipe import DataConfig, MonitorConfig
+from ..recipe import DataConfig, MonitorConfig, RecipeError
 from .folders import SPLITS
 from .labels import NoLabels, check_classes, find_label_column, number_classes, why_no_label_column
 from .sources import Source, available_splits, check_source, load_source
@@ -59,10 +59,11 @@ def labelled_sources(
     try:
         bank = labelled_source(where, monitor.bank_split, kind)
         queries = _queries(where, monitor, splits, kind)
-        seen = data if trained_on and where.path == data.path else None
+        seen = data if trained_on and (not own or where.path == data.path) else None
         if queries is None:
             return paired(*held_out(bank, _seen(seen, bank.part)), monitor)
-        queries.part += _seen(seen, queries.part)
+        said = _seen(seen, queries.part)
+        queries.part, queries.trained_on = queries.part + said, bool(said)
         return paired(bank, queries, monitor)
     except NoLabels as error:
         if own or monitor.label_column is not None:
@@ -128,6 +129,7 @@ def held_out(source: Source, seen: str = "") -> tuple[Source, Source]:
         raise NoLabels(f"No class of {source.part} has two examples, a query and one for the bank.")
     parts = ((labeled & ~asking, f"80 % of {source.part}"), (labeled & asking, f"20 % of {source.part}{seen}"))
     bank, queries = (source.select(np.flatnonzero(mask).tolist(), name) for mask, name in parts)
+    queries.trained_on = bool(seen)
     return bank, queries
 
 
@@ -179,6 +181,48 @@ def paired(bank: Source, queries: Source, monitor: MonitorConfig) -> tuple[Sourc
     sides = zip((bank, queries), numbers, (monitor.max_bank, monitor.max_queries), strict=True)
     bank, queries = (limited(side.numbered(own), limit) for side, own, limit in sides)
     return bank, queries
+
+
+def labelled_for_probe(
+    source: Any, bank: Source | None, queries: Source | None, same_rows: bool
+) -> tuple[Source, Source, Source]:
+    """The images that are trained on, the bank and the queries with common class numbers, for a probe that learns from
+    the first and is judged on the last: an image that is also a query has no label (-1) in training.
+
+    Args:
+        same_rows: whether an image in both has the same row in both.
+
+    Raises:
+        RecipeError: one of the two has no labels, or it cannot be told which images are in both.
+    """
+    without = "or set monitor.probe=false."
+    if not isinstance(source, Source) or "image" not in source.columns:
+        raise RecipeError(f"monitor.probe needs images with labels that are no stream; train on such, {without}")
+    if source.label_column is None:
+        raise RecipeError(
+            f"monitor.probe needs labels of the images that are trained on; add a column of them, {without}"
+        )
+    if bank is None or queries is None:
+        raise RecipeError(f"monitor.probe needs labeled images to be judged on; set monitor.path to some, {without}")
+    try:
+        check_classes(source.classes(), source.label_column, source.split)
+    except NoLabels as error:
+        raise RecipeError(f"monitor.probe needs labels to learn from: {error} Add some, {without}") from None
+    sides = (source, bank, queries)
+    numbers = number_classes(*(side.classes() for side in sides))
+    if queries.trained_on:
+        if not same_rows:
+            raise RecipeError(
+                "monitor.probe needs queries that are not trained on where data.path is a list; set monitor.path to "
+                f"other labeled images, {without}"
+            )
+        numbers[0][np.isin(source.rows, queries.rows)] = -1
+    if not (numbers[0] >= 0).any():
+        raise RecipeError(
+            f"All labeled images that are trained on are also queries of the probe; set monitor.query_split, {without}"
+        )
+    source, bank, queries = (side.numbered(own) for side, own in zip(sides, numbers, strict=True))
+    return source, bank, queries
 
 
 def limited(source: Source, limit: int | None) -> Source:

@@ -70,6 +70,13 @@ class ImageViews:
         return batch
 
 
+@dataclass(frozen=True)
+class LabeledViews(ImageViews):
+    """Views of which each batch says which example is really there: its label counts."""
+
+    numbered: ClassVar[bool] = True
+
+
 class ImageTransform:
     """Stage 2: the loader's batches -> model inputs."""
 
@@ -179,7 +186,8 @@ class Images(Modality):
         check_fits(views, config)
 
     def stage1(self, views: list[View], config, recipe: Recipe) -> ImageViews:
-        return ImageViews(views, recipe.views.photometric == "reference", config.num_channels)
+        made = LabeledViews if recipe.monitor.probe else ImageViews
+        return made(views, recipe.views.photometric == "reference", config.num_channels)
 
     def stage2(self, config, recipe: Recipe) -> ImageTransform:
         return ImageTransform(config.image_mean, config.image_std, recipe.views.arithmetic)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Features, Value
+from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 
 from ..recipe import RecipeError, nearest
 
@@ -19,6 +19,7 @@ from ..recipe import RecipeError, nearest
 Class = Any  # of a dataset's classes, all are of one type, which can be hashed and sorted
 
 _NAMES = ("label", "labels", "cls")  # the last is what a tar of WebDataset calls it
+_IGNORED = "ignored"  # lists of classes that may be there or not, such as VOC's difficult ones
 _CLASSES = re.compile(r"u?int\d+|bool|float\d+|string|large_string|string_view")
 _SPLIT_NAME = re.compile(
     r"[\W\d_]*(?:(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|dev|eval|hold|out|(?:un)?labell?ed|labels?|images?|imgs?"
@@ -43,6 +44,48 @@ def find_label_column(features: Features, name: str | None, where: object = "the
     named = [column for column in possible if column in _NAMES]
     typed = [column for column in possible if isinstance(features[column], ClassLabel)]
     return next(iter(named + typed), None)
+
+
+def several_classes(dataset: Dataset, name: str | None, where: object) -> tuple[list[list[Class] | None], list]:
+    """Classes of data with several labels an example: those that each row has, and those that it may not be judged by.
+
+    They are lists of class numbers or names, in the column `name`, or in the only one of such; the second are those of
+    the column "ignored", where there is one. A row that is null is not labeled (None).
+
+    Raises:
+        RecipeError: there is no such column, or there are several.
+    """
+    features = dataset.features
+    possible = [column for column, feature in features.items() if _holds_several(feature)]
+    if name is not None:
+        check_column(name, features, possible, "lists of class numbers or names", where)
+    others = [column for column in possible if column != _IGNORED]
+    named = [column for column in others if column in _NAMES] or others
+    if name is None and len(named) != 1:
+        found = f"has several columns of lists of labels ({', '.join(named)})" if named else "has no lists of labels"
+        raise RecipeError(f"{where} {found}; set --label-column to a column of lists of class numbers or names.")
+    sides = []
+    for column in (name or named[0], _IGNORED if _IGNORED in possible else None):
+        rows = dataset.select_columns([column])[:][column] if column else [[]] * len(dataset)
+        kind = features[column].feature if column else None
+        sides.append([None if row is None else [c for c in label_classes(kind, row) if c is not None] for row in rows])
+    return sides[0], [row or [] for row in sides[1]]
+
+
+def targets_of(rows: list[list[Class] | None], ignored: list[list[Class]], names: list[Class]) -> np.ndarray:
+    """Several labels as (N, K) of 1 for a class that a row has, 0 for others, and -1 for what does not count."""
+    number = {name: i for i, name in enumerate(names)}
+    targets = np.zeros((len(rows), len(names)), dtype=np.int64)
+    for target, row, left_out in zip(targets, rows, ignored, strict=True):
+        target[[number[one] for one in left_out if one in number]] = -1
+        target[[number[one] for one in row or ()]] = 1
+        if row is None:
+            target[:] = -1
+    return targets
+
+
+def _holds_several(feature: Any) -> bool:
+    return isinstance(feature, List | LargeList) and _holds_classes(feature.feature)
 
 
 def _holds_classes(feature: Any) -> bool:

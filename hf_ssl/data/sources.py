@@ -36,6 +36,11 @@ class Source:
         max_megapixels: larger images are not read.
         decoding: how images become 8-bit pixels.
 
+    Attributes:
+        part: what a person calls the examples.
+        rows: their numbers in the dataset that they were selected from.
+        trained_on: whether they, or some, are known to be among the examples of pretraining, of the same rows.
+
     Raises:
         RecipeError: a column that is not there, or several that it could be, or no map-style dataset.
     """
@@ -57,7 +62,7 @@ class Source:
             self._records = transformed
         self.label_column = find_label_column(dataset.features, label_column)
         self.split = str(dataset.split or "the dataset")
-        self.part = self.split
+        self.part, self.rows, self.trained_on = self.split, np.arange(len(dataset)), False
         self.max_megapixels, self.decoding = max_megapixels, decoding
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
         self._numbers: np.ndarray | None = None
@@ -124,7 +129,7 @@ class Source:
     def select(self, indices: Sequence[int], part_name: str | None = None) -> Self:
         """A part of the source, and what a person calls it."""
         part = copy.copy(self)
-        part.part = part_name or self.part
+        part.part, part.rows = part_name or self.part, self.rows[list(indices)]
         part._records = self._records.select(indices)
         part._labels = None if self._labels is None else self._labels.select(indices)
         part._numbers = None if self._numbers is None else self._numbers[list(indices)]

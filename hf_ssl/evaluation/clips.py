@@ -56,7 +56,7 @@ class Measures:
                 return f"{name} of video to audio {found[0]:.1%}, audio to video {found[1]:.1%}"
         return None
 
-    def of(self, model: nn.Module) -> dict[str, float]:
+    def of(self, model: nn.Module, probe: None = None) -> dict[str, float]:
         """Measurements of a model in evaluation mode, on other data than the training batches."""
 
         def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -25,16 +25,17 @@ from .encoders import Encoder, open_model
 from .features import Features
 from .knn import knn
 from .linear import accuracy_of, kfold_accuracy, linear_accuracy, linear_svm_accuracy, logistic_regression
-from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval, Supervised
+from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval, SeveralSVM, Supervised
 from .results import to_json
 from .retrieval import evaluate_clips, mean_average_precision
 from .scores import spread, standard_error
+from .several import several_svms, several_targets
 from .store import CACHE, features_of
 
 
 logger = logging.getLogger(__name__)
 
-Frozen = KNN | Logistic | SVM | LowShot | Retrieval
+Frozen = KNN | Logistic | SVM | SeveralSVM | LowShot | Retrieval
 Settings = Frozen | Supervised
 Parts = dict[str, dict[str, Features]]  # "bank" and "queries", or "examples" -> name -> features
 
@@ -83,7 +84,7 @@ def evaluate(
     the towers.
 
     Args:
-        protocol: "knn", "linear", "lowshot" or "retrieval".
+        protocol: "knn", "linear", "lowshot" or "retrieval"; "linear" with `SeveralSVM` gives "map".
         model: see `open_model`.
         settings: see `settings_of`.
         folds: column of fold numbers: the mean over them instead of two splits, as ESC-50 wants it.
@@ -97,16 +98,13 @@ def evaluate(
     Raises:
         RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
     """
-    classifier = changes.pop("classifier", None)
-    if settings is None:
-        chosen = settings_of(protocol, classifier, monitor)
-        if isinstance(chosen, Supervised):
-            raise RecipeError(f"{classifier} trains: call hf_ssl.training.supervised.supervised.")
-        settings = chosen
+    settings = settings or _frozen(protocol, changes.pop("classifier", None), monitor)
     how = replace(how or How(), **changes)
     encoder = open_model(model, how.num_clips, how.layer)
-    sources = _sources(protocol, data, monitor, medium := _medium(protocol, encoder, data), folds)
+    medium = _medium(protocol, encoder, data)
+    sources, targets, classes = _sources(protocol, settings, data, monitor, medium, folds)
     measured = measured_on(sources.get("bank"), sources.get("queries"), max(getattr(settings, "k", (0,))))
+    measured |= {"num_classes": len(classes)} if classes else {}
     for note in measured.get("notes", ()):
         logger.warning(note)
 
@@ -114,16 +112,25 @@ def evaluate(
         parts = {name: _features(one, source, data, monitor, how) for name, source in sources.items()}
         if not process_state().is_main_process:
             return {}
+        for name, asked in targets.items():
+            parts[name] = {tower: replace(f, labels=asked[f.examples]) for tower, f in parts[name].items()}
         for name, source in sources.items():
             _check(parts[name], source, protocol, data)
         split, some = monitor.bank_split, _some(next(iter(parts.values())))
         of_each = None if folds is None else _folds(data, split, folds, some, medium)
-        return _measure(protocol, settings, parts, encoder.modality.towers, of_each)
+        return _measure(protocol, settings, parts, encoder.modality.towers, of_each, classes)
 
     result = measure(encoder)
     if baselines:
         result["baselines"] = {one.name: measure(one) for one in _baselines(encoder)}
     return result | {"measured": measured, "protocol": protocol, "settings": asdict(settings), "said": settings.said()}
+
+
+def _frozen(protocol: str, name: str | None, monitor: MonitorConfig) -> Frozen:
+    chosen = settings_of(protocol, name, monitor)
+    if isinstance(chosen, Supervised):
+        raise RecipeError(f"{name or protocol} trains: call hf_ssl.training.supervised.supervised.")
+    return chosen
 
 
 def _baselines(encoder: Encoder) -> list[Encoder]:
@@ -141,19 +148,22 @@ def _medium(protocol: str, encoder: Encoder, data: DataConfig) -> str:
 
 
 def _sources(
-    protocol: str, data: DataConfig, monitor: MonitorConfig, medium: str, folds: str | None
-) -> dict[str, Source]:
-    """ "bank" and "queries", or "examples"."""
+    protocol: str, settings: Frozen, data: DataConfig, monitor: MonitorConfig, medium: str, folds: str | None
+) -> tuple[dict[str, Source], dict[str, torch.Tensor], list[Any]]:
+    """ "bank" and "queries", or "examples"; and where each has several labels, these as (N, K), and the K classes."""
+    if isinstance(settings, SeveralSVM):
+        if folds is not None:
+            raise RecipeError("--folds is for one class an example; leave it out with several labels.")
+        return several_targets(data, monitor, medium)
+    where = replace(data, label_column=monitor.label_column)
     if folds is not None:
-        where = replace(data, label_column=monitor.label_column)
-        return {"examples": labelled_source(where, monitor.bank_split, medium)}
+        return {"examples": labelled_source(where, monitor.bank_split, medium)}, {}, []
     if protocol == "retrieval":
-        where = replace(data, label_column=monitor.label_column)
-        return {"examples": unlabelled_queries(where, monitor, medium)}
+        return {"examples": unlabelled_queries(where, monitor, medium)}, {}, []
     bank, queries = labelled_sources(data, monitor, medium, trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
-    return {"bank": bank, "queries": queries}
+    return {"bank": bank, "queries": queries}, {}, []
 
 
 def _features(
@@ -174,7 +184,12 @@ def _check(part: dict[str, Features], source: Source, protocol: str, data: DataC
 
 
 def _measure(
-    protocol: str, settings: Frozen, parts: Parts, towers: tuple[str, ...], folds: torch.Tensor | None
+    protocol: str,
+    settings: Frozen,
+    parts: Parts,
+    towers: tuple[str, ...],
+    folds: torch.Tensor | None,
+    classes: list[Any],
 ) -> dict[str, Any]:
     """All figures of one encoder."""
     result: dict[str, Any] = {"failed": [name for part in parts.values() for name in _some(part).failed]}
@@ -188,9 +203,13 @@ def _measure(
         for name, value in values.items():
             key = f"{name}_{tower}".rstrip("_")
             result[key] = value
-            result["errors"][key] = more.get("error", {}).get(name) or standard_error(value, _judged(sides))
+            if not isinstance(settings, SeveralSVM):  # a mean of average precisions is no share
+                result["errors"][key] = more.get("error", {}).get(name) or standard_error(value, _judged(sides))
             if name in more.get("spread", {}):
                 result["spread"][key] = more["spread"][name]
+        if "classes" in more:
+            of_class = {str(one): found for one, found in zip(classes, more["classes"], strict=True)}
+            result.setdefault("classes", {})[tower or "encoder"] = of_class
         result["chosen"] |= {f"{name}_{tower}".rstrip("_"): value for name, value in more.get("chosen", {}).items()}
     return result
 
@@ -209,6 +228,9 @@ def _of_tower(
     """Figures by name, and what there is to say of them."""
     if isinstance(settings, Retrieval):
         return mean_average_precision(sides["examples"]), {}
+    if isinstance(settings, SeveralSVM):
+        value, of_class = several_svms(sides["bank"], sides["queries"], costs=settings.costs)
+        return {"map": value}, {"classes": of_class}
     if isinstance(settings, LowShot):
         return _low_shot(settings, sides["bank"], sides["queries"])
     if isinstance(settings, KNN):

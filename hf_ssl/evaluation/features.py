@@ -76,8 +76,9 @@ class Features:
         return replace(self, labels=self.labels[rows], rows=known)
 
     def labelled(self) -> "Features":
-        """Without the examples of class -1, which have no label."""
+        """Without the examples of class -1, which have no label; of several labels each, without those of -1 only."""
         known = self.labels != -1
+        known = known.any(1) if known.ndim == 2 else known
         return self if bool(known.all()) else self.select(known.nonzero().flatten())
 
     def averaged(self) -> "Features":

@@ -17,6 +17,7 @@ from ..data.sources import Source
 from ..recipe import MonitorConfig
 from .features import Features
 from .knn import knn_accuracy
+from .probe import OnlineProbe
 
 
 class Measures:
@@ -41,12 +42,15 @@ class Measures:
         """What needs no network."""
         return {} if self.bank is None else {"knn_raw_pixels": self.knn(raw_pixel_embedding)}
 
-    def of(self, model: nn.Module) -> dict[str, float]:
+    def of(self, model: nn.Module, probe: OnlineProbe | None = None) -> dict[str, float]:
         """Measurements of a model in evaluation mode, on other data than the training batches."""
         if self.bank is None:
             return {}
         # Through the whole model: under FSDP a part of it cannot be called by itself.
-        return {"knn": self.knn(lambda inputs: {"": model(**inputs).features[:, 0]})}
+        bank, queries = self._sides(lambda inputs: {"": model(**inputs).features[:, 0]})
+        results = {"knn": knn_accuracy(bank, queries, k=self.config.k, temperature=self.config.temperature)}
+        probed = None if probe is None else probe.accuracy(queries)
+        return results if probed is None else {**results, "probe": probed}
 
     def ready(self) -> bool:
         """Whether there is something to measure before training."""
@@ -54,13 +58,17 @@ class Measures:
 
     def headline(self, values: dict[str, float]) -> str | None:
         """What a person wants to see of a measurement at once."""
-        return f"kNN {values['knn']:.1%}" if "knn" in values else None
+        names = {"knn": "kNN", "probe": "linear probe"}
+        return ", ".join(f"{name} {values[key]:.1%}" for key, name in names.items() if key in values) or None
 
     def knn(self, embed) -> float:
         """Weighted kNN accuracy (0..1) of the queries against the bank under `embed`."""
+        return knn_accuracy(*self._sides(embed), k=self.config.k, temperature=self.config.temperature)
+
+    def _sides(self, embed) -> tuple[Features, Features]:
         sides = [self.extract(embed, part)[""].labelled() for part in (self.bank, self.queries)]
         bank, queries = (replace(side, vectors=side.vectors.flatten(1)) for side in sides)
-        return knn_accuracy(bank, queries, k=self.config.k, temperature=self.config.temperature)
+        return bank, queries
 
 
 class ProcessorTransform:

@@ -54,6 +54,17 @@ class SVM:
 
 
 @dataclass(frozen=True)
+class SeveralSVM:
+    """Mean average precision of one linear SVM a class, on data with several labels an example; see `several`."""
+
+    source: str
+    costs: tuple[float, ...] = (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
+
+    def said(self) -> str:
+        return f"SVMs, C of {self.costs[0]:g} to {self.costs[-1]:g} for each class, chosen by 3 folds of train"
+
+
+@dataclass(frozen=True)
 class LowShot:
     """Logistic regression on few examples of each class, over several draws.
 
@@ -135,6 +146,7 @@ LINEAR_PROTOCOLS = {
     "logistic": Logistic("BYOL's transfer (arXiv:2006.07733, appendix): L-BFGS over l2 values"),
     "fixed": Logistic("nothing is chosen", weight_decay=1e-3),
     "svm": SVM("VISSL's low-shot and AVID's audio evaluation: linear SVMs"),
+    "voc07": SeveralSVM("VISSL's SVMs on VOC07 (its images are squeezed to 224 pixels; here the encoder's own crop)"),
     "swav": Supervised("SwAV's eval_linear.py", 100, weight_decay=1e-6, by_epoch=True),
     "barlow_twins": Supervised("Barlow Twins' evaluate.py", 100, weight_decay=1e-6, by_epoch=True),
     "byol": Supervised("BYOL's eval_experiment.py", 80, 1024, lr=(0.8,), nesterov=True),

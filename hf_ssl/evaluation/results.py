@@ -7,7 +7,7 @@ from typing import Any
 
 # What of a result is no figure.
 _ABOUT = {"failed", "measured", "examples", "bank", "queries", "errors", "spread", "chosen", "baselines", "protocol"}
-_ABOUT |= {"settings", "said", "model", "data", "name", "command", "hardware", "versions"}
+_ABOUT |= {"classes", "settings", "said", "model", "data", "name", "command", "hardware", "versions"}
 
 
 def figures(result: dict[str, Any]) -> dict[str, float]:

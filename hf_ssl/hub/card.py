@@ -33,6 +33,7 @@ SEER = "goyal2021seer goyal2022seer caron2020swav"  # what its preset of views c
 ROWS = (
     ("knn_raw_pixels", "kNN accuracy of raw pixels", "{:.1%}"),
     ("knn", "kNN accuracy", "{:.1%}"),
+    ("probe", "linear probe, trained online", "{:.1%}"),
     ("knn_video", "kNN accuracy of the video tower", "{:.1%}"),
     ("knn_audio", "kNN accuracy of the audio tower", "{:.1%}"),
     ("video_to_audio_r1", "video to audio: own sound first of all", "{:.1%}"),
@@ -234,6 +235,11 @@ def _results(recipe: Recipe, results: Results) -> str:
         bank = _part(measured, "bank", recipe.monitor.bank_split)
         how += f"kNN: the encoder is frozen, and the nearest images of {bank} by cosine similarity vote, weighted, on "
         how += f"{where}, of {_evaluated_on(recipe)}."
+        if "probe" in final:
+            how += (
+                " The linear probe learned beside the encoder, which got no gradient of it, from labels of training "
+            )
+            how += "images that are none of these."
     elif "video_to_audio_r1" in final:
         how += f"Each clip's other half is looked for among {where}, of {_evaluated_on(recipe)}, by cosine similarity."
     else:

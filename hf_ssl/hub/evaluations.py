@@ -80,7 +80,7 @@ def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
                     dataset_type=data,
                     dataset_name=data,
                     dataset_split=one["measured"].get("queries", "test"),
-                    metric_type="accuracy",
+                    metric_type="mean_average_precision" if key == "map" else "accuracy",
                     metric_name=f"{title(one)}: {key}",
                     metric_value=round(100 * value, 2),
                 )

@@ -216,6 +216,7 @@ class MonitorConfig:
     max_queries: int | None = None
     k: int = 20
     temperature: float = 0.1
+    probe: bool = False  # of images: a linear classifier that learns from the features while they are trained
     num_samples: int = 2048  # images for the collapse diagnostics
     batch_size: int = 256
 

@@ -10,7 +10,14 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig
 
-from ..data.bank import labelled_sources, measured_on, paired_by_hand, part_held_out, unlabelled_queries
+from ..data.bank import (
+    labelled_for_probe,
+    labelled_sources,
+    measured_on,
+    paired_by_hand,
+    part_held_out,
+    unlabelled_queries,
+)
 from ..data.fingerprint import difference, fingerprint
 from ..data.loader import steps_in_epoch
 from ..data.modality import Modality
@@ -67,6 +74,9 @@ def open_examples(
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
         source = _training_source(recipe, dataset, modality)
         bank, queries = _monitor_sources(recipe, dataset, bank, queries, modality)
+        if recipe.monitor.probe:
+            same_rows = dataset is not None or isinstance(recipe.data.path, str)
+            source, bank, queries = labelled_for_probe(source, bank, queries, same_rows)
     measured = measured_on(bank, queries, recipe.monitor.k)
     count = source.num_examples if isinstance(source, ImageStream) else len(source)
     own = fingerprint(source, dataset is not None) if accelerator.is_main_process else None
@@ -84,7 +94,9 @@ def open_examples(
 
 
 def _training_source(recipe: Recipe, dataset, modality: Modality) -> Source | ImageStream:
-    data, medium = recipe.data, modality.medium
+    data, monitor, medium = recipe.data, recipe.monitor, modality.medium
+    if monitor.probe and monitor.path is None:  # its labels are those of the monitor
+        data = replace(data, label_column=monitor.label_column or data.label_column)
     if data.streaming or isinstance(dataset, IterableDataset):
         return open_stream(data, dataset, medium)
     return load_source(data, kind=medium) if dataset is None else source_of(dataset, data, medium)

@@ -23,6 +23,7 @@ from .. import evaluation
 from ..data.modality import Modality
 from ..data.sources import Source
 from ..evaluation.features import Features, extract
+from ..evaluation.probe import OnlineProbe
 from ..recipe import MonitorConfig
 
 
@@ -59,28 +60,39 @@ class Monitor:
     ):
         self.config, self.accelerator, self.num_workers = config, accelerator, num_workers
         self.transform = modality.inference(model_config)
+        self.probe = OnlineProbe(trained_on.numbers) if config.probe else None
         self.measures = modality.half(evaluation.__name__).Measures(config, self._extract, bank, queries, trained_on)
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
-    def observe(self, output) -> None:
-        """Keep embeddings (B, V, D) and features (B, V, F) of a training step, of the newest `num_samples` images.
+    def observe(self, output, index: torch.Tensor | None = None) -> None:
+        """Keep embeddings (B, V, D) and features (B, V, F) of a training step, of the newest `num_samples` images, and
+        let the probe learn from the features of each image's first view; every process must call it.
 
-        Only on the main process, which says what they show.
+        Only the main process keeps them, which says what they show.
+
+        Args:
+            index: (B,) which examples these are.
         """
+        if self.probe is not None and index is not None:
+            self.probe.learn(output.features[:, 0], index)
         if not self.accelerator.is_main_process:
             return
         self._recent.append((output.embeddings.detach()[:, :2], output.features[:, 0]))
         while sum(len(e) for e, _ in self._recent) - len(self._recent[0][0]) >= self.config.num_samples:
             self._recent.popleft()
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that an interrupted run measures the same."""
         if not self._recent:
             return {}
         parts = (torch.cat(part)[-self.config.num_samples :] for part in zip(*self._recent, strict=True))
-        return {name: part.cpu() for name, part in zip(("embeddings", "features"), parts, strict=True)}
+        kept = {name: part.cpu() for name, part in zip(("embeddings", "features"), parts, strict=True)}
+        return kept if self.probe is None else {**kept, "probe": self.probe.state()}
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what the main process had kept; every process must call it."""
+        if self.probe is not None:
+            self.probe.restore(state.get("probe", {}))
         if state and self.accelerator.is_main_process:
             device = self.accelerator.device
             self._recent = deque([(state["embeddings"].to(device), state["features"].to(device))])
@@ -88,7 +100,7 @@ class Monitor:
     def measure(self, model: nn.Module) -> dict[str, float]:
         """All measurements of the present weights; every process must call it."""
         with evaluating(model):
-            results = {**self.diagnostics(), **self.measures.of(model)}
+            results = {**self.diagnostics(), **self.measures.of(model, self.probe)}
         ratio = results.get("embedding_std")
         if ratio is not None and ratio < COLLAPSED_STD:
             signs = getattr(model, "collapse", "")  # the method's own words

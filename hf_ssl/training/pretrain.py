@@ -52,7 +52,7 @@ def train(run: Run) -> PretrainResult:
             log_now = run.due(done, run.recipe.train.log_every)
             # Step, or stop before it.
             output, norm = train_step(run, run.micro_batches(batches, stop, step), step, log_now)
-            run.monitor.observe(output)
+            run.monitor.observe(output, run.index)
             progress.update()
             # Once in a while: log.
             if log_now and norm is not None:  # it is there where it is logged

@@ -74,6 +74,7 @@ class Run:
         wrapped, model: the model as it is called in training, and the method's own.
         start: the first step.
         consumed: where this process's part of a stream stands behind the last step.
+        index: of the examples of the last micro-batch, see `TrainLoader`.
     """
 
     recipe: Recipe
@@ -106,6 +107,7 @@ class Run:
         self._bad_step = torch.full((), -1, device=self.accelerator.device, dtype=torch.long)
         self._checked, self._saved_at = -1, time.monotonic()
         self._inputs: dict[str, torch.Tensor] | None = None
+        self.index: torch.Tensor | None = None
 
     def due(self, done: int, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens after `done` steps."""
@@ -191,6 +193,7 @@ class Run:
     def inputs_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs; what could not be read is counted."""
         self.totals.add_skipped(batch["skipped"])
+        self.index = batch["index"]
         self._inputs = self.stage2(batch, self.accelerator.device)
         return self._inputs
 

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from transformers import AutoModelForImageClassification
 
 from ..checkpoint_folder import RunState
 from ..data.bank import labelled_sources, measured_on, place_in_class
-from ..data.images import ImageInference, ImageTransform, ImageViews
+from ..data.images import ImageInference, ImageTransform, LabeledViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.sources import Source
 from ..data.views import View
@@ -41,13 +41,6 @@ from .signals import Interrupted, StopSignals
 
 _HELD_OUT = 10  # one of so many of a class chooses among several rates
 _CROP = View(scale=(0.08, 1.0), jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0)
-
-
-@dataclass(frozen=True)
-class LabeledViews(ImageViews):
-    """Views of which each batch says which example is really there: its label counts."""
-
-    numbered: ClassVar[bool] = True
 
 
 class Heads(nn.Module):

@@ -85,7 +85,7 @@ def test_a_cards_commands_are_commands(name):
     pretrain = re.findall(r"-m hf_ssl (pretrain) \\\n +(\S+)(?: (data\S+))?", text)
     assert pretrain[-1][1] == name and all(parse([p for p in words if p]) for words in pretrain)
     evaluate = re.search(r"^hf-ssl (evaluate .+)$", text, re.MULTILINE)[1]
-    assert parse(evaluate.split()).model == f"runs/{name.split('/')[1]}"
+    assert parse(evaluate.split()).models == [f"runs/{name.split('/')[1]}"]
     for method in re.findall(r"hf-ssl convert FILE --method (\S+)", text):
         assert method in ("avid", "barlow_twins", "byol", "simsiam", "swav", "vissl")
 

@@ -214,7 +214,7 @@ def test_trackers_receive_the_metrics(tmp_path):
 
 
 def test_the_recipe_in_the_run_is_the_one_that_ran(tmp_path):
-    recipe = small_recipe(tmp_path / "run", train={"steps": 2})
+    recipe = small_recipe(tmp_path / "run", train={"steps": 2, "precision": "no"})
     pretrain(recipe, dataset=digit_dataset(0, 64))
     state = json.loads((tmp_path / "run/checkpoints/step_00000002/state.json").read_text())
     assert state["recipe"] == recipe.to_dict()

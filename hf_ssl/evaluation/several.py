@@ -1,0 +1,175 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Several labels an example: one linear SVM a class and mean average precision, as VISSL measures VOC07.
+
+What its `svm_utils` do: features of unit length; squared hinges, of which the examples of a class weigh twice; C of
+each class by its average precision in three folds of the training examples, where what is ignored counts as negative;
+and average precision under the envelope of the curve, of what is not ignored. Where liblinear stops before it has
+converged, this is the optimum.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.labels import several_classes, targets_of
+from ..data.places import open_place
+from ..data.sources import Source, load_source
+from ..recipe import DataConfig, MonitorConfig, RecipeError
+from .features import Features
+
+
+logger = logging.getLogger(__name__)
+
+_FOLDS = 3
+_EPS = 1e-5  # added to lengths
+
+
+def several_targets(
+    data: DataConfig, monitor: MonitorConfig, medium: str
+) -> tuple[dict[str, Source], dict[str, Tensor], list[Any]]:
+    """Bank and queries, their targets (N, K), see `targets_of`, and the K classes.
+
+    Raises:
+        RecipeError: there are no lists of labels, or a class lacks an example on one side.
+    """
+    splits = {"bank": monitor.bank_split, "queries": monitor.query_split}
+    sources, rows = {}, {}
+    for side, split in splits.items():
+        where = replace(data, image_column=monitor.image_column or data.image_column, label_column=None)
+        sources[side] = load_source(where, split, medium).unlabelled()
+        sources[side].part = split
+        rows[side] = several_classes(open_place(data, False, medium)[split], monitor.label_column, data.path)
+    known = {one for some, _ in rows.values() for row in some for one in row or ()}
+    if len({isinstance(one, str) for one in known}) > 1:
+        raise RecipeError(
+            f"The labels of {data.path} are names in one split and numbers in the other; make them alike."
+        )
+    classes = sorted(known)
+    targets = {side: torch.from_numpy(targets_of(*of_side, classes)) for side, of_side in rows.items()}
+    for side, split in splits.items():
+        lacking = [one for one, here in zip(classes, (targets[side] == 1).any(0).tolist(), strict=True) if not here]
+        if lacking or not classes:
+            missed = ", ".join(map(str, lacking[:5])) or "no class"
+            raise RecipeError(
+                f"The split {split!r} of {data.path} has no example of {missed}, which has no average precision then; "
+                "leave such classes out, or choose other splits."
+            )
+    return sources, targets, classes
+
+
+def several_svms(
+    train: Features, test: Features, *, costs: tuple[float, ...], max_iter: int = 1000
+) -> tuple[float, list[dict[str, float]]]:
+    """Mean average precision of `test`, 0..1, and "ap" and "C" of each class.
+
+    Args:
+        train, test: vectors (N, D) with labels (N, K) of 1, 0 and -1.
+    """
+    x, y = _unit(train), _unit(test)
+    learned = train.labels.clamp(min=0)
+    folds = torch.stack([stratified_folds(column) for column in learned.T], 1)
+    found = torch.zeros(len(costs), learned.shape[1], dtype=torch.float64)
+    for i, c in enumerate(costs):
+        machine = _Machines(x, c, max_iter)
+        for fold in range(_FOLDS):
+            weight = machine.fit(learned.where(folds != fold, -1))
+            asked = learned.where(folds == fold, -1)
+            found[i] += _precisions(x @ weight, asked, envelope=False) / _FOLDS
+    best = found.argmax(0)  # the first of equal ones
+    of_class = torch.zeros(len(best), dtype=torch.float64)
+    for i in best.unique().tolist():
+        weight = _Machines(x, costs[i], max_iter).fit(learned)
+        of_class = of_class.where(best != i, _precisions(y @ weight, test.labels, envelope=True))
+    told = [{"ap": ap, "C": float(costs[i])} for ap, i in zip(of_class.tolist(), best.tolist(), strict=True)]
+    return of_class.mean().item(), told
+
+
+class _Machines:
+    """SVMs of one C on the same vectors: |w|^2 / 2 + C * sum of weighted squared hinges, the bias a weight of 1.
+
+    L-BFGS looks at vectors in which the curvature of this is nearly the same in all directions.
+    """
+
+    def __init__(self, x: Tensor, c: float, max_iter: int):
+        self.penalty, self.max_iter = 1 / (2 * c * len(x)), max_iter
+        curvature = 2 * x.T @ x / len(x) + 2 * self.penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        self.root = torch.linalg.cholesky(curvature)
+        self.x = torch.linalg.solve_triangular(self.root, x.T, upper=False).T
+
+    def fit(self, targets: Tensor) -> Tensor:
+        """Weights (D, K) for targets (N, K) of 1, 0 and, for what does not count, -1."""
+        sign = 2 * targets.clamp(min=0) - 1
+        share = torch.where(targets > 0, 2.0, 1.0) * (targets >= 0) / len(targets)
+        turned = self.x.new_zeros(self.x.shape[1], targets.shape[1], requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [turned],
+            max_iter=self.max_iter,
+            max_eval=10 * self.max_iter,
+            tolerance_grad=1e-7,
+            tolerance_change=1e-12,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            hinges = (1 - sign * (self.x @ turned)).clamp(min=0).square()
+            total = (share * hinges).sum() + self.penalty * self._weight(turned).square().sum()
+            total.backward()
+            return total
+
+        optimizer.step(closure)
+        if optimizer.state[turned]["n_iter"] >= self.max_iter:
+            logger.warning(f"The SVMs have not converged in {self.max_iter} iterations.")
+        return self._weight(turned).detach()
+
+    def _weight(self, turned: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.root.T, turned, upper=True)
+
+
+def average_precision(scores: Tensor, right: Tensor, *, envelope: bool) -> float:
+    """Of one class: the precision at each example (n,) that is right, averaged; 0 where none is.
+
+    Args:
+        envelope: take the largest precision at that recall or a higher one.
+    """
+    hits = right[scores.argsort(descending=True, stable=True)].double()
+    if not hits.any():
+        return 0.0
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
+    if envelope:
+        precision = precision.flip(0).cummax(0).values.flip(0)
+    return ((precision * hits).sum() / hits.sum()).item()
+
+
+def stratified_folds(labels: Tensor) -> Tensor:
+    """The fold (N,) of each example, as scikit-learn's `StratifiedKFold` without shuffling deals them out.
+
+    Args:
+        labels: (N,) of 1 and 0.
+    """
+    numbers = (labels != labels[0]).long().cpu().numpy()  # in the order in which they come
+    ordered, folds = np.sort(numbers), np.zeros(len(numbers), dtype=np.int64)
+    shares = np.stack([np.bincount(ordered[fold::_FOLDS], minlength=2) for fold in range(_FOLDS)])
+    for number in (0, 1):
+        folds[numbers == number] = np.arange(_FOLDS).repeat(shares[:, number])
+    return torch.from_numpy(folds).to(labels.device)
+
+
+def _unit(features: Features) -> Tensor:
+    """Vectors (N, D + 1) of unit length, and a column of ones for the bias."""
+    features = features.averaged()
+    vectors = torch.cat([v.double() for _, v in features.blocks()])
+    unit = vectors / (vectors.norm(dim=1, keepdim=True) + _EPS)
+    return torch.cat([unit, unit.new_ones(len(unit), 1)], 1)
+
+
+def _precisions(scores: Tensor, targets: Tensor, *, envelope: bool) -> Tensor:
+    """Average precision (K,) of each class, of what counts."""
+    columns = zip(scores.T, targets.T, strict=True)
+    found = [average_precision(s[t >= 0], t[t >= 0] == 1, envelope=envelope) for s, t in columns]
+    return torch.tensor(found, dtype=torch.float64)
