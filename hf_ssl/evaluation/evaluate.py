@@ -8,6 +8,7 @@ that are judged: where something has to be, a part of the training examples is h
 import logging
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,10 @@ def evaluate(
     result = measure(encoder)
     if baselines:
         result["baselines"] = {one.name: measure(one) for one in _baselines(encoder)}
-    return result | {"measured": measured, "protocol": protocol, "settings": asdict(settings), "said": settings.said()}
+    said = settings.said() + ("" if how.layer is None else f", layer {how.layer}")
+    said += "" if folds is None else f", folds of {folds}"
+    about = {"protocol": protocol, "layer": how.layer, "settings": asdict(settings), "said": said}
+    return result | {"measured": measured} | about
 
 
 def _baselines(encoder: Encoder) -> list[Encoder]:
@@ -220,14 +224,20 @@ def _of_tower(
         named = _named("knn", found[first])
         return named | {f"knn_k{k}": found[k]["top1"] for k in others}, {}
     if folds is not None:
-        fit = linear_svm_accuracy if isinstance(settings, SVM) else linear_accuracy
-        return {"linear": kfold_accuracy(sides["examples"], folds, accuracy=fit)}, {}
-    if isinstance(settings, SVM):
-        return {"linear": linear_svm_accuracy(sides["bank"], sides["queries"], c=settings.c)}, {}
-    if settings.weight_decay is not None:
-        return {"linear": linear_accuracy(sides["bank"], sides["queries"], weight_decay=settings.weight_decay)}, {}
+        return {"linear": kfold_accuracy(sides["examples"], folds, accuracy=partial(_linear, settings))}, {}
+    if isinstance(settings, SVM) or settings.weight_decay is not None:
+        return {"linear": _linear(settings, sides["bank"], sides["queries"])}, {}
     model, c = logistic_regression(sides["bank"], cs=settings.cs)
     return _named("linear", accuracy_of(model, sides["queries"])), {"chosen": {"C": c}}
+
+
+def _linear(settings: Logistic | SVM, train: Features, test: Features) -> float:
+    """Accuracy on `test` of a classifier fitted to `train`, of which a part chooses where something is chosen."""
+    if isinstance(settings, SVM):
+        return linear_svm_accuracy(train, test, c=settings.c)
+    if settings.weight_decay is not None:
+        return linear_accuracy(train, test, weight_decay=settings.weight_decay)
+    return accuracy_of(logistic_regression(train, cs=settings.cs)[0], test)["top1"]
 
 
 def _named(name: str, found: dict[str, float]) -> dict[str, float]:
@@ -276,6 +286,7 @@ def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None,
     inner = Path(model) / "model"
     folder = inner if inner.is_dir() else Path(model)
     protocol = result["protocol"] if name is None else f"{result['protocol']}-{name}"
+    protocol += "" if result.get("layer") is None else f"-layer{result['layer']}"
     dataset = "_".join(Path(str(data.path)).with_suffix("").parts[-1:]) or "data"
     safe = "".join(c if c.isalnum() or c in "-_.%" else "_" for c in f"{protocol}_{dataset}")
     if output is None and not (folder / "config.json").exists():

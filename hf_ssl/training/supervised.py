@@ -33,6 +33,7 @@ from ..evaluation.encoders import TIMM, Encoder, open_model
 from ..evaluation.features import embedded
 from ..evaluation.protocols import Supervised
 from ..evaluation.scores import Scores, spread, standard_error
+from ..evaluation.store import key_of
 from ..optim.larc import Larc
 from ..recipe import DataConfig, MonitorConfig, TrainConfig
 from .accelerator import build_accelerator, fit_model
@@ -173,7 +174,8 @@ def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int)
     """Accuracies of one seed, from its file where it is finished."""
     settings = task.settings
     about = {"model": task.model, "settings": asdict(settings), "seed": seed, "untrained": task.untrained}
-    about |= {"data": str(task.data.path), "examples": [len(bank), len(queries)]}
+    encoder = open_model(task.model, pooler=settings.frozen)
+    about |= {"made of": [key_of(encoder, source, task.train.precision) for source in (bank, queries)]}
     folder = folder / xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
     done = folder / "figures.json"
     if gather_object([done.exists()])[0]:
@@ -182,7 +184,6 @@ def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int)
     accelerator = build_accelerator(train)
     set_seed(seed)
     learned, choosing = _split(bank, settings, seed)
-    encoder = open_model(task.model)
     size, classes = settings.size or _size_of(encoder), int(max(bank.numbers.max(), queries.numbers.max())) + 1
     network = _network(encoder, settings, classes, size, task.untrained)
     trial = Trial(task, seed, encoder, network, accelerator, size, classes)
@@ -237,13 +238,12 @@ def _classifier(encoder: Encoder, classes: int, untrained: bool) -> nn.Module:
         RecipeError: there is none.
     """
     try:
-        if untrained:
-            config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
-            return AutoModelForImageClassification.from_config(config)
-        if encoder.name.startswith(TIMM):
+        if untrained or encoder.name.startswith(TIMM):
             config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
             model = AutoModelForImageClassification.from_config(config)
-            model.timm_model.load_state_dict(encoder.model.get_submodule("timm_model").state_dict(), strict=False)
+            if hasattr(model, "timm_model"):
+                start = encoder.fresh() if untrained else encoder.model
+                model.timm_model.load_state_dict(start.get_submodule("timm_model").state_dict(), strict=False)
             return model
         location = encoder.folder or encoder.name
         return AutoModelForImageClassification.from_pretrained(
@@ -263,6 +263,11 @@ def _normalization(encoder: Encoder) -> tuple[tuple[float, ...], tuple[float, ..
 def _train(trial: Trial, source: Source, folder: Path) -> None:
     """The training loop, from the newest checkpoint on."""
     settings, accelerator = trial.task.settings, trial.accelerator
+    if len(source) < settings.batch_size:
+        raise RecipeError(
+            f"A batch of {settings.batch_size} is more than the {len(source)} examples to learn from; lower "
+            "--train-batch-size."
+        )
     steps_per_epoch = steps_in_epoch(len(source), settings.batch_size)
     num_steps = max(1, round(settings.epochs * steps_per_epoch))
     optimizer: Any = _optimizer(trial.network.groups(settings), settings)
