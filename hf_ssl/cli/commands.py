@@ -91,7 +91,7 @@ def plan_command(args: argparse.Namespace) -> None:
 
 def bench_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    if args.repeats < 1 or args.seconds <= 0:
+    if args.repeats < 1 or not 0 < args.seconds < math.inf:
         raise RecipeError("--repeats must be at least 1, and --seconds greater than 0.")
     from accelerate import PartialState
 

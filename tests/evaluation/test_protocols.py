@@ -37,6 +37,7 @@ from hf_ssl.evaluation.linear import accuracy_of, logistic_regression
 from hf_ssl.evaluation.protocols import KNN_PROTOCOLS
 from hf_ssl.evaluation.retrieval import mean_average_precision
 from hf_ssl.evaluation.store import features_of
+from hf_ssl.hub.evaluations import read_evaluations
 from hf_ssl.recipe import DataConfig, MonitorConfig
 from tests.runs import start
 
@@ -286,7 +287,7 @@ def test_the_untrained_network_has_the_initial_values_of_timm(tmp_path):
     untrained = open_model(str(tmp_path)).untrained().model.timm_model.state_dict()
     theirs = new.state_dict()
     for name in ("conv1.0.weight", "layer1.0.conv1.weight", "layer1.0.bn2.weight"):
-        assert untrained[name].std() == pytest.approx(theirs[name].std(), rel=0.2), name
+        assert untrained[name].std().item() == pytest.approx(theirs[name].std().item(), rel=0.2), name
 
 
 @pytest.mark.parametrize("size", [0, 100, 10_000])
@@ -370,6 +371,26 @@ def test_results_of_several_models_go_into_a_new_folder(encoder, digits, tmp_pat
     output, arguments = tmp_path / "new" / "all.json", ["--num-workers", "0", "--no-baselines"]
     main(["evaluate", "all", encoder, "--data", str(digits), *arguments, "--output", str(output)])
     assert set(json.loads(output.read_text())) == {"knn", "linear", "lowshot", "retrieval"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measured": []},
+        {"knn": None},
+        {"knn": "0.5"},
+        {"errors": 3},
+        {"baselines": 3},
+        {"baselines": {"a": {"knn": 1}}},
+    ]
+    + [{"data": 5}, {"chosen": {"C": "x"}}, {"knn": float("nan")}],
+)
+def test_a_file_that_is_no_result_is_named_and_left_out_of_the_card(tmp_path, caplog, change):
+    good = {"protocol": "knn", "said": "k=20", "data": "d", "errors": {"knn": 0.1}, "measured": {}, "knn": 0.5}
+    (tmp_path / "results").mkdir()
+    for name, content in (("good", good), ("bad", good | change)):
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
+    assert read_evaluations(tmp_path) == [good] and "bad.json is no result of hf-ssl evaluate" in caplog.text
 
 
 def test_a_remedy_is_an_option_of_the_command(encoder, tmp_path, capsys):
