@@ -112,6 +112,8 @@ def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, poole
     if layer is not None and layer.startswith(_PROJECTOR):
         return _with_projector(name, location, folder, layer)
     encoder = open_encoder(location, pooler=pooler and layer is None).requires_grad_(False)
+    if layer is not None and len(modality_of(encoder.config).towers) > 1:
+        raise RecipeError(f"{name} has two towers, which --layer does not reach into; leave it out.")
     ours = encoder.config.model_type in METHODS or isinstance(encoder.config, TimmWrapperConfig)
     if ours:
         transform = modality_of(encoder.config).inference(encoder.config, num_clips)

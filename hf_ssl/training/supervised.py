@@ -123,6 +123,11 @@ def supervised(
         Interrupted: a signal came, and a checkpoint was written.
     """
     process_state()
+    if (towers := open_model(model, pooler=settings.frozen).modality.towers) != ("",):
+        raise RecipeError(
+            f"{model} has the towers {' and '.join(towers)}, and {protocol} trains on images alone; take `hf-ssl "
+            "evaluate linear` with its default --protocol."
+        )
     bank, queries = labelled_sources(data, monitor, "image", trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")
