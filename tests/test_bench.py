@@ -44,3 +44,10 @@ def test_a_package_that_is_not_there_is_one_sentence(digits, monkeypatch):
     content |= {"model": {"backbone": "test_resnet"}, "views": {"all": {"size": 32}}}
     with pytest.raises(RecipeError, match="pip install lightly"):
         bench(recipe_from_dict(content), against="lightly", **QUICK)
+
+
+@pytest.mark.parametrize("option", ["--repeats=0", "--seconds=0", "--seconds=nan", "--seconds=inf"])
+def test_times_that_are_none_are_refused(digits, capsys, option):
+    with pytest.raises(SystemExit):
+        main(["bench", "quickstart", f"data.path={digits}", option])
+    assert "--repeats must be at least 1, and --seconds greater than 0" in capsys.readouterr().err

@@ -7,6 +7,8 @@ What a command needs is imported when it runs: `--help` waits for none of it.
 import argparse
 import gc
 import json
+import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +93,7 @@ def plan_command(args: argparse.Namespace) -> None:
 
 def bench_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    if args.repeats < 1 or args.seconds <= 0:
+    if args.repeats < 1 or not 0 < args.seconds < math.inf:
         raise RecipeError("--repeats must be at least 1, and --seconds greater than 0.")
     from accelerate import PartialState
 
@@ -181,7 +183,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
     given = {key: value for key, value in vars(args).items() if value is not None}
     for name in ("k", "temperature", "clips", "batch_size"):
-        if given.get(name, 1) <= 0:
+        if not 0 < given.get(name, 1) < math.inf:
             raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {given[name]}.")
     if args.num_workers < 0:
         raise RecipeError(
@@ -199,12 +201,14 @@ def evaluate_command(args: argparse.Namespace) -> None:
     found: dict[str, dict] = {kind: {} for kind in kinds}
     for kind in kinds:
         settings = settings_of(kind, name, monitor)
+        _check_options(isinstance(settings, Supervised), given)
         for model in args.models:
-            if isinstance(settings, Supervised):
-                found[kind][model] = _train_classifier(kind, model, name, data, monitor, settings, given)
-            else:
-                more = {"folds": given.get("folds"), "baselines": not args.no_baselines}
-                found[kind][model] = evaluate(kind, model, data, monitor, settings=settings, how=how, **more)
+            with _keys_as_options():
+                if isinstance(settings, Supervised):
+                    found[kind][model] = _train_classifier(kind, model, name, data, monitor, settings, given)
+                else:
+                    more = {"folds": given.get("folds"), "baselines": not args.no_baselines}
+                    found[kind][model] = evaluate(kind, model, data, monitor, settings=settings, how=how, **more)
             if process_state().is_main_process:
                 one = len(kinds) == len(args.models) == 1
                 keep(found[kind][model], kind, model, data, name, Path(args.output) if one and args.output else None)
@@ -215,14 +219,32 @@ def evaluate_command(args: argparse.Namespace) -> None:
     process_state().destroy_process_group()
 
 
+@contextmanager
+def _keys_as_options() -> Iterator[None]:
+    """A remedy names the option of this command in place of the key of a recipe."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(re.sub(r"monitor\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
+
+
+def _check_options(trains: bool, given: dict) -> None:
+    """Raises RecipeError for options that would decide nothing."""
+    names = ("layer", "folds") if trains else ("epochs", "train_batch_size", "seeds", "precision")
+    for name in names:
+        if name in given:
+            which = "protocols that train nothing by gradient descent" if trains else "protocols that train"
+            raise RecipeError(f"--{name.replace('_', '-')} is for {which}; leave it out, or take another --protocol.")
+
+
 def _train_classifier(kind: str, model: str, name: str | None, data, monitor, settings, given: dict) -> dict:
     from ..recipe import TrainConfig
     from ..training.signals import Interrupted
     from ..training.supervised import supervised
 
     size = given.get("train_batch_size", settings.batch_size)
-    if size < 1 or given.get("epochs", 1) <= 0:
-        raise RecipeError("--epochs and --train-batch-size must be greater than 0.")
+    if not (size >= 1 and given.get("seeds", 1) >= 1 and 0 < given.get("epochs", 1) < math.inf):
+        raise RecipeError("--epochs, --seeds and --train-batch-size must be greater than 0.")
     scale = size / settings.batch_size  # the rate follows the batch
     settings = replace(
         settings,
@@ -274,8 +296,8 @@ def embed_command(args: argparse.Namespace) -> None:
 
 def _write_json(file: str, found: dict[str, dict]) -> None:
     try:
-        with open(file, "w", encoding="utf-8") as opened:
-            json.dump(found, opened, indent=2)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps(found, indent=2), encoding="utf-8")
     except OSError as error:
         raise UserError(f"The results could not be written to {file} ({error.strerror}).") from error
 

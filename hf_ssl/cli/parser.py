@@ -226,7 +226,7 @@ def _add_evaluate(subparsers) -> None:
             trained.add_argument("--epochs", type=float, help="instead of the protocol's, for a first look")
             trained.add_argument("--train-batch-size", type=int, metavar="N", help="the learning rate follows it")
             trained.add_argument("--seeds", type=int, metavar="N", help="runs whose mean and spread are told")
-            trained.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), default="auto")
+            trained.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), help="(default auto)")
         if protocol == "knn":
             command.add_argument("--k", type=int, help="neighbors (default 20)")
             command.add_argument("--temperature", type=float, help="of the vote's weights (default 0.1)")

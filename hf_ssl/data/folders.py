@@ -174,7 +174,7 @@ def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
     listed = {}
     for split, files in parts.items():
         columns: dict[str, list] = {kind: [{"bytes": None, "path": file} for file in files]}
-        features = Features({kind: MEDIA[kind].feature()})
+        features = Features({kind: MEDIA[kind].written})
         if len(labels) > 1:
             number = {name: i for i, name in enumerate(labels)}
             own = classes[split]
@@ -182,7 +182,8 @@ def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
             features["label"] = ClassLabel(names=labels)
             if not own:
                 say(f"{len(files)} {kind}(s) of the split {split!r} of {root} are in no class folder: no labels.")
-        listed[split] = Dataset.from_dict(columns, features=features, split=split)
+        made = Dataset.from_dict(columns, features=features, split=split)
+        listed[split] = made.cast_column(kind, MEDIA[kind].feature())
     return _with_tables(root, found.tables, listed, kind)
 
 

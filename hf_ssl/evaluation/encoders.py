@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """What is evaluated: a run, an exported folder, a model of the Hub, or one of timm, each as it prepares its inputs."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -31,6 +32,8 @@ from .images import ProcessorTransform, raw_pixel_embedding
 
 
 TIMM = "timm:"
+_PROJECTOR = "projector"
+_LAYER = re.compile(rf"-?[0-9]+|{_PROJECTOR}(\.[0-9]+)?")
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Encoder:
         return replace(self, name="raw pixels", embed=raw_pixel_embedding, **nothing)
 
 
-def open_model(name: str, num_clips: int = 1, layer: str | None = None) -> Encoder:
+def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, pooler: bool = True) -> Encoder:
     """An encoder in evaluation mode with its own preprocessing.
 
     Args:
@@ -94,29 +97,45 @@ def open_model(name: str, num_clips: int = 1, layer: str | None = None) -> Encod
         num_clips: of each video or sound.
         layer: number of a hidden state (-2 is the last but one), whose mean over positions is taken; or "projector",
             "projector.0" .. of the method that it was trained with. Default: the pooled features.
+        pooler: whether the pooled features are used, if there is no `layer`.
 
     Raises:
         RecipeError: no model can be loaded from there, or it is no encoder of images or clips.
     """
+    if layer is not None and not _LAYER.fullmatch(layer):
+        raise RecipeError(f"--layer must be a number, projector or projector.N, not {layer}.")
     if name.startswith(TIMM):
         return _timm(name, layer)
     inner = Path(name) / "model"
     location = str(inner) if inner.is_dir() else name
     folder = Path(location) if Path(location).is_dir() else None
-    if layer is not None and layer.partition(".")[0] == "projector":
+    if layer is not None and layer.startswith(_PROJECTOR):
         return _with_projector(name, location, folder, layer)
-    encoder = open_encoder(location).requires_grad_(False)
+    encoder = open_encoder(location, pooler=pooler and layer is None).requires_grad_(False)
+    if layer is not None and len(modality_of(encoder.config).towers) > 1:
+        raise RecipeError(f"{name} has two towers, which --layer does not reach into; leave it out.")
     ours = encoder.config.model_type in METHODS or isinstance(encoder.config, TimmWrapperConfig)
     if ours:
         transform = modality_of(encoder.config).inference(encoder.config, num_clips)
     else:
         transform = processing_of(encoder, location)
-    fresh, embed = partial(AutoModel.from_config, encoder.config), embedding_of(encoder, layer)
+    fresh, embed = partial(_new, encoder.config), embedding_of(encoder, layer)
     return _checked(Encoder(name, encoder, transform, encoder.config, folder, embed, fresh, layer))
+
+
+def _new(config: Any) -> PreTrainedModel:
+    """A network before training; transformers' wrapper would replace the initial values that timm gives."""
+    model = AutoModel.from_config(config)
+    if isinstance(config, TimmWrapperConfig):
+        new = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        model.timm_model.load_state_dict(new.state_dict())
+    return model
 
 
 def _timm(name: str, layer: str | None) -> Encoder:
     """A model of timm with its pretrained weights, as transformers wraps it."""
+    if layer is not None and layer.startswith(_PROJECTOR):
+        raise RecipeError(f"{name} has no {layer} to evaluate: timm keeps none.")
     try:
         source: Any = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0)
         described = source.pretrained_cfg
@@ -127,7 +146,7 @@ def _timm(name: str, layer: str | None) -> Encoder:
     except Exception as error:  # whatever timm and the Hub raise
         raise RecipeError(f"No encoder could be loaded from {name!r}: {first_line(error)}") from error
     transform = modality_of(config).inference(config)
-    fresh = partial(TimmWrapperModel, config)
+    fresh = partial(_new, config)
     return _checked(Encoder(name, model, transform, config, None, embedding_of(model, layer), fresh, layer))
 
 
@@ -140,6 +159,8 @@ def _with_projector(name: str, location: str, folder: Path | None, layer: str) -
             model = AutoModelForPreTraining.from_pretrained(location, subfolder="pretraining")
         model = model.eval().requires_grad_(False)
         embed = embedding_of(model, layer)
+    except RecipeError:
+        raise
     except Exception as error:
         raise RecipeError(f"{name} has no {layer} to evaluate: {first_line(error)}") from error
     transform = modality_of(model.config).inference(model.config)
@@ -155,10 +176,12 @@ def embedding_of(model: nn.Module, layer: str | None) -> Embed:
     """
     if layer is None:
         return encoder_embedding(model)
-    if layer.partition(".")[0] == "projector":
-        projector: Any = model.get_submodule("projector")
+    if layer.startswith(_PROJECTOR):
+        projector: Any = model.get_submodule(_PROJECTOR)
         _, _, last = layer.partition(".")
         parts = list(projector.children()) if last else [projector]
+        if last and int(last) >= len(parts):
+            raise RecipeError(f"--layer {layer} is not there: the last one is {_PROJECTOR}.{len(parts) - 1}.")
         chosen = nn.Sequential(*parts[: int(last) + 1 if last else None])
         encoder: Any = model.get_submodule("encoder")
         return lambda inputs: {"": chosen(encoder(**inputs).pooler_output.flatten(1))}
@@ -170,8 +193,6 @@ def embedding_of(model: nn.Module, layer: str | None) -> Embed:
         state = states[int(layer)]
         return {"": state.flatten(2).mean(2) if state.ndim == 4 else state.mean(1)}  # a map, or tokens
 
-    if not layer.lstrip("-").isdigit():
-        raise RecipeError(f"--layer must be a number, projector or projector.N, not {layer}.")
     return embed
 
 

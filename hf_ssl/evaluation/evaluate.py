@@ -8,6 +8,7 @@ that are judged: where something has to be, a part of the training examples is h
 import logging
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,7 @@ def evaluate(
     """A saved encoder on a labeled dataset; every process must call it, and the main one gets the result.
 
     An encoder of images gives "knn", "linear", "lowshot" or "map" (class retrieval); AVID's gives them for each tower
-    ("knn_video", "linear_audio" ..) on videos with sound, or for the audio tower on sound alone, and retrieval between
-    the towers.
+    ("knn_video" ..) on videos with sound, or for the audio tower on sound alone, and retrieval between the towers.
 
     Args:
         protocol: "knn", "linear", "lowshot" or "retrieval"; "linear" with `SeveralSVM` gives "map".
@@ -89,7 +89,7 @@ def evaluate(
         settings: see `settings_of`.
         folds: column of fold numbers: the mean over them instead of two splits, as ESC-50 wants it.
         baselines: also of an untrained network of the same kind, and of raw pixels.
-        changes: of `how`, or `classifier`: "logistic" or "svm" for "linear".
+        changes: of `how`, or `classifier`, a protocol's name.
 
     Returns:
         Plain data: accuracies (0..1) by name, `errors` (the standard error of each), `spread` over draws, `chosen`,
@@ -123,7 +123,9 @@ def evaluate(
     result = measure(encoder)
     if baselines:
         result["baselines"] = {one.name: measure(one) for one in _baselines(encoder)}
-    return result | {"measured": measured, "protocol": protocol, "settings": asdict(settings), "said": settings.said()}
+    more = (how.layer and f"layer {how.layer}", folds and f"folds of {folds}")
+    about = {"protocol": protocol, "layer": how.layer, "settings": asdict(settings), "measured": measured}
+    return result | about | {"said": ", ".join(filter(None, [settings.said(), *more]))}
 
 
 def _frozen(protocol: str, name: str | None, monitor: MonitorConfig) -> Frozen:
@@ -240,14 +242,20 @@ def _of_tower(
         named = _named("knn", found[first])
         return named | {f"knn_k{k}": found[k]["top1"] for k in others}, {}
     if folds is not None:
-        fit = linear_svm_accuracy if isinstance(settings, SVM) else linear_accuracy
-        return {"linear": kfold_accuracy(sides["examples"], folds, accuracy=fit)}, {}
-    if isinstance(settings, SVM):
-        return {"linear": linear_svm_accuracy(sides["bank"], sides["queries"], c=settings.c)}, {}
-    if settings.weight_decay is not None:
-        return {"linear": linear_accuracy(sides["bank"], sides["queries"], weight_decay=settings.weight_decay)}, {}
+        return {"linear": kfold_accuracy(sides["examples"], folds, accuracy=partial(_linear, settings))}, {}
+    if isinstance(settings, SVM) or settings.weight_decay is not None:
+        return {"linear": _linear(settings, sides["bank"], sides["queries"])}, {}
     model, c = logistic_regression(sides["bank"], cs=settings.cs)
     return _named("linear", accuracy_of(model, sides["queries"])), {"chosen": {"C": c}}
+
+
+def _linear(settings: Logistic | SVM, train: Features, test: Features) -> float:
+    """Accuracy on `test` of a classifier fitted to `train`, of which a part chooses where something is chosen."""
+    if isinstance(settings, SVM):
+        return linear_svm_accuracy(train, test, c=settings.c)
+    if settings.weight_decay is not None:
+        return linear_accuracy(train, test, weight_decay=settings.weight_decay)
+    return accuracy_of(logistic_regression(train, cs=settings.cs)[0], test)["top1"]
 
 
 def _named(name: str, found: dict[str, float]) -> dict[str, float]:
@@ -298,6 +306,7 @@ def keep(
     inner = Path(model) / "model"
     folder = inner if inner.is_dir() else Path(model)
     protocol = kind if name is None else f"{kind}-{name}"
+    protocol += "" if result.get("layer") is None else f"-layer{result['layer']}"
     dataset = "_".join(Path(str(data.path)).with_suffix("").parts[-1:]) or "data"
     safe = "".join(c if c.isalnum() or c in "-_.%" else "_" for c in f"{protocol}_{dataset}")
     if output is None and not (folder / "config.json").exists():

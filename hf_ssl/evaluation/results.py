@@ -7,7 +7,7 @@ from typing import Any
 
 # What of a result is no figure.
 _ABOUT = {"failed", "measured", "examples", "bank", "queries", "errors", "spread", "chosen", "baselines", "protocol"}
-_ABOUT |= {"classes", "settings", "said", "model", "data", "name", "command", "hardware", "versions"}
+_ABOUT |= {"classes", "settings", "said", "model", "data", "name", "command", "hardware", "versions", "layer"}
 
 
 def figures(result: dict[str, Any]) -> dict[str, float]:
@@ -29,7 +29,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         columns[name] = result
         for baseline, found in result.get("baselines", {}).items():
-            columns.setdefault(baseline, found)
+            other = figures(columns.get(baseline, found)) != figures(found)
+            columns[f"{baseline} ({name})" if other else baseline] = found
     rows = list(dict.fromkeys(key for column in columns.values() for key in figures(column)))
     shown = [["", *columns]]
     for key in rows:

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import shutil
+import socket
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,7 +28,7 @@ from huggingface_hub.constants import HF_HOME
 from ..data.fingerprint import fingerprint
 from ..data.sources import Source
 from ..devices import process_state
-from ..disk import flush
+from ..disk import first_line, flush
 from ..errors import UserError
 from .encoders import Encoder
 from .features import Batch, Features, embedded
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 CACHE = Path(os.environ.get("HF_SSL_CACHE") or Path(HF_HOME) / "hf_ssl") / "features"
 _VERSION = 1  # of what is kept
+_ABANDONED = 24 * 60 * 60  # seconds without a change, behind which nobody works on features any more
 _FULL_PRECISION = 2**30  # bytes of float32 up to which vectors are kept so; more are kept in float16
 
 
@@ -60,17 +63,17 @@ def features_of(
         UserError: the disk is full.
     """
     state = process_state()
-    key = _key(encoder, source, precision)
+    key = key_of(encoder, source, precision)
     folder = CACHE if cache is None else Path(cache)
     file = folder / f"{key}.arrow"
-    there = gather_object([cache is not None and file.exists()])[0]
+    there = gather_object([cache is not None and state.is_main_process and _is_whole(file)])[0]
     if not there:
-        partial = folder / f".partial_{key}_{os.getpid() if cache is None else ''}"
+        partial = folder / f".partial_{key}_{socket.gethostname()}_{os.getpid()}"  # others may make the same
         partial = Path(gather_object([str(partial)])[0])
         batches = _embedded(encoder, source, precision, batch_size, num_workers, state)
-        writer = _Writer(partial, len(source)) if state.is_main_process else None
         failed: list[str] = []
         try:
+            writer = _Writer(partial, len(source)) if state.is_main_process else None
             for batch in batches:
                 failed += batch.failed
                 whole = _gathered(batch, batch_size, state)
@@ -82,6 +85,7 @@ def features_of(
                 kept = cache is not None and len(failed) < len(source)
                 writer.finish(file if kept else partial / "features.arrow", failed)
         except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
                 f"The features could not be kept in {folder} ({error}); free some space, or set HF_SSL_CACHE."
             ) from error
@@ -95,6 +99,17 @@ def features_of(
         if state.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
     return read(file)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether features can be read from there; what cannot is named, and made anew."""
+    try:
+        if file.exists():
+            read(file)
+            return True
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        logger.warning(f"The features in {file} are damaged ({first_line(error)}) and are made anew.")
+    return False
 
 
 def read(file: Path) -> dict[str, Features]:
@@ -116,8 +131,8 @@ def read(file: Path) -> dict[str, Features]:
     return found
 
 
-def _key(encoder: Encoder, source: Source, precision: str) -> str:
-    """A name for the features of an encoder of a source."""
+def key_of(encoder: Encoder, source: Source, precision: str) -> str:
+    """A name for what is made of a source by an encoder: another one for other weights, examples, labels or files."""
     about = [_VERSION, encoder.digest, precision, fingerprint(source, False), repr(source.decoding)]
     state = xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
     state.update(np.ascontiguousarray(source.numbers).tobytes())
@@ -188,6 +203,10 @@ class _Writer:
         self.folder, self.count = folder, count
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        for other in folder.parent.glob(".partial_*"):
+            with suppress(OSError):  # its own process may remove it now
+                if time.time() - max(file.stat().st_mtime for file in (other, *other.iterdir())) > _ABANDONED:
+                    shutil.rmtree(other, ignore_errors=True)
         self.labels, self.known = np.full(count, -1, np.int64), np.zeros(count, bool)
         self.arrays: dict[str, np.memmap] = {}
         self.scales: dict[str, float] = {}
@@ -210,8 +229,13 @@ class _Writer:
         largest = float(np.abs(first).max(initial=0.0))
         self.scales[name] = 2.0 ** np.ceil(np.log2(largest)) if half and largest > 0 else 1.0
         shape = (self.count, *first.shape[1:])
-        file = self.folder / f"{name or 'features'}.raw"
-        self.arrays[name] = np.memmap(file, np.float16 if half else np.float32, "w+", shape=shape)
+        file, kind = self.folder / f"{name or 'features'}.raw", np.dtype(np.float16 if half else np.float32)
+        with file.open("wb") as opened:
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a map kills the process
+                os.posix_fallocate(opened.fileno(), 0, int(np.prod(shape)) * kind.itemsize)
+            else:
+                opened.truncate(int(np.prod(shape)) * kind.itemsize)
+        self.arrays[name] = np.memmap(file, kind, "r+", shape=shape)
 
     def finish(self, file: Path, failed: list[str]) -> None:
         """One record batch, written from what is mapped."""

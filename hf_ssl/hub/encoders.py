@@ -57,7 +57,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         name = place.removeprefix("timm/")
         model = timm.create_model(name, pretrained=True, num_classes=0)
         return model.state_dict(), timm_fields(name, model)
-    model = open_encoder(place).float()  # whatever it was saved in
+    model = open_encoder(place, pooler=False).float()  # whatever it was saved in
     model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
     if model.config.model_type in METHODS and hasattr(model, "backbone"):
         names = ("backbone", "backbone_args", "stem", "padding", "first_shortcut")

@@ -2,6 +2,7 @@
 """What `hf-ssl evaluate` has measured of a model, `results/*.json` in its folder, in its card and its metadata."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,29 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     for file in sorted((folder / "results").glob("*.json")):
         try:
             result = read_json(file)
-            if not {"protocol", "said", "data", "errors", "measured"} <= result.keys():
+            if not _is_result(result):
                 raise UserError(f"{file} is no result of hf-ssl evaluate.")
             found.append(result)
         except UserError as error:
             logger.warning(str(error))
     return found
+
+
+def _is_result(result: dict[str, Any]) -> bool:
+    """Whether a file that others may have written has what a card says of a result."""
+    beside = result.get("baselines", {})
+    if not isinstance(beside, dict) or not all(isinstance(one, dict) for one in beside.values()):
+        return False
+    for one in (result, *beside.values()):
+        values = [*figures(one).values(), *one["errors"].values()] if isinstance(one.get("errors"), dict) else [None]
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            return False
+    texts, tables = ("protocol", "said", "data"), (result.get("measured"), result.get("chosen", {}))
+    if not all(isinstance(one, dict) for one in tables):
+        return False
+    return all(isinstance(result.get(name), str) for name in texts) and all(
+        isinstance(value, int | float) for value in result.get("chosen", {}).values()
+    )
 
 
 def title(result: dict[str, Any]) -> str:

@@ -159,8 +159,11 @@ def _bytes(value: Any) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else 1
 
 
-def open_encoder(place: str | Path) -> PreTrainedModel:
+def open_encoder(place: str | Path, *, pooler: bool = True) -> PreTrainedModel:
     """The encoder in a folder or on the Hub, as `AutoModel` loads it, in evaluation mode; its own code is not run.
+
+    Args:
+        pooler: whether what pools its features is used; else its files may lack it.
 
     Raises:
         RecipeError: there is none, it needs its own code, or its files hold less than it describes.
@@ -168,10 +171,28 @@ def open_encoder(place: str | Path) -> PreTrainedModel:
     try:
         if Path(place).is_dir():
             _check_folder(Path(place))
-        return AutoModel.from_pretrained(place, trust_remote_code=False).eval()
+        model, found = AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
+        _check_missing(type(model).__name__, sorted(found["missing_keys"]), pooler)
+        return model.eval()
     except Exception as error:  # whatever foreign files make timm, transformers and safetensors raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"No encoder could be loaded from {str(place)!r}: {said}") from error
+
+
+def _check_missing(kind: str, names: list[str], pooler: bool) -> None:
+    """Raises ValueError where transformers has put random numbers in the place of weights that are not there."""
+    names = [name for name in names if not name.endswith(("mask_token", "num_batches_tracked"))]
+    body = [name for name in names if "pooler" not in name]
+    if body:
+        raise ValueError(
+            f"its files lack {len(body)} tensor(s) of {kind}, such as {body[0]}, which would be new and random; fetch "
+            "them again, whole."
+        )
+    if names and pooler:
+        raise ValueError(
+            f"its files lack the pooler of {kind}, which would be new and random; take a hidden state instead, as "
+            "`hf-ssl evaluate --layer -1` does."
+        )
 
 
 def _is_name(name: Any) -> bool:

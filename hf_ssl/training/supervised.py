@@ -15,9 +15,7 @@ import torch.nn.functional as F
 import xxhash
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageClassification
 
 from ..checkpoint_folder import RunState
 from ..data.bank import labelled_sources, measured_on, place_in_class
@@ -26,65 +24,23 @@ from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.sources import Source
 from ..data.views import View
 from ..devices import process_state
-from ..disk import atomic_write, first_line
+from ..disk import atomic_write
 from ..errors import RecipeError, UserError
-from ..evaluation.encoders import TIMM, Encoder, open_model
+from ..evaluation.encoders import Encoder, open_model
 from ..evaluation.features import embedded
 from ..evaluation.protocols import Supervised
 from ..evaluation.scores import Scores, spread, standard_error
+from ..evaluation.store import key_of
 from ..optim.larc import Larc
 from ..recipe import DataConfig, MonitorConfig, TrainConfig
 from .accelerator import build_accelerator, fit_model
 from .checkpoint import Checkpoints
+from .classifiers import network_of, normalization_of, size_of
 from .signals import Interrupted, StopSignals
 
 
 _HELD_OUT = 10  # one of so many of a class chooses among several rates
 _CROP = View(scale=(0.08, 1.0), jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0)
-
-
-class Heads(nn.Module):
-    """Linear layers on the pooled features of a frozen encoder: (B, C, H, W) -> scores (heads, B, K)."""
-
-    def __init__(self, encoder: Encoder, width: int, classes: int, heads: int):
-        super().__init__()
-        self.encoder, self._embed = encoder.model.requires_grad_(False), encoder.embed
-        self.heads = nn.ModuleList(nn.Linear(width, classes) for _ in range(heads))
-        for head in self.heads:
-            nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
-
-    def train(self, mode: bool = True) -> "Heads":
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            features = self._embed({"pixel_values": pixel_values})[""]
-        return torch.stack([head(features) for head in self.heads])
-
-    def groups(self, settings: Supervised) -> list[dict[str, Any]]:
-        return [{"params": list(h.parameters()), "peak_lr": lr} for h, lr in zip(self.heads, settings.lr, strict=True)]
-
-
-class Whole(nn.Module):
-    """An `XForImageClassification` whose every layer learns: (B, C, H, W) -> scores (1, B, K)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pixel_values).logits[None]
-
-    def groups(self, settings: Supervised) -> list[dict[str, Any]]:
-        wrapped: Any = getattr(self.model, "timm_model", None)
-        head = wrapped.get_classifier() if wrapped is not None else self.model.get_submodule("classifier")
-        last = {id(parameter) for parameter in head.parameters()}
-        parts = ([p for p in self.parameters() if (id(p) in last) == here] for here in (False, True))
-        rates = (settings.lr[0], settings.lr[0] if settings.head_lr is None else settings.head_lr)
-        return [{"params": part, "peak_lr": lr} for part, lr in zip(parts, rates, strict=True)]
 
 
 def supervised(
@@ -113,6 +69,11 @@ def supervised(
         RecipeError, Interrupted: the model or the data do not suit the protocol; a signal came.
     """
     process_state()
+    if (towers := open_model(model, pooler=settings.frozen).modality.towers) != ("",):
+        raise RecipeError(
+            f"{model} has the towers {' and '.join(towers)}, and {protocol} trains on images alone; take `hf-ssl "
+            "evaluate linear` with its default --protocol."
+        )
     bank, queries = labelled_sources(data, monitor, "image", trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")
@@ -162,7 +123,9 @@ class Trial:
 def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int) -> dict[str, Any]:
     """Accuracies of one seed, from its file where it is finished."""
     settings = task.settings
-    about = [task.model, asdict(settings), seed, task.untrained, str(task.data.path), len(bank), len(queries)]
+    encoder = open_model(task.model, pooler=settings.frozen)
+    about = [task.model, asdict(settings), seed, task.untrained]
+    about += [key_of(encoder, source, task.train.precision or "") for source in (bank, queries)]
     folder = folder / xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
     done = folder / "figures.json"
     if gather_object([done.exists()])[0]:
@@ -171,9 +134,8 @@ def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int)
     accelerator = build_accelerator(train)
     set_seed(seed)
     learned, choosing = _split(bank, settings, seed)
-    encoder = open_model(task.model)
-    size, classes = settings.size or _size_of(encoder), int(max(bank.numbers.max(), queries.numbers.max())) + 1
-    network = _network(encoder, settings, classes, size, task.untrained)
+    size, classes = settings.size or size_of(encoder), int(max(bank.numbers.max(), queries.numbers.max())) + 1
+    network = network_of(encoder, settings, classes, size, task.untrained)
     trial = Trial(task, seed, encoder, network, accelerator, size, classes)
     _train(trial, learned, folder)
     heads, best = range(len(settings.lr)), 0
@@ -200,55 +162,14 @@ def _split(bank: Source, settings: Supervised, seed: int) -> tuple[Source, Sourc
     return bank.select((known & ~held).nonzero()[0].tolist()), bank.select((known & held).nonzero()[0].tolist())
 
 
-def _size_of(encoder: Encoder) -> int:
-    """Pixels of the side of an image as the encoder's own preprocessing makes it."""
-    blank = encoder.transform.inputs(*encoder.transform.blank(None), device=torch.device("cpu"))  # type: ignore[arg-type]
-    return blank["pixel_values"].shape[-1]
-
-
-def _network(encoder: Encoder, settings: Supervised, classes: int, size: int, untrained: bool) -> nn.Module:
-    if settings.frozen:
-        encoder = encoder.untrained() if untrained else encoder
-        with torch.no_grad():
-            width = encoder.embed({"pixel_values": torch.zeros(1, len(_normalization(encoder)[0]), size, size)})[
-                ""
-            ].shape[1]
-        return Heads(encoder, width, classes, len(settings.lr))
-    return Whole(_classifier(encoder, classes, untrained))
-
-
-def _classifier(encoder: Encoder, classes: int, untrained: bool) -> nn.Module:
-    """The encoder's `XForImageClassification` with a new linear layer.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    try:
-        if untrained or encoder.name.startswith(TIMM):
-            config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
-            model = AutoModelForImageClassification.from_config(config)
-            if untrained:
-                return model
-            model.timm_model.load_state_dict(encoder.model.get_submodule("timm_model").state_dict(), strict=False)
-            return model
-        location = encoder.folder or encoder.name
-        return AutoModelForImageClassification.from_pretrained(
-            location, num_labels=classes, ignore_mismatched_sizes=True, trust_remote_code=False
-        )
-    except Exception as error:  # whatever foreign files make transformers raise
-        raise RecipeError(f"{encoder.name} cannot be fine-tuned as a classifier: {first_line(error)}") from error
-
-
-def _normalization(encoder: Encoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    transform: Any = encoder.transform
-    if hasattr(transform, "processor"):
-        return tuple(transform.processor.image_mean), tuple(transform.processor.image_std)
-    return transform.mean, transform.std
-
-
 def _train(trial: Trial, source: Source, folder: Path) -> None:
     """The training loop, from the newest checkpoint on."""
     settings, accelerator = trial.task.settings, trial.accelerator
+    if len(source) < settings.batch_size:
+        raise RecipeError(
+            f"A batch of {settings.batch_size} is more than the {len(source)} examples to learn from; lower "
+            "--train-batch-size."
+        )
     steps_per_epoch = steps_in_epoch(len(source), settings.batch_size)
     num_steps = max(1, round(settings.epochs * steps_per_epoch))
     optimizer: Any = _optimizer(trial.network.groups(settings), settings)
@@ -260,7 +181,7 @@ def _train(trial: Trial, source: Source, folder: Path) -> None:
     if found is not None:
         found, _ = checkpoints.load(found, trial.network, optimizer)
         start = found.state.step
-    mean, std = _normalization(trial.encoder)
+    mean, std = normalization_of(trial.encoder)
     stage2 = ImageTransform(mean, std)
     loader = TrainLoader(
         source,

@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Protocols give the figures of their definitions, from features that are made once, on any number of processes."""
 
+import errno
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,24 +15,29 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
+from transformers import TimmWrapperConfig, TimmWrapperModel, ViTConfig, ViTImageProcessor, ViTModel
 
-from hf_ssl import SimSiamConfig, SimSiamModel
+from hf_ssl import SimSiamConfig, SimSiamForPreTraining, SimSiamModel
 from hf_ssl.cli import main
 from hf_ssl.data.bank import place_in_class
 from hf_ssl.data.sources import load_source
+from hf_ssl.errors import RecipeError, UserError
 from hf_ssl.evaluation import store
 from hf_ssl.evaluation.encoders import open_model
-from hf_ssl.evaluation.evaluate import evaluate
+from hf_ssl.evaluation.evaluate import evaluate, keep
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.knn import knn
 from hf_ssl.evaluation.linear import accuracy_of, logistic_regression
 from hf_ssl.evaluation.protocols import KNN_PROTOCOLS
 from hf_ssl.evaluation.retrieval import mean_average_precision
 from hf_ssl.evaluation.store import features_of
+from hf_ssl.hub.evaluations import read_evaluations
 from hf_ssl.recipe import DataConfig, MonitorConfig
 from tests.runs import start
 
@@ -222,3 +229,174 @@ def test_embeddings_are_a_table_of_files_and_neighbors(encoder, digits, tmp_path
     assert len(table["file"]) == 128 and table["neighbors"][3][0] == similarity[3].argmax().item()
     assert table["label"][0] == "0" and np.std(table["x"]) >= np.std(table["y"]) > 0
     assert str(tmp_path / "e.parquet") in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.fixture
+def vit(tmp_path) -> Path:
+    """An encoder of transformers with a pooler and its processor."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+def drop_weights(folder: Path, word: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if word not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_pooler_that_is_not_there_is_not_made_up(vit):
+    assert open_model(str(vit))
+    drop_weights(vit, "pooler")
+    with pytest.raises(RecipeError, match=r"lack the pooler of ViTModel.*--layer -1"):
+        open_model(str(vit))
+    assert open_model(str(vit), layer="-1") and open_model(str(vit), pooler=False)
+
+
+def test_weights_that_are_not_there_are_not_made_up(vit):
+    drop_weights(vit, "layer.0.")
+    for more in ({}, {"layer": "-1"}, {"pooler": False}):
+        with pytest.raises(RecipeError, match=r"files lack \d+ tensor"):
+            open_model(str(vit), **more)
+
+
+@pytest.mark.parametrize("layer", ["head", "²", "--3", "projector.", "projector.-1", "projector.x", ""])
+def test_a_layer_that_is_none_is_refused(encoder, layer):
+    with pytest.raises(RecipeError, match="--layer must be a number, projector or projector.N"):
+        open_model(encoder, layer=layer)
+
+
+def test_a_layer_behind_the_last_is_refused(tmp_path):
+    config = SimSiamConfig(backbone="test_resnet", image_size=32)
+    SimSiamForPreTraining(config).save_pretrained(tmp_path / "pretraining")
+    SimSiamModel(config).save_pretrained(tmp_path)
+    assert open_model(str(tmp_path), layer="projector.0")
+    with pytest.raises(RecipeError, match=r"--layer projector.99 is not there: the last one is projector\.\d"):
+        open_model(str(tmp_path), layer="projector.99")
+
+
+def test_the_untrained_network_has_the_initial_values_of_timm(tmp_path):
+    new = timm.create_model("test_resnet")
+    about = {"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": new.pretrained_cfg}
+    TimmWrapperModel(TimmWrapperConfig.from_dict(about)).save_pretrained(tmp_path)
+    untrained = open_model(str(tmp_path)).untrained().model.timm_model.state_dict()
+    theirs = new.state_dict()
+    for name in ("conv1.0.weight", "layer1.0.conv1.weight", "layer1.0.bn2.weight"):
+        assert untrained[name].std().item() == pytest.approx(theirs[name].std().item(), rel=0.2), name
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_000])
+def test_damaged_features_are_made_anew(encoder, digits, tmp_path, size, caplog):
+    source, opened = load_source(DataConfig(path=str(digits))), open_model(encoder)
+    whole = features_of(opened, source, cache=tmp_path)[""].vectors.clone()
+    (file,) = tmp_path.glob("*.arrow")
+    content = file.read_bytes()
+    file.unlink()  # what is mapped stays as it was
+    file.write_bytes(content[:size])
+    assert features_of(opened, source, cache=tmp_path)[""].vectors.equal(whole)
+    assert f"{file.name} are damaged" in caplog.text.replace(str(tmp_path) + "/", "")
+    assert file.read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+
+
+def test_features_that_others_make_meanwhile_are_left_alone(encoder, digits, tmp_path):
+    source, opened = load_source(DataConfig(path=str(digits))), open_model(encoder)
+    key = store.key_of(opened, source, "no")
+    working, dead = tmp_path / f".partial_{key}_other_1", tmp_path / f".partial_{key}_other_2"
+    for folder in (working, dead):
+        folder.mkdir()
+        (folder / "features.raw").touch()
+    for path in (dead / "features.raw", dead):
+        os.utime(path, (0, 0))
+    features_of(opened, source, cache=tmp_path)
+    assert (working / "features.raw").exists() and not dead.exists()
+
+
+def test_a_full_disk_is_said(encoder, digits, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(UserError, match=r"could not be kept in .*No space left.*HF_SSL_CACHE"):
+        features_of(open_model(encoder), load_source(DataConfig(path=str(digits))), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_changed_files_of_the_same_size_are_other_data(tmp_path, encoder):
+    for number in range(4):
+        Image.new("L", (32, 32), 50 * number).save(tmp_path / f"{number}.bmp")
+    before = features_of(open_model(encoder), load_source(DataConfig(path=str(tmp_path))), cache=tmp_path / "c")[""]
+    Image.new("L", (32, 32), 255).save(tmp_path / "1.bmp")
+    after = features_of(open_model(encoder), load_source(DataConfig(path=str(tmp_path))), cache=tmp_path / "c")[""]
+    assert before.vectors[0].equal(after.vectors[0]) and not before.vectors[1].equal(after.vectors[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("linear --protocol swav --layer -2", "--layer is for protocols that train nothing"),
+        ("linear --protocol byol --folds label", "--folds is for protocols that train nothing"),
+        ("linear --epochs 3", "--epochs is for protocols that train;"),
+        ("linear --precision no", "--precision is for protocols that train;"),
+        ("knn --temperature nan", "--temperature must be greater than 0"),
+        ("finetune --seeds 0", "--seeds and --train-batch-size must be greater than 0"),
+        ("finetune --epochs nan", "--seeds and --train-batch-size must be greater than 0"),
+        ("lowshot --protocol swav-10% --num-workers 0", "lower --train-batch-size"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_refused(encoder, digits, capsys, arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    protocol, *more = arguments.split()
+    with pytest.raises(SystemExit):
+        main(["evaluate", protocol, encoder, "--data", str(digits), *more])
+    shown = capsys.readouterr().err
+    assert said in shown and "Traceback" not in shown and "monitor." not in shown
+
+
+def test_a_result_says_its_layer_and_leaves_that_of_the_features_alone(digits, encoder, tmp_path):
+    data, monitor = DataConfig(path=str(digits), num_workers=0), MonitorConfig(path=str(digits))
+    SimSiamModel.from_pretrained(encoder).save_pretrained(tmp_path)
+    files = [
+        keep(evaluate("knn", str(tmp_path), data, monitor, layer=layer), str(tmp_path), data, None, None)
+        for layer in (None, "-2")
+    ]
+    assert files[0] != files[1] and [("layer -2" in json.loads(f.read_text())["said"]) for f in files] == [False, True]
+
+
+def test_results_of_several_models_go_into_a_new_folder(encoder, digits, tmp_path):
+    output, arguments = tmp_path / "new" / "all.json", ["--num-workers", "0", "--no-baselines"]
+    main(["evaluate", "all", encoder, "--data", str(digits), *arguments, "--output", str(output)])
+    assert set(json.loads(output.read_text())) == {"knn", "linear", "lowshot", "retrieval"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measured": []},
+        {"knn": None},
+        {"knn": "0.5"},
+        {"errors": 3},
+        {"baselines": 3},
+        {"baselines": {"a": {"knn": 1}}},
+    ]
+    + [{"data": 5}, {"chosen": {"C": "x"}}, {"knn": float("nan")}],
+)
+def test_a_file_that_is_no_result_is_named_and_left_out_of_the_card(tmp_path, caplog, change):
+    good = {"protocol": "knn", "said": "k=20", "data": "d", "errors": {"knn": 0.1}, "measured": {}, "knn": 0.5}
+    (tmp_path / "results").mkdir()
+    for name, content in (("good", good), ("bad", good | change)):
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
+    assert read_evaluations(tmp_path) == [good] and "bad.json is no result of hf-ssl evaluate" in caplog.text
+
+
+def test_a_remedy_is_an_option_of_the_command(encoder, tmp_path, capsys):
+    for number in range(4):
+        Image.new("L", (32, 32), 50 * number).save(tmp_path / f"{number}.png")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "knn", encoder, "--data", str(tmp_path)])
+    shown = capsys.readouterr().err
+    assert "set --label-column to a column" in shown and "monitor." not in shown

@@ -232,6 +232,39 @@ def test_evaluate_sound_alone_by_folds(avid, tmp_path, capsys):
     assert found["linear_audio"] == 1.0 and "linear_video" not in found and found["examples"] == 12
 
 
+def test_a_folder_of_sounds_is_evaluated_by_the_audio_tower(avid, tmp_path, capsys):
+    import wave
+
+    import numpy as np
+
+    for i in range(12):
+        tone = np.sin(2 * np.pi * (2000, 300)[i % 2] * np.arange(8000) / 8000)
+        folder = tmp_path / ("train", "test")[i > 7] / ("high", "low")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        with wave.open(str(folder / f"{i}.wav"), "wb") as out:
+            out.setnchannels(1), out.setsampwidth(2), out.setframerate(8000)
+            out.writeframes((tone * 9000).astype(np.int16).tobytes())
+    arguments = [str(avid[0]), "--data", str(tmp_path), "--clips", "2", "--num-workers", "0", "--no-baselines"]
+    main(["evaluate", "knn", *arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["knn_audio"] == 1.0 and "knn_video" not in found and found["queries"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("knn --layer -2", "two towers, which --layer does not reach into"),
+        ("finetune", "has the towers video and audio, and finetune trains on images alone"),
+        ("linear --protocol swav", "has the towers video and audio, and linear trains on images alone"),
+    ],
+)
+def test_what_is_for_images_alone_is_refused(avid, videos, capsys, arguments, said):
+    protocol, *more = arguments.split()
+    with pytest.raises(SystemExit):
+        main(["evaluate", protocol, str(avid[0]), "--data", str(videos), *more])
+    assert said in capsys.readouterr().err
+
+
 def test_a_stream_of_videos_trains_too(videos, tmp_path):
     result = run(tmp_path / "run", videos, "data.streaming=true", "data.partitions=4", "train.steps=3")
     assert checkpoint(tmp_path / "run")["video_memory"].shape == (24, 16)

@@ -4,11 +4,13 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hf_ssl import SimSiamConfig, SimSiamModel
 from hf_ssl.cli import main
@@ -144,3 +146,34 @@ def test_the_command_trains_and_keeps_its_figures(encoder, digits, tmp_path, cap
     assert "finetune" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert "1 epochs, batch 32" in result["said"] and 0 <= result["finetune"] <= 1
+
+
+def test_figures_of_other_weights_and_other_files_are_made_anew(encoder, tmp_path):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        for number in range(32):
+            (data / split / str(number % 2)).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), 200 * (number % 2) + number).save(
+                data / split / str(number % 2) / f"{number}.bmp"
+            )
+    calls, real = [], module._train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_train", lambda *args: calls.append(1) or real(*args))
+
+        def made() -> int:
+            learn(encoder, data, tmp_path / "kept", replace(HEAD, epochs=1), protocol="linear")
+            return len(calls)
+
+        assert [made(), made()] == [1, 1]
+        Image.new("L", (32, 32), 255).save(data / "test/0/0.bmp")
+        assert made() == 2, "the same name and size"
+        model = SimSiamModel.from_pretrained(encoder)
+        with torch.no_grad():
+            next(model.parameters()).add_(0.1)
+        model.save_pretrained(tmp_path / "model")
+        shutil.copytree(encoder, tmp_path / "before")
+        shutil.copytree(tmp_path / "model", encoder, dirs_exist_ok=True)
+        try:
+            assert made() == 3, "trained on in the same folder"
+        finally:
+            shutil.copytree(tmp_path / "before", encoder, dirs_exist_ok=True)
