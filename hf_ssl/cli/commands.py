@@ -211,7 +211,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
                     found[kind][model] = evaluate(kind, model, data, monitor, settings=settings, how=how, **more)
             if process_state().is_main_process:
                 one = len(kinds) == len(args.models) == 1
-                keep(found[kind][model], kind, model, data, name, Path(args.output) if one and args.output else None)
+                keep(found[kind][model], model, data, name, Path(args.output) if one and args.output else None)
     if process_state().is_main_process:
         if args.output and len(kinds) * len(args.models) > 1:
             _write_json(args.output, found)

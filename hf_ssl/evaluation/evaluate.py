@@ -294,9 +294,7 @@ def _folds(data: DataConfig, split: str, column: str, found: Features, medium: s
     return folds.to(found.labels.device)
 
 
-def keep(
-    result: dict[str, Any], kind: str, model: str, data: DataConfig, name: str | None, output: Path | None
-) -> Path | None:
+def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None, output: Path | None) -> Path | None:
     """Write a result to `results/<protocol>_<dataset>.json` in the model's folder, or to `output`; None where there is
     neither.
 
@@ -305,7 +303,7 @@ def keep(
     """
     inner = Path(model) / "model"
     folder = inner if inner.is_dir() else Path(model)
-    protocol = kind if name is None else f"{kind}-{name}"
+    protocol = result.get("protocol", "") + ("" if name is None else f"-{name}")
     protocol += "" if result.get("layer") is None else f"-layer{result['layer']}"
     dataset = "_".join(Path(str(data.path)).with_suffix("").parts[-1:]) or "data"
     safe = "".join(c if c.isalnum() or c in "-_.%" else "_" for c in f"{protocol}_{dataset}")
