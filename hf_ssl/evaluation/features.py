@@ -161,10 +161,11 @@ def embedded(
     for _ in range(max(1, math.ceil(math.ceil(total / world_size) / size))):
         rows, made, labels, failed = next(loaded, nothing)
         vectors = embed(transform.inputs(*(made or transform.blank(source)), device=device))
-        vectors = {name: v.float().unflatten(0, (-1, transform.num_clips)) for name, v in vectors.items()}
-        if not made:
+        if made:
+            vectors = {name: v.float().unflatten(0, (-1, transform.num_clips)) for name, v in vectors.items()}
+        else:  # a black example has one clip
             rows = labels = torch.zeros(0, dtype=torch.long)
-            vectors = {name: v[:0] for name, v in vectors.items()}
+            vectors = {name: v.new_zeros(0, transform.num_clips, v.shape[1]).float() for name, v in vectors.items()}
         yield Batch(rows, vectors, labels, failed)
 
 

@@ -8,13 +8,14 @@ import yaml
 
 from hf_ssl.data.fits import check_fits
 from hf_ssl.recipe import RecipeError, recipe_from_dict
-from hf_ssl.training.setup import described
+from hf_ssl.resolve import resolve
 
 
 def check(model: dict, views: dict | None = None, method: str = "simsiam", **train) -> None:
     sections = {"views": views or {"all": {"size": 32}}, "train": {"epochs": 1, "batch_size": 8} | train}
     recipe = recipe_from_dict({"method": method, "model": model, **sections})
-    views, config = described(recipe)
+    resolved = resolve(recipe)
+    views, config = resolved.views, resolved.config
     check_fits(views, config)
 
 

@@ -71,7 +71,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(parts, monkeypat
     elif broken == "torch.save":
         monkeypatch.setattr(module.torch, "save", full_disk)
     else:
-        monkeypatch.setattr(module.json, "dumps", full_disk)
+        monkeypatch.setattr(json, "dumps", full_disk)
     assert not save(parts, 2)
     monkeypatch.undo()
     assert [p.name for p in checkpoints.folder.iterdir()] == ["step_00000001"]
