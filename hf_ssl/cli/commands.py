@@ -197,7 +197,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
     content = {"path": args.data, "num_workers": args.num_workers, "value_range": _value_range(args.value_range)}
     data = build(DataConfig, content, "data.")
     how = How(args.clips, args.layer, cache=None if args.no_cache else CACHE)
-    kinds = ("knn", "linear", "lowshot", "retrieval") if args.kind == "all" else (args.kind,)
+    kinds = ("knn", "linear", "lowshot", "retrieval") if args.measured == "all" else (args.measured,)
     found: dict[str, dict] = {kind: {} for kind in kinds}
     for kind in kinds:
         settings = settings_of(kind, name, monitor)

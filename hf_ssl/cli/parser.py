@@ -256,7 +256,7 @@ def _add_evaluate(subparsers) -> None:
             help="the result's JSON (default: results/ in the model's folder, where it is one)",
         )
         command.add_argument("--json", action="store_true", help="print JSON: an object, or a list of several")
-        command.set_defaults(command=commands.evaluate_command, kind=protocol)
+        command.set_defaults(command=commands.evaluate_command, measured=protocol)
     text = "image tasks of mteb, whose scores go into the model's folder as the Hub reads them"
     command = protocols.add_parser("mteb", help=text, description=f'{text.capitalize()}; pip install -e ".[mteb]".')
     command.add_argument("model", metavar="MODEL", type=_path, help="as of the others")

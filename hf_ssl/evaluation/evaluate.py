@@ -29,7 +29,7 @@ from .linear import accuracy_of, kfold_accuracy, linear_accuracy, linear_svm_acc
 from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval, SeveralSVM, Supervised
 from .results import to_json
 from .retrieval import evaluate_clips, mean_average_precision
-from .scores import spread, standard_error
+from .scores import is_share, spread, standard_error
 from .several import several_svms, several_targets
 from .store import CACHE, features_of
 
@@ -51,18 +51,18 @@ class How:
     cache: Path | None = CACHE
 
 
-def settings_of(kind: str, name: str | None, monitor: MonitorConfig | None = None) -> Settings:
-    """The settings of a protocol by its name; of kNN without one those of `monitor`.
+def settings_of(protocol: str, name: str | None, monitor: MonitorConfig | None = None) -> Settings:
+    """The settings of "knn", "linear" .. by their name; of kNN without one those of `monitor`.
 
     Raises:
         RecipeError: there is no such protocol.
     """
-    known: dict[str, Any] = PROTOCOLS[kind]
-    if name is None and kind == "knn" and monitor is not None:
+    known: dict[str, Any] = PROTOCOLS[protocol]
+    if name is None and protocol == "knn" and monitor is not None:
         return replace(KNN_PROTOCOLS["hf_ssl"], k=(monitor.k,), temperature=monitor.temperature)
     chosen = next(iter(known)) if name is None else name
     if chosen not in known:
-        raise RecipeError(f"There is no protocol {chosen!r} of {kind}{nearest(chosen, known)}")
+        raise RecipeError(f"There is no protocol {chosen!r} of {protocol}{nearest(chosen, known)}")
     return known[chosen]
 
 
@@ -205,8 +205,10 @@ def _measure(
         for name, value in values.items():
             key = f"{name}_{tower}".rstrip("_")
             result[key] = value
-            if not isinstance(settings, SeveralSVM):  # a mean of average precisions is no share
-                result["errors"][key] = more.get("error", {}).get(name) or standard_error(value, _judged(sides))
+            if name in more.get("error", {}):
+                result["errors"][key] = more["error"][name]
+            elif is_share(name):
+                result["errors"][key] = standard_error(value, _judged(sides))
             if name in more.get("spread", {}):
                 result["spread"][key] = more["spread"][name]
         if "classes" in more:

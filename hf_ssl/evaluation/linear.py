@@ -87,15 +87,12 @@ def _cross_entropy(c: float, count: int) -> Objective:
     )
 
 
-def one_against_rest(c: float, count: int) -> Objective:
-    """Squared hinges of liblinear's default problem, for a gradient everywhere; the bias is penalized, too. Targets
-    are classes (n,), or (n, K) of 1, 0 and, for what does not count, -1.
-    """
+def _one_against_rest(c: float, count: int) -> Objective:
+    """Squared hinges of liblinear's default problem, for a gradient everywhere; the bias is penalized, too."""
 
     def loss(scores: Tensor, targets: Tensor) -> Tensor:
-        several = targets if targets.ndim == 2 else F.one_hot(targets, scores.shape[1])
-        hinges = (1 - (2 * several - 1) * scores).clamp(min=0).square()
-        return c * (hinges * (several >= 0)).sum()
+        signs = 2 * F.one_hot(targets, scores.shape[1]) - 1
+        return c * (1 - signs * scores).clamp(min=0).square().sum()
 
     def penalty(weight: Tensor, bias: Tensor) -> Tensor:
         return (weight.square().sum() + bias.square().sum()) / 2
@@ -120,7 +117,7 @@ def linear_svm_accuracy(train: Features, test: Features, *, c: float = 10.0, max
 
     Features are divided by std + 0.01, as published. The published hinge is not squared.
     """
-    return _accuracy(train, test, lambda count: one_against_rest(c, count), max_iter)
+    return _accuracy(train, test, lambda count: _one_against_rest(c, count), max_iter)
 
 
 def kfold_accuracy(features: Features, folds: Tensor, *, accuracy: Callable = linear_svm_accuracy) -> float:
@@ -167,17 +164,10 @@ def _clips(vectors: Tensor) -> Tensor:
 
 
 def fit(train: Features, objective: Objective, *, max_iter: int = 1000, start: Linear | None = None) -> Linear:
-    """Minimize an objective over labeled features, from another classifier on or from zero.
-
-    `labels` are classes, or (N, K) of several each.
-    """
+    """Minimize an objective over labeled features, from another classifier on or from zero."""
     device = train.vectors.device
     dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    several = train.labels.ndim == 2
-    if several:
-        classes, targets = torch.arange(train.labels.shape[1], device=device), train.labels
-    else:
-        classes, targets = train.labels.unique(return_inverse=True)
+    classes, targets = train.labels.unique(return_inverse=True)
     mean, scale = _standardization(train, dtype, objective.eps)
     if start is None:
         weight = torch.zeros(len(mean), len(classes), dtype=dtype, device=device)
@@ -187,18 +177,8 @@ def fit(train: Features, objective: Objective, *, max_iter: int = 1000, start: L
         bias = start.bias + (mean - start.mean) * start.scale @ start.weight
     weight.requires_grad_(), bias.requires_grad_()
     parts = _parts(train, targets, mean, scale)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=max_iter,
-        max_eval=10 * max_iter,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-10,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def value_of() -> Tensor:
         total = objective.penalty(weight, bias) / objective.count
         total.backward()
         total = total.detach()
@@ -208,10 +188,36 @@ def fit(train: Features, objective: Objective, *, max_iter: int = 1000, start: L
             total = total + value.detach()
         return total
 
-    optimizer.step(closure)
-    if optimizer.state[weight]["n_iter"] >= max_iter:
-        logger.warning(f"The linear fit has not converged in {max_iter} iterations; more or a stronger penalty help.")
+    minimize([weight, bias], value_of, max_iter=max_iter)
     return Linear(mean, scale, weight.detach(), bias.detach(), classes)
+
+
+def minimize(
+    tensors: list[Tensor],
+    value_of: Callable[[], Tensor],
+    *,
+    max_iter: int,
+    tolerance_grad: float = 1e-5,
+    tolerance_change: float = 1e-10,
+) -> None:
+    """L-BFGS, in place; `value_of` gives the value, and leaves its gradients with the tensors."""
+    optimizer = torch.optim.LBFGS(
+        tensors,
+        max_iter=max_iter,
+        max_eval=10 * max_iter,
+        tolerance_grad=tolerance_grad,
+        tolerance_change=tolerance_change,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        return value_of()
+
+    optimizer.step(closure)
+    if optimizer.state[tensors[0]]["n_iter"] >= max_iter:
+        logger.warning(f"The linear fit has not converged in {max_iter} iterations; more or a stronger penalty help.")
 
 
 def _standardization(train: Features, dtype: torch.dtype, eps: float) -> tuple[Tensor, Tensor]:

@@ -34,19 +34,20 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     rows = list(dict.fromkeys(key for column in columns.values() for key in figures(column)))
     shown = [["", *columns]]
     for key in rows:
-        shown.append([key, *(_cell(column, key) for column in columns.values())])
+        shown.append([key, *(cell(column, key) or "-" for column in columns.values())])
     widths = [max(len(row[i]) for row in shown) for i in range(len(shown[0]))]
     lines = []
     for first, *others in shown:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        cells = [one.rjust(width) for one, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
 
 
-def _cell(result: dict[str, Any], key: str) -> str:
+def cell(result: dict[str, Any], key: str, places: int = 2) -> str:
+    """A figure with its standard error, "" where there is none."""
     if key not in figures(result):
-        return "-"
+        return ""
     if key.endswith("rank"):
         return f"{result[key]:.1f}"
     error = result.get("errors", {}).get(key)
-    return f"{result[key]:.2%}" + (f" ±{100 * error:.2f}" if error is not None else "")
+    return f"{result[key]:.{places}%}" + (f" ±{100 * error:.{places}f}" if error is not None else "")

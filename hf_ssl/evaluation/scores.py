@@ -34,6 +34,11 @@ class Scores:
         return found | ({"top5": hits.any(1).float().mean().item()} if len(self.classes) > 5 else {})
 
 
+def is_share(name: str) -> bool:
+    """Whether a figure of this name is a share of the examples that are judged, and no mean of others."""
+    return not name.endswith(("mean_per_class", "map"))
+
+
 def standard_error(share: float, count: int) -> float:
     """Of a share of `count` examples that were drawn at random."""
     return math.sqrt(share * (1 - share) / count)

@@ -7,7 +7,6 @@ and average precision under the envelope of the curve, of what is not ignored. W
 converged, this is the optimum.
 """
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +19,8 @@ from ..data.places import open_place
 from ..data.sources import Source, load_source
 from ..recipe import DataConfig, MonitorConfig, RecipeError
 from .features import Features
+from .linear import minimize
 
-
-logger = logging.getLogger(__name__)
 
 _FOLDS = 3
 _EPS = 1e-5  # added to lengths
@@ -105,26 +103,14 @@ class _Machines:
         sign = 2 * targets.clamp(min=0) - 1
         share = torch.where(targets > 0, 2.0, 1.0) * (targets >= 0) / len(targets)
         turned = self.x.new_zeros(self.x.shape[1], targets.shape[1], requires_grad=True)
-        optimizer = torch.optim.LBFGS(
-            [turned],
-            max_iter=self.max_iter,
-            max_eval=10 * self.max_iter,
-            tolerance_grad=1e-7,
-            tolerance_change=1e-12,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-        )
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
+        def value_of() -> Tensor:
             hinges = (1 - sign * (self.x @ turned)).clamp(min=0).square()
             total = (share * hinges).sum() + self.penalty * self._weight(turned).square().sum()
             total.backward()
             return total
 
-        optimizer.step(closure)
-        if optimizer.state[turned]["n_iter"] >= self.max_iter:
-            logger.warning(f"The SVMs have not converged in {self.max_iter} iterations.")
+        minimize([turned], value_of, max_iter=self.max_iter, tolerance_grad=1e-7, tolerance_change=1e-12)
         return self._weight(turned).detach()
 
     def _weight(self, turned: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..errors import UserError
-from ..evaluation.results import figures
+from ..evaluation.results import cell, figures
 from ..files import read_json
 
 
@@ -68,20 +68,11 @@ def section(evaluations: Sequence[dict[str, Any]]) -> str:
     for one in evaluations:
         for key in figures(one):
             columns = [one, *(one.get("baselines", {}).get(name, {}) for name in beside)]
-            cells = [_cell(column, key) for column in columns]
+            cells = [cell(column, key, 1) for column in columns]
             lines.append(f"| {title(one)}: {key} | {Path(str(one['data'])).name} | {' | '.join(cells)} |")
     return (
         "## Evaluated\n\n" + "\n".join(lines) + "\n\nBehind ± stands the standard error; of low-shot over its draws."
     )
-
-
-def _cell(result: dict[str, Any], key: str) -> str:
-    if key not in figures(result):
-        return ""
-    if key.endswith("rank"):
-        return f"{result[key]:.1f}"
-    error = result.get("errors", {}).get(key)
-    return f"{result[key]:.1%}" + (f" ± {100 * error:.1f}" if error is not None else "")
 
 
 def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:

@@ -63,29 +63,27 @@ def size_of(encoder: Encoder) -> int:
     return blank["pixel_values"].shape[-1]
 
 
-def network_of(encoder: Encoder, settings: Supervised, classes: int, size: int, untrained: bool) -> nn.Module:
+def network_of(encoder: Encoder, settings: Supervised, classes: int, size: int) -> nn.Module:
     if settings.frozen:
-        encoder = encoder.untrained() if untrained else encoder
         black = torch.zeros(1, len(normalization_of(encoder)[0]), size, size)
         with torch.no_grad():
             width = encoder.embed({"pixel_values": black})[""].shape[1]
         return Heads(encoder, width, classes, len(settings.lr))
-    return Whole(_classifier(encoder, classes, untrained))
+    return Whole(_classifier(encoder, classes))
 
 
-def _classifier(encoder: Encoder, classes: int, untrained: bool) -> nn.Module:
+def _classifier(encoder: Encoder, classes: int) -> nn.Module:
     """The encoder's `XForImageClassification` with a new linear layer.
 
     Raises:
         RecipeError: there is none.
     """
     try:
-        if untrained or encoder.name.startswith(TIMM):
+        if encoder.name.startswith(TIMM):
             config = encoder.config.__class__.from_dict({**encoder.config.to_dict(), "num_labels": classes})
             model = AutoModelForImageClassification.from_config(config)
-            if hasattr(model, "timm_model"):
-                start = encoder.fresh() if untrained else encoder.model
-                model.timm_model.load_state_dict(start.get_submodule("timm_model").state_dict(), strict=False)
+            weights = encoder.model.get_submodule("timm_model").state_dict()
+            model.timm_model.load_state_dict(weights, strict=False)
             return model
         location = encoder.folder or encoder.name
         return AutoModelForImageClassification.from_pretrained(

@@ -29,7 +29,7 @@ from ..errors import RecipeError, UserError
 from ..evaluation.encoders import Encoder, open_model
 from ..evaluation.features import embedded
 from ..evaluation.protocols import Supervised
-from ..evaluation.scores import Scores, spread, standard_error
+from ..evaluation.scores import Scores, is_share, spread, standard_error
 from ..evaluation.store import key_of
 from ..optim.larc import Larc
 from ..recipe import DataConfig, MonitorConfig, TrainConfig
@@ -40,6 +40,7 @@ from .signals import Interrupted, StopSignals
 
 
 _HELD_OUT = 10  # one of so many of a class chooses among several rates
+_LOOK = 10  # steps
 _CROP = View(scale=(0.08, 1.0), jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0)
 
 
@@ -53,14 +54,12 @@ def supervised(
     protocol: str = "finetune",
     seed: int = 0,
     train: TrainConfig | None = None,
-    untrained: bool = False,
 ) -> dict[str, Any]:
     """Train and judge a classifier; every process must call it.
 
     Args:
         model: see `open_model`.
         folder: for checkpoints, from which a killed run continues, and the finished figures of each seed.
-        untrained: start from random weights instead, as the baseline does.
 
     Returns:
         As `hf_ssl.evaluation.evaluate.evaluate`: mean, spread and standard error over `settings.seeds`.
@@ -69,17 +68,18 @@ def supervised(
         RecipeError, Interrupted: the model or the data do not suit the protocol; a signal came.
     """
     process_state()
-    if (towers := open_model(model, pooler=settings.frozen).modality.towers) != ("",):
+    encoder = open_model(model, pooler=settings.frozen)
+    if (towers := encoder.modality.towers) != ("",):
         raise RecipeError(
             f"{model} has the towers {' and '.join(towers)}, and {protocol} trains on images alone; take `hf-ssl "
             "evaluate linear` with its default --protocol."
         )
-    bank, queries = labelled_sources(data, monitor, "image", trained_on=False)
+    bank, queries = labelled_sources(data, monitor, encoder.modality.medium, trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")
     measured = measured_on(bank, queries, 0)
     seeds = range(seed, seed + settings.seeds)
-    task = Task(model, settings, data, monitor, train or TrainConfig(), untrained)
+    task = Task(encoder, settings, data, monitor, train or TrainConfig())
     found = [_of_seed(task, bank, queries, folder / f"seed{number}", number) for number in seeds]
     over = {key: spread([one[key] for one in found]) for key in found[0] if key not in ("lr", "failed")}
     values = {protocol if key == "top1" else f"{protocol}_{key}": one for key, one in over.items()}
@@ -87,6 +87,7 @@ def supervised(
     errors = {
         key: one["standard_error"] if several else standard_error(one["value"], len(queries))
         for key, one in values.items()
+        if several or is_share(key)
     }
     result: dict[str, Any] = {key: one["value"] for key, one in values.items()}
     result |= {"failed": found[0]["failed"], "bank": len(bank), "queries": len(queries), "errors": errors}
@@ -99,12 +100,11 @@ def supervised(
 class Task:
     """What is to be learned, whatever the seed."""
 
-    model: str
+    encoder: Encoder
     settings: Supervised
     data: DataConfig
     monitor: MonitorConfig
     train: TrainConfig
-    untrained: bool
 
 
 @dataclass
@@ -122,9 +122,8 @@ class Trial:
 
 def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int) -> dict[str, Any]:
     """Accuracies of one seed, from its file where it is finished."""
-    settings = task.settings
-    encoder = open_model(task.model, pooler=settings.frozen)
-    about = [task.model, asdict(settings), seed, task.untrained]
+    settings, encoder = task.settings, task.encoder
+    about: list[Any] = [encoder.name, asdict(settings), seed]
     about += [key_of(encoder, source, task.train.precision or "") for source in (bank, queries)]
     folder = folder / xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
     done = folder / "figures.json"
@@ -135,7 +134,7 @@ def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int)
     set_seed(seed)
     learned, choosing = _split(bank, settings, seed)
     size, classes = settings.size or size_of(encoder), int(max(bank.numbers.max(), queries.numbers.max())) + 1
-    network = network_of(encoder, settings, classes, size, task.untrained)
+    network = network_of(encoder, settings, classes, size)
     trial = Trial(task, seed, encoder, network, accelerator, size, classes)
     _train(trial, learned, folder)
     heads, best = range(len(settings.lr)), 0
@@ -195,26 +194,34 @@ def _train(trial: Trial, source: Source, folder: Path) -> None:
         num_workers=trial.task.data.num_workers,
     )
     labels = torch.from_numpy(source.numbers)
+    bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
     with StopSignals() as stop, tqdm(total=num_steps, initial=start, disable=not accelerator.is_main_process) as bar:
         for step, batch in enumerate(loader, start):
-            signum, *_ = stop.agreed(False, False)
-            if signum or (step > start and step % steps_per_epoch == 0):
-                checkpoints.save(step, trial.network, optimizer, RunState(step, {"supervised": asdict(settings)}))
-            if signum:
-                raise Interrupted(signum, step, True)
+            due = step > start and step % steps_per_epoch == 0
+            look = due or step % _LOOK == 0  # seldom: a GPU is waited for
+            signum, diverged = stop.agreed(look and bool(bad))
+            if diverged:
+                raise UserError(f"The loss became NaN or infinite before step {step}; take a lower learning rate.")
+            if signum or due:
+                state = RunState(step, {"supervised": asdict(settings)})
+                saved = checkpoints.save(step, trial.network, optimizer, state)
+                if signum:
+                    raise Interrupted(signum, step, saved)
             share = rate(settings, step, num_steps, steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
             pixels = stage2(batch, accelerator.device)["pixel_values"][:, 0]
             asked = labels[batch["index"]].to(accelerator.device)
             losses = torch.stack([F.cross_entropy(one, asked) for one in wrapped(pixels).float()])
-            if not torch.isfinite(losses.detach()).all():
-                raise UserError(f"The loss became NaN or infinite at step {step}; take a protocol of a lower rate.")
+            bad |= ~losses.detach().isfinite().all()
             accelerator.backward(losses.sum())
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             bar.update()
-            bar.set_postfix_str(f"loss {losses.mean().item():.4g}", refresh=False)
+            if look:
+                bar.set_postfix_str(f"loss {losses.mean().item():.4g}", refresh=False)
+        if stop.agreed(bool(bad))[1]:
+            raise UserError(f"The loss became NaN or infinite before step {num_steps}; take a lower learning rate.")
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: Supervised) -> torch.optim.Optimizer:
