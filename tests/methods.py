@@ -3,6 +3,9 @@
 
 from pathlib import Path
 
+import torch
+
+from hf_ssl import SimSiamConfig, SimSiamModel
 from hf_ssl.recipe import Recipe, load_recipe
 
 
@@ -66,3 +69,10 @@ def few_steps(method: str, output: Path, *overrides: str) -> Recipe:
     """A recipe of two steps, each of 16 small images."""
     file = recipe_file(method, output.parent)
     return load_recipe(file, [*FEW_STEPS, "train.steps=2", f"train.output_dir={output}", *overrides])
+
+
+def save_encoder(folder: Path) -> str:
+    """A SimSiam encoder of random weights for images of 32 pixels, as `AutoModel` loads it."""
+    torch.manual_seed(0)
+    SimSiamModel(SimSiamConfig(backbone="test_resnet", image_size=32)).save_pretrained(folder)
+    return str(folder)

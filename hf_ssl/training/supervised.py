@@ -180,19 +180,8 @@ def _train(trial: Trial, source: Source, folder: Path) -> None:
     if found is not None:
         found, _ = checkpoints.load(found, trial.network, optimizer)
         start = found.state.step
-    mean, std = normalization_of(trial.encoder)
-    stage2 = ImageTransform(mean, std)
-    loader = TrainLoader(
-        source,
-        LabeledViews([replace(_CROP, size=trial.size)], channels=len(mean)),
-        batch_size=settings.batch_size,
-        num_steps=num_steps,
-        seed=trial.seed,
-        start_step=start,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=trial.task.data.num_workers,
-    )
+    stage2 = ImageTransform(*normalization_of(trial.encoder))
+    loader = _loader_of(trial, source, start, num_steps)
     labels = torch.from_numpy(source.numbers)
     bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
     with StopSignals() as stop, tqdm(total=num_steps, initial=start, disable=not accelerator.is_main_process) as bar:
@@ -222,6 +211,22 @@ def _train(trial: Trial, source: Source, folder: Path) -> None:
                 bar.set_postfix_str(f"loss {losses.mean().item():.4g}", refresh=False)
         if stop.agreed(bool(bad))[1]:
             raise UserError(f"The loss became NaN or infinite before step {num_steps}; take a lower learning rate.")
+
+
+def _loader_of(trial: Trial, source: Source, start: int, num_steps: int) -> TrainLoader:
+    """Batches of one random crop of each image, and the numbers of those that are really there."""
+    views = LabeledViews([replace(_CROP, size=trial.size)], channels=len(normalization_of(trial.encoder)[0]))
+    return TrainLoader(
+        source,
+        views,
+        batch_size=trial.task.settings.batch_size,
+        num_steps=num_steps,
+        seed=trial.seed,
+        start_step=start,
+        rank=trial.accelerator.process_index,
+        world_size=trial.accelerator.num_processes,
+        num_workers=trial.task.data.num_workers,
+    )
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: Supervised) -> torch.optim.Optimizer:

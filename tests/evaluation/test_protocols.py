@@ -39,6 +39,7 @@ from hf_ssl.evaluation.retrieval import mean_average_precision
 from hf_ssl.evaluation.store import features_of
 from hf_ssl.hub.evaluations import read_evaluations
 from hf_ssl.recipe import DataConfig, MonitorConfig
+from tests.methods import save_encoder
 from tests.runs import start
 
 
@@ -50,10 +51,7 @@ def digit_features(start: int, stop: int) -> Features:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    SimSiamModel(SimSiamConfig(backbone="test_resnet", image_size=32)).save_pretrained(folder)
-    return str(folder)
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.mark.parametrize("name", KNN_PROTOCOLS)

@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_ssl import SimSiamConfig, SimSiamModel
+from hf_ssl import SimSiamModel
 from hf_ssl.cli import main
+from hf_ssl.errors import UserError
 from hf_ssl.evaluation.protocols import FINETUNE_PROTOCOLS, LINEAR_PROTOCOLS, Supervised
 from hf_ssl.recipe import DataConfig, MonitorConfig, TrainConfig
 from hf_ssl.training import supervised as module
 from hf_ssl.training.supervised import rate, supervised
+from tests.methods import save_encoder
 from tests.runs import start
 
 
@@ -27,10 +29,7 @@ WHOLE = Supervised("a test", 8, 32, frozen=False, optimizer="adamw", lr=(2e-3,),
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    SimSiamModel(SimSiamConfig(backbone="test_resnet", image_size=32)).save_pretrained(folder)
-    return str(folder)
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def learn(encoder: str, digits: str, folder: Path, settings: Supervised, **more) -> dict:
@@ -177,3 +176,8 @@ def test_figures_of_other_weights_and_other_files_are_made_anew(encoder, tmp_pat
             assert made() == 3, "trained on in the same folder"
         finally:
             shutil.copytree(tmp_path / "before", encoder, dirs_exist_ok=True)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(encoder, digits, tmp_path):
+    with pytest.raises(UserError, match="NaN or infinite before step .*lower learning rate"):
+        learn(encoder, digits, tmp_path, replace(WHOLE, optimizer="sgd", lr=(1e30,), head_lr=1e30))
