@@ -71,9 +71,13 @@ _ADAMW = [
 ]
 OURS: dict[str, list[str]] = {
     "barlow_twins": [*_ADAMW, "optim.lr=0.002", "optim.lr_bias_and_norm=null", "model.projector_dims=[512,512]"],
-    "byol": [*_ADAMW, "optim.lr=0.001", "model.projector_hidden=512", "model.predictor_hidden=512"],
+    "byol": [
+        *(*_ADAMW, "optim.lr=0.004", "optim.fixed_predictor_lr=true", "views.preset=simsiam"),
+        *("model.projector_hidden=512", "model.predictor_hidden=512", "model.tau_base=0.9"),
+        "model.zero_init_residual=true",
+    ],
     "simsiam": [
-        *(*_ADAMW, "optim.lr=0.002", "optim.fixed_predictor_lr=true"),
+        *(*_ADAMW, "optim.lr=0.004"),
         *("model.projector_hidden=512", "model.projector_dim=512", "model.predictor_hidden=128"),
     ],
     "swav": [
