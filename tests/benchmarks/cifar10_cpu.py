@@ -87,11 +87,16 @@ OURS: dict[str, list[str]] = {
 }
 
 
-def recipe_of(method: str, side: str, seed: int, changes: Iterable[str] = ()) -> Recipe:
-    """What a run trains by; lightly's is read off the recipe of "as lightly"."""
+def settings_of(method: str, side: str, seed: int, changes: Iterable[str] = ()) -> list[str]:
+    """A shipped recipe, and what is changed of it; lightly's is read off that of "as lightly"."""
     name = f"{method}/cifar10_resnet18" + ("" if side == "ours" else "_lightly")
-    own = OURS[method] if side == "ours" else []
-    recipe = load_recipe(name, [*COMMON, *own, f"train.seed={seed}", *changes])
+    return [name, *COMMON, *(OURS[method] if side == "ours" else []), f"train.seed={seed}", *changes]
+
+
+def recipe_of(method: str, side: str, seed: int, changes: Iterable[str] = ()) -> Recipe:
+    """What a run trains by."""
+    name, *overrides = settings_of(method, side, seed, changes)
+    recipe = load_recipe(name, overrides)
     if side == "lightly" and method == "byol":  # its loss is a quarter of ours
         optim = replace(recipe.optim, lr=4 * recipe.optim.lr, weight_decay=recipe.optim.weight_decay / 4)
         recipe = replace(recipe, optim=optim)
@@ -277,16 +282,15 @@ def main() -> None:
         append(args.output, {"method": "raw pixels", "side": "", "seed": 0, **raw_pixels(bank, queries)})
     for cell in args.cells or cells:
         method, side, seed = cell.split("/")
-        recipe = recipe_of(method, side, int(seed), args.set)
-        named = {"method": method, "side": side, "seed": int(seed)}
-        settings = recipe.shareable().to_dict()
+        named: dict[str, Any] = {"method": method, "side": side, "seed": int(seed)}
+        settings = settings_of(**named, changes=args.set)
         same = [line for line in read_lines(args.output) if named.items() <= line.items()]
         if any(line["settings"] == settings for line in same):
             continue
         if same and not args.validate:
             parser.error(f"{args.output} has {cell} with other settings; remove its line first.")
-        found = run(recipe, side, bank, queries)
-        append(args.output, {**named, **found, "changed": args.set, "settings": settings})
+        found = run(recipe_of(**named, changes=args.set), side, bank, queries)
+        append(args.output, {**named, **found, "settings": settings})
         if not args.validate:
             write_page(read_lines(args.output), args.output.with_suffix(".md"))
     if not args.validate:
