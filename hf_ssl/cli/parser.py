@@ -2,9 +2,11 @@
 """What can be said on the command line."""
 
 import argparse
-import os
 
 from . import commands
+from .evaluation import add_embed, add_evaluate
+from .options import add_own_method as _add_own_method
+from .options import path as _path
 
 
 DESCRIPTION = "Self-supervised pretraining native to the Hugging Face ecosystem."
@@ -171,115 +173,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
     command.set_defaults(command=commands.push_command)
 
-    _add_evaluate(subparsers)
-
-    command = subparsers.add_parser(
-        "embed",
-        help="the vectors of a dataset as a Parquet file",
-        description="file, label, vector, x and y (two principal components), and the nearest neighbors of each.",
-    )
-    command.add_argument("model", type=_path, help="as of `hf-ssl evaluate`")
-    command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
-    command.add_argument("--output", default="embeddings.parquet", type=_path, metavar="FILE")
-    command.add_argument("--split", default="train", help="(default train)")
-    command.add_argument("--layer", metavar="N", help="as of `hf-ssl evaluate`")
-    command.add_argument("--tower", choices=("video", "audio"), help="of AVID's models (default video)")
-    command.add_argument("--neighbors", type=int, default=5, help="of each (default 5)")
-    command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
-    command.add_argument("--batch-size", type=int, default=256)
-    command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
-    _add_own_method(command)
-    command.set_defaults(command=commands.embed_command)
+    add_evaluate(subparsers)
+    add_embed(subparsers)
     return parser
-
-
-def _add_evaluate(subparsers) -> None:
-    evaluate = subparsers.add_parser("evaluate", help="measure trained encoders")
-    protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
-    about = {
-        "knn": "weighted k-nearest-neighbor accuracy on frozen features",
-        "linear": "accuracy of a linear classifier on frozen features",
-        "lowshot": "accuracy of a linear classifier that learns from few examples, over several draws of them",
-        "finetune": "accuracy of a classifier all of whose layers are trained on from the encoder's",
-        "retrieval": "find the others of a class; of AVID's models a video's sound among all, and the reverse",
-        "all": "kNN, linear, low-shot and retrieval on the same features",
-    }
-    for protocol, text in about.items():
-        command = protocols.add_parser(protocol, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument(
-            "models",
-            nargs="+",
-            metavar="MODEL",
-            type=_path,
-            help="a run's folder, an exported model's, a Hub id of any vision model with a processor, or timm:NAME",
-        )
-        command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
-        _add_own_method(command)
-        if protocol != "all":
-            command.add_argument("--protocol", metavar="NAME", help="published settings, see docs/evaluation.md")
-        command.add_argument("--query-split", default="test", help="split that is judged (default test)")
-        command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
-        command.add_argument("--image-column", help="found by its type when there is one")
-        command.add_argument("--label-column", help="found by its type when there is one")
-        if protocol in ("linear", "lowshot", "finetune"):
-            trained = command.add_argument_group("protocols that train, which go on where they were interrupted")
-            trained.add_argument("--epochs", type=float, help="instead of the protocol's, for a first look")
-            trained.add_argument("--train-batch-size", type=int, metavar="N", help="the learning rate follows it")
-            trained.add_argument("--seeds", type=int, metavar="N", help="runs whose mean and spread are told")
-            trained.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), help="(default auto)")
-        if protocol == "knn":
-            command.add_argument("--k", type=int, help="neighbors (default 20)")
-            command.add_argument("--temperature", type=float, help="of the vote's weights (default 0.1)")
-        if protocol == "linear":
-            command.add_argument("--classifier", choices=("logistic", "svm"), help="(default logistic)")
-            command.add_argument(
-                "--folds", metavar="COLUMN", help="of fold numbers: their mean, in place of two splits"
-            )
-        command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
-        command.add_argument(
-            "--value-range",
-            nargs="+",
-            metavar=("full|LOW", "HIGH"),
-            help="black and white of files deeper than 8 bits, as data.value_range in training",
-        )
-        command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
-        command.add_argument("--batch-size", type=int, default=256)
-        command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
-        command.add_argument(
-            "--no-baselines", action="store_true", help="without an untrained network and raw pixels beside it"
-        )
-        command.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
-        command.add_argument(
-            "--output",
-            type=_path,
-            metavar="FILE",
-            help="the result's JSON (default: results/ in the model's folder, where it is one)",
-        )
-        command.add_argument("--json", action="store_true", help="print JSON: an object, or a list of several")
-        command.set_defaults(command=commands.evaluate_command, measured=protocol)
-    text = "image tasks of mteb, whose scores go into the model's folder as the Hub reads them"
-    command = protocols.add_parser("mteb", help=text, description=f'{text.capitalize()}; pip install -e ".[mteb]".')
-    command.add_argument("model", metavar="MODEL", type=_path, help="as of the others")
-    command.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help="such as CIFAR10")
-    command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
-    command.add_argument("--batch-size", type=int, default=64)
-    command.add_argument("--output", type=_path, metavar="FOLDER", help="for .eval_results/ (default: the model's)")
-    _add_own_method(command)
-    command.set_defaults(command=commands.mteb_command)
-
-
-def _path(text: str) -> str:
-    """A place as given; the shell leaves the ~ of --data=~/images alone."""
-    return os.path.expanduser(text)
-
-
-def _add_own_method(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--method",
-        dest="own_method",
-        metavar="FILE.py:CLASS",
-        help="the method of one's own that the run was trained with; what a folder names is never imported",
-    )
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:

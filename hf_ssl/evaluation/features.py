@@ -60,6 +60,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def numbers(self) -> torch.Tensor:
+        """Of the source's examples, (N,)."""
+        return self.examples if self.rows is None else self.examples[self.rows.cpu()]
+
     def block(self, start: int, stop: int) -> torch.Tensor:
         """Vectors `start` to `stop` in float32, (n, D) or (n, clips, D)."""
         part = self.vectors[start:stop] if self.rows is None else self.vectors[self.rows[start:stop]]

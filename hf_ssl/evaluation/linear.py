@@ -150,7 +150,7 @@ def _accuracy(train: Features, test: Features, objective: Callable[[int], Object
 
 def accuracy_of(
     model: Linear, test: Features, activation: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1)
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Accuracies of a classifier, see `Scores`."""
     scores = Scores(model.classes)
     with torch.no_grad():

@@ -1,18 +1,30 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Cross-modal retrieval between the pictures and the sound of the same clips, and how pure CMA's positive sets are.
+"""Retrieval by class; between the pictures and the sound of the same clips; and how pure CMA's positive sets are.
 
-No protocol was published with AVID. Ours: cosine similarity of the embeddings of unseen clips.
+Between the towers, no protocol was published with AVID. Ours: cosine similarity of the embeddings of unseen clips.
 Ties are resolved in expectation over a random order: an encoder that gives all clips the same embedding gets exactly
 chance (k / N), where counting ties for it would give 100 %, and counting them against it would punish duplicate clips.
 """
+
+import logging
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..coerce import listed
+from ..data.bank import unlabelled_queries
+from ..data.folders import SPLITS
+from ..data.sources import Source, available_splits
+from ..recipe import DataConfig, MonitorConfig, RecipeError
 from .features import Features
 from .knn import knn_accuracy
+from .scores import spread
 
+
+logger = logging.getLogger(__name__)
 
 TIE = 1e-6  # cosines that float32's rounding alone can tell apart
 
@@ -87,12 +99,37 @@ def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None,
     return results
 
 
+def gallery(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
+    """The examples that are found among each other: `monitor.query_split`, with or without labels.
+
+    Where there is no split "test", that is "validation", or the only split: nothing is learned from any of them.
+
+    Raises:
+        RecipeError: there is no such split.
+    """
+    splits, asked = available_splits(where, kind), monitor.query_split
+    other = [name for name in sorted(splits) if SPLITS.get(name) in ("test", "validation")] or list(splits)
+    if asked not in splits and asked == "test" and len(other) == 1:
+        logger.info(f"{where.path} has no split 'test'; the examples of {other[0]!r} are found among each other.")
+        asked = other[0]
+    if asked not in splits:
+        raise RecipeError(f"{where.path} has no split {asked!r}; set --query-split to one of {listed(splits)}.")
+    return unlabelled_queries(where, replace(monitor, query_split=asked), kind)
+
+
+def has_pairs(features: Features) -> bool:
+    """Whether a class has two examples."""
+    return bool((features.labelled().labels.unique(return_counts=True)[1] > 1).any())
+
+
 @torch.no_grad()
-def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str, float]:
-    """Find the examples of its own class among all others, for each labeled example, by the cosine.
+def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str, Any]:
+    """Find the examples of its own class, or of its own instance, among all others, for each labeled example, by the
+    cosine.
 
     Returns:
-        "map": mean over the examples of their average precision; "p1": share whose nearest neighbor is of their class.
+        "map": mean over the examples of their average precision; "p1": share whose nearest neighbor is of their class;
+        "errors": the standard error of "map", from the deviation of the average precisions.
         Examples that are the only one of their class ask nothing.
 
     Raises:
@@ -115,7 +152,12 @@ def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str,
         first.append(right[asking, 0].float())
     if sum(map(len, first)) == 0:
         raise ValueError("Retrieval by class needs a class with two examples.")
-    return {"map": torch.cat(precisions).mean().item(), "p1": torch.cat(first).mean().item()}
+    found = spread(torch.cat(precisions).tolist())
+    return {
+        "map": found["value"],
+        "p1": torch.cat(first).mean().item(),
+        "errors": {"map": found["standard_error"]},
+    }
 
 
 def positive_precision(positives: Tensor, labels: Tensor) -> float:

@@ -30,8 +30,9 @@ from hf_ssl.data.sources import load_source
 from hf_ssl.errors import RecipeError, UserError
 from hf_ssl.evaluation import store
 from hf_ssl.evaluation.encoders import open_model
-from hf_ssl.evaluation.evaluate import evaluate, keep
+from hf_ssl.evaluation.evaluate import evaluate
 from hf_ssl.evaluation.features import Features
+from hf_ssl.evaluation.keep import keep
 from hf_ssl.evaluation.knn import knn
 from hf_ssl.evaluation.linear import accuracy_of, logistic_regression
 from hf_ssl.evaluation.protocols import KNN_PROTOCOLS
@@ -187,7 +188,7 @@ def test_a_result_is_a_file_of_the_model_and_a_row_of_its_card(digits, tmp_path,
     assert files == [f"{kind}_digits0.json" for kind in ("knn", "linear", "lowshot", "retrieval")]
     result = json.loads((tmp_path / "run/model/results/lowshot_digits0.json").read_text())
     assert result["spread"]["lowshot"] > 0 and result["errors"]["lowshot"] > 0 and result["versions"]
-    assert len(result["baselines"]) == 2 and "## Evaluated" not in (tmp_path / "run/model/README.md").read_text()
+    assert len(result["baselines"]) == 3 and "## Evaluated" not in (tmp_path / "run/model/README.md").read_text()
     main(["card", run])
     card = ModelCard.load(tmp_path / "run/model/README.md")
     names = [entry.metric_name for entry in card.data.eval_results]
