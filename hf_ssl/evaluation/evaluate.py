@@ -123,6 +123,8 @@ def evaluate(
     draws = [rows_named(sources["bank"], file) for file in lists]
     measured = measured_on(sources.get("bank"), sources.get("queries"), max(getattr(settings, "k", (0,))))
     measured |= {"num_classes": len(classes)} if classes else {}
+    if protocol == "retrieval" and "examples" in sources:  # each asks all others
+        measured = measured_on(None, sources["examples"], 0) | {"examples": sources["examples"].part}
     for note in measured.get("notes", ()):
         logger.warning(note)
 

@@ -6,7 +6,6 @@ Queries are cut out by their boxes. Easy: easy images are right, hard ones are j
 medium: both are right; hard: the reverse of easy. A query for which no image is right does not count.
 """
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from ..coerce import listed
-from ..data.pixels import open_image
 from ..data.sources import Source, available_splits, load_source
 from ..disk import first_line
 from ..hub.pickles import read_pickle
@@ -33,19 +31,6 @@ _RANKS = (1, 5, 10)
 _FEW = 5  # names in a message
 
 
-class Cut(Source):
-    """A source of which each image is cut by a box (left, top, right, bottom)."""
-
-    boxes: list[tuple[int, int, int, int]]
-
-    def record(self, index: int) -> dict[str, Any] | None:
-        record = super().record(index)
-        if record is None:
-            return None
-        image = open_image(record, self.max_megapixels).crop(self.boxes[index])
-        return {"bytes": None, "path": record["path"], "image": image}
-
-
 def read_ground_truth(file: str) -> dict[str, Any]:
     """`imlist`, `qimlist`: names of the images and queries; `gnd`: of each query `bbx` and the numbers of images that
     are `easy`, `hard` and `junk`.
@@ -60,11 +45,10 @@ def read_ground_truth(file: str) -> dict[str, Any]:
         truth = []
         for one in content["gnd"]:
             numbers = {key: [int(number) for number in one[key]] for key in ("easy", "hard", "junk")}
-            box = tuple(round(float(side)) for side in one["bbx"])
-            known = all(0 <= number < len(images) for some in numbers.values() for number in some)
-            if not known or len(box) != 4:
-                raise ValueError("it names images beyond its list, or has no box")
-            truth.append({**numbers, "bbx": box})
+            left, top, right, bottom = (round(float(side)) for side in one["bbx"])
+            if not all(0 <= number < len(images) for some in numbers.values() for number in some):
+                raise ValueError("it names images beyond its list")
+            truth.append({**numbers, "bbx": (left, top, right, bottom)})
         if len(truth) != len(queries):
             raise ValueError(f"it has {len(queries)} queries, and answers to {len(truth)}")
     except RecipeError:
@@ -95,10 +79,8 @@ def revisited_sources(
             f"{listed(missing[:_FEW])}."
         )
     bank = source.select([rows[name] for name in truth["imlist"]], "images")
-    asked = source.select([rows[name] for name in truth["qimlist"]], "queries, cut by their boxes")
-    queries = copy.copy(asked)
-    queries.__class__ = Cut
-    queries.boxes = [one["bbx"] for one in truth["gnd"]]  # type: ignore[attr-defined]
+    queries = source.select([rows[name] for name in truth["qimlist"]], "queries, cut by their boxes")
+    queries.boxes = [one["bbx"] for one in truth["gnd"]]
     numbers = {"bank": torch.arange(len(bank)), "queries": torch.arange(len(queries))}
     return {"bank": bank, "queries": queries}, numbers
 

@@ -20,6 +20,8 @@ NUMPY: dict[str, Any] = {
     "numpy.dtype": np.dtype,
     "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # protocol 2 writes bytes so
 }
+for _module in ("builtins", "__builtin__"):
+    NUMPY[f"{_module}.bytes"] = lambda: b""  # of an empty array
 for _core in ("numpy.core", "numpy._core"):
     NUMPY[f"{_core}.multiarray._reconstruct"] = np._core.multiarray._reconstruct
     NUMPY[f"{_core}.multiarray.scalar"] = np._core.multiarray.scalar
