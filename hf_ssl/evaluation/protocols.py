@@ -100,7 +100,7 @@ class Retrieval:
     ground_truth: str | None = None
 
     def said(self) -> str:
-        return "cosine" if self.ground_truth is None else f"{Path(self.ground_truth).name}, cosine"
+        return "by class, cosine" if self.ground_truth is None else f"{Path(self.ground_truth).name}, cosine"
 
 
 @dataclass(frozen=True)

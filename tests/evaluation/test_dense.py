@@ -233,14 +233,15 @@ def test_a_broken_image_is_named_and_not_counted(encoder, tmp_path):
     whole = folder / "train/images/0.png"
     whole.write_bytes(whole.read_bytes()[:-60])  # its header can be read
     found = probe(encoder, folder, tmp_path / "run")
-    assert found["queries"] == 4 and [Path(name.split(" (")[0]).name for name in found["failed"]] == ["14.png", "0.png"]
+    named = [Path(name.split(" (")[0]).name for name in found["failed"]]
+    assert found["queries"] == 4 and named == ["14.png", "0.png"]
 
 
 def test_tokens_are_put_in_their_places_and_others_refused(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     made = {
         "vit": ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)),
-        "swin": SwinModel(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)),
+        "swin": SwinModel(SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)),
     }
     for name, model in made.items():
         model.save_pretrained(tmp_path / name)

@@ -193,11 +193,12 @@ def test_evaluate_both_towers_and_retrieval(avid, videos, capsys):
     for protocol, keys in (
         ("knn", {"knn_video", "knn_audio", "bank", "queries"}),
         ("linear", {"linear_video", "linear_audio"}),
-        ("retrieval", {"video_to_audio_r1", "audio_to_video_p1", "examples"}),
+        ("retrieval", {"video_to_audio_r1", "audio_to_video_p1", "examples", "map_video", "map_audio"}),
     ):
         main(["evaluate", protocol, *common])
         found = json.loads(capsys.readouterr().out)
         assert keys <= found.keys() and not found["failed"]
+        assert keys - {"bank", "queries", "examples"} <= found["errors"].keys()
         assert all(0 <= value <= 1 for key, value in found.items() if key in keys and key.startswith(protocol))
 
 
