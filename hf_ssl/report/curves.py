@@ -36,13 +36,13 @@ _PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("learning rate", {"lr": "learning rate"}, False),
     ("accuracy", {"knn": "kNN", "probe": "linear probe", "knn_video": "kNN video", "knn_audio": "kNN audio"}, True),
     (
-        "retrieval",
+        "retrieval, video (v) and audio (a)",
         {
-            "video_to_audio_p1": "video to audio, class at 1",
-            "audio_to_video_p1": "audio to video, class at 1",
-            "video_to_audio_r1": "video to audio, R@1",
-            "audio_to_video_r1": "audio to video, R@1",
-            "positive_precision": "precision of positives",
+            "video_to_audio_p1": "v→a class",
+            "audio_to_video_p1": "a→v class",
+            "video_to_audio_r1": "v→a own",
+            "audio_to_video_r1": "a→v own",
+            "positive_precision": "positives",
         },
         True,
     ),
@@ -68,18 +68,19 @@ def training_curves(runs: list[RunFiles]) -> str:
 
 def _panel(axis: Any, runs: list[RunFiles], title: str, keys: dict[str, str], share: bool) -> None:
     lines = 0
-    for run, color in zip(runs, COLORS, strict=False):
+    for color, run in zip(COLORS, runs, strict=False):
         of_run = f"{run.name}: " if len(runs) > 1 else ""
-        for dash, (key, label) in zip(_DASHES, keys.items(), strict=False):
-            epochs, values = run.values(key)
-            if values:
-                mark = "o" if len(values) < 40 and title not in ("loss", "learning rate") else ""
-                axis.plot(epochs, values, color=color, linestyle=dash, marker=mark, markersize=3, label=of_run + label)
-                lines += 1
+        curves = [(label, *run.values(key)) for key, label in keys.items() if run.values(key)[1]]
+        for number, (label, epochs, values) in enumerate(curves):
+            # A color for each run, and where there is only one for each curve.
+            look: Any = {"color": color if of_run else COLORS[number % len(COLORS)], "linestyle": _DASHES[number]}
+            mark = "o" if len(values) < 40 and title not in ("loss", "learning rate") else ""
+            axis.plot(epochs, values, **look, marker=mark, markersize=3, label=of_run + label)
         _, raw = run.values("knn_raw_pixels")
         if "knn" in keys and raw:
-            axis.axhline(raw[0], color=color, linestyle=":", linewidth=0.8, label=f"{of_run}raw pixels")
+            axis.axhline(raw[0], color=color, linestyle=":", linewidth=1.0, label=f"{of_run}raw pixels")
             lines += 1
+        lines += len(curves)
     if "embedding_std" in keys:
         axis.axhspan(*_HEALTHY, color=COLORS[2], alpha=0.15, linewidth=0, label="healthy")
         axis.set_ylim(bottom=0)
@@ -90,7 +91,7 @@ def _panel(axis: Any, runs: list[RunFiles], title: str, keys: dict[str, str], sh
     if share:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     if lines > 1:
-        beside = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.94), "ncols": min(lines, 4)}
+        beside: Any = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.94), "ncols": min(lines, 5)}
         axis.legend(frameon=False, fontsize=8, borderpad=0, **beside)
 
 

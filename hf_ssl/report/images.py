@@ -93,9 +93,11 @@ def _feature_colors(encoder: Encoder, source: Source, readable: list[int]) -> di
     with torch.no_grad():
         states: Any = encoder.model(**inputs, output_hidden_states=True).hidden_states or ()
     maps = [(number, _positions(state, encoder.model)) for number, state in enumerate(states, 1)]
-    large = [(number, one) for number, one in maps if one is not None and one.shape[1] >= _CELLS]
-    if not large:
+    maps = [(number, one) for number, one in maps if one is not None and one.shape[1] > 1]
+    if not maps:
         return {}
+    # The deepest one that has enough positions, else the one with the most.
+    large = [one for one in maps if one[1].shape[1] >= _CELLS] or [max(maps, key=lambda one: one[1].shape[1])]
     number, state = large[-1]
     colors = principal_colors(state.float().numpy())
     said = f"stage {number} of {len(states)}, {state.shape[1]} x {state.shape[2]} positions"
