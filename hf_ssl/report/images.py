@@ -92,8 +92,8 @@ def _feature_colors(encoder: Encoder, source: Source, readable: list[int]) -> di
     inputs = encoder.transform.inputs(*joined, device=torch.device("cpu"))
     with torch.no_grad():
         states: Any = encoder.model(**inputs, output_hidden_states=True).hidden_states or ()
-    maps = [(number, _positions(state, encoder.model)) for number, state in enumerate(states, 1)]
-    maps = [(number, one) for number, one in maps if one is not None and one.shape[1] > 1]
+    known = ((number, _positions(state)) for number, state in enumerate(states, 1))
+    maps = [(number, one) for number, one in known if one is not None and one.shape[1] > 1]
     if not maps:
         return {}
     # The deepest one that has enough positions, else the one with the most.
@@ -112,7 +112,7 @@ def _feature_colors(encoder: Encoder, source: Source, readable: list[int]) -> di
     return {"feature_maps": pairs, "feature_maps_of": said}
 
 
-def _positions(state: torch.Tensor, model: Any) -> torch.Tensor | None:
+def _positions(state: torch.Tensor) -> torch.Tensor | None:
     """A hidden state as (N, H, W, C): a map, or tokens without what stands before them; None of any other."""
     if state.ndim == 4:
         return state.permute(0, 2, 3, 1)
