@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import UserError
 from ..recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 
 
@@ -33,7 +34,7 @@ def pretrain_command(args: argparse.Namespace) -> None:
         from ..training.signals import Interrupted
 
     try:
-        result = pretrain(recipe)
+        result = pretrain(recipe, report=True)
     except Interrupted as stop:
         sys.stderr.write(f"hf-ssl: {stop}\n")
         sys.exit(128 + stop.signum)
@@ -163,3 +164,15 @@ def recipes_command(args: argparse.Namespace) -> None:
     widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
     for row in [{c: c for c in columns}, *rows]:
         print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
+
+
+def report_command(args: argparse.Namespace) -> None:
+    from ..coerce import build
+    from ..recipe import DataConfig
+
+    try:
+        from ..report import report
+    except ImportError as error:
+        raise UserError(f'A report needs {error.name}: pip install "hf_ssl[report]".') from None
+    data = None if args.data is None else build(DataConfig, {"path": args.data}, "data.")
+    print(report(args.runs, data, args.output))
