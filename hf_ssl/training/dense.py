@@ -130,7 +130,7 @@ def dense(
     train = replace(train or TrainConfig(), batch_size=settings.batch_size, seed=_SEED)
 
     def measure(one: Encoder, features: FeatureMap) -> dict[str, Any]:
-        how = (settings, size, classes, data.num_workers)
+        how = (settings, (size, *shape), classes, data.num_workers)
         found = _measured(one, features, bank, queries, how, folder=folder, train=train)
         return found | {"failed": broken + broken_queries + found["failed"]}
 
@@ -197,14 +197,14 @@ def _measured(
     features: FeatureMap,
     bank: Masked,
     queries: Masked,
-    how: tuple[Dense, int, list[int], int],
+    how: tuple[Dense, tuple[int, int, int], list[int], int],
     *,
     folder: Path,
     train: TrainConfig,
 ) -> dict[str, Any]:
     """Figures of one encoder, from its file where it is finished."""
-    settings, size, classes, num_workers = how
-    about: list[Any] = [encoder.name, asdict(settings), size, classes, bank.ignored]
+    settings, sizes, classes, num_workers = how
+    about: list[Any] = [encoder.name, asdict(settings), sizes, classes, bank.ignored]
     sources = (bank.source, bank.masks, queries.source, queries.masks)
     about += [key_of(encoder, source, train.precision or "") for source in sources]
     folder = folder / xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
@@ -214,7 +214,7 @@ def _measured(
     accelerator = build_accelerator(replace(train, output_dir=str(folder)))
     set_seed(_SEED)
     encoder.to(accelerator.device)
-    probe = Probe(encoder, features, None, settings, size, classes, accelerator)
+    probe = Probe(encoder, features, None, settings, sizes[0], classes, accelerator)
     failed = _train(probe, bank, folder, train, num_workers)
     counts, missed = _judged(probe, queries, num_workers)
     found = figures(counts, classes) | {"failed": failed + missed, "bank": len(bank), "queries": len(counts)}
