@@ -63,7 +63,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial / path.name
-        for file in sorted(partial.iterdir(), reverse=True):  # files that belong to it first
+        for file in sorted(partial.iterdir(), reverse=True):  # `path` last, after files like `path`.data
             flush(file)
             os.replace(file, path.with_name(file.name))
     except Exception as error:

@@ -173,7 +173,7 @@ def _joined(layers: list[tuple[str, nn.Module]], wanted: set[torch.Size]) -> lis
 
 
 def _alike(tensors: list[tuple[str, torch.Tensor]]) -> dict[tuple, list[torch.Tensor]]:
-    """Group tensors by shape, with residual scales apart, whose place in the call order differs between networks."""
+    """Group tensors by shape; residual scales separately, because their place in the call order differs."""
     groups: dict[tuple, list[torch.Tensor]] = {}
     for name, tensor in tensors:
         scale = re.search("gamma|lambda|layer_scale", name) is not None
