@@ -76,7 +76,7 @@ def read_clips(
         For each clip, frames uint8 (num_frames, H, W, 3) and mono sound float32 (audio_seconds * sampling_rate,).
 
     Raises:
-        MediaError: not a video, no sound, or broken at the needed position.
+        MediaError: empty file, no video, no sound, or damaged at the needed position.
         ImportError: PyAV is not installed.
     """
     av = import_av()
@@ -308,7 +308,7 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
         resampler = av.AudioResampler("fltp", kind.layout.name, rate)
         parts = [part.to_ndarray() for part in [*resampler.resample(whole), *resampler.resample(None)]]
         sound = np.concatenate(parts, axis=1)
-    # Take the mean of all channels but LFE, which keeps the level; FFmpeg's mono mix is 3 to 11 dB louder.
+    # The mean of all channels except LFE keeps the level; FFmpeg's mono mix is 3 to 11 dB louder.
     heard = [i for i, channel in enumerate(kind.layout.channels) if not channel.name.startswith("LFE")]
     heard = heard or [0]
     sound = sound[heard[0]] + np.float32(0) if len(heard) == 1 else sound[heard].mean(0)  # + 0 removes -0

@@ -168,7 +168,7 @@ class TrainConfig:
     epochs: float | None = None
     steps: int | None = None  # instead of epochs
     batch_size: int = 256  # images per optimizer step over all processes
-    accumulation: int = 1  # micro-batches per optimiser step
+    accumulation: int = 1  # micro-batches per optimizer step
     seed: int = 0
     precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"  # null: from `accelerate launch`
     channels_last: bool = True
