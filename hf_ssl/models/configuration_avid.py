@@ -52,8 +52,7 @@ class AvidConfig(ImageInputConfig):
             of magnitude.
         exclude_anchor (`bool`, *optional*, defaults to `False`): never draw an instance as its own negative; the
             published CMA may do so.
-        image_size, num_channels, image_mean, image_std, crop_pct, interpolation: of the frames; see
-            `ImageInputConfig`.
+        image_size, num_channels, image_mean, image_std, crop_pct, interpolation: see `ImageInputConfig`.
         num_frames (`int`, *optional*, defaults to 8): frames per clip.
         frame_rate (`float`, *optional*, defaults to 16): frames per second of a clip.
         sampling_rate (`int`, *optional*, defaults to 24000): sampling rate of the audio in Hz.
