@@ -25,7 +25,7 @@ from .modeling_ssl import (
 
 
 def byol_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """Mean over the global batch of |p1 - z2|^2 + |p2 - z1|^2 on unit vectors (eq. 2, symmetrized): 0..8.
+    """Mean over the global batch of `|p1 - z2|^2 + |p2 - z1|^2` on unit vectors (eq. 2, symmetrized): 0..8.
 
     Args:
         p1, p2: predictions (B, D) of the online network for both views.

@@ -28,7 +28,7 @@ def _under_home(path: str | None) -> str | None:
 class Place:
     """One of several places of `data.path`."""
 
-    path: str = ""
+    path: str = ""  # folder, Parquet or tar files, Hub id, URL
     weight: float = 1.0  # how often its images are shown in an epoch; of 0.5 a half of them, chosen once, is shown
 
     def __post_init__(self):
@@ -53,7 +53,7 @@ class DataConfig:
     path: str | tuple[str | Place, ...] | None = None  # folder, Parquet or tar files, Hub id, URL; or a list of these
     name: str | None = None  # configuration of a Hub dataset
     revision: str | None = None  # revision of a Hub dataset
-    split: str = "train"
+    split: str = "train"  # the part of the dataset to train on
     image_column: str | None = None  # found by its type when there is one
     video_column: str | None = None  # files with sound, or frames alone beside an audio_column; found by its type
     audio_column: str | None = None  # where the sound is not in the video's file; found by its type
@@ -94,7 +94,7 @@ class DataConfig:
 class ViewOverride:
     """Changes to a preset's view; `None` keeps the preset's value. See `hf_ssl.data.views.View` for the meanings."""
 
-    count: int | None = None
+    count: int | None = None  # number of such views of an image
     size: int | None = None
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] | None = None
@@ -116,13 +116,13 @@ class ViewsConfig:
     """What the network sees of an image: a preset, and changes to all of its views or to one."""
 
     preset: str | None = None  # of hf_ssl.data.views; default: the method's
-    photometric: Literal["fast", "reference"] = "fast"  # or per image, as published
-    arithmetic: Literal["auto", "torch"] = "auto"  # of fast ones: OpenCV on a CPU; or that of a GPU there, too
+    photometric: Literal["fast", "reference"] = "fast"  # fast: in batches; reference: per image, as published
+    arithmetic: Literal["auto", "torch"] = "auto"  # auto: OpenCV on a CPU; torch: the GPU's arithmetic on a CPU, too
     colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
-    all: ViewOverride = field(default_factory=ViewOverride)
-    first: ViewOverride = field(default_factory=ViewOverride)
-    second: ViewOverride = field(default_factory=ViewOverride)
-    local: ViewOverride = field(default_factory=ViewOverride)
+    all: ViewOverride = field(default_factory=ViewOverride)  # changes to every view
+    first: ViewOverride = field(default_factory=ViewOverride)  # changes to the first global view
+    second: ViewOverride = field(default_factory=ViewOverride)  # changes to the second global view
+    local: ViewOverride = field(default_factory=ViewOverride)  # changes to the small local crops
 
 
 @dataclass(frozen=True)
@@ -135,23 +135,23 @@ class ClipsConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and its schedule. Learning rates are per `lr_per` images of the global batch."""
+    """The optimizer and its schedule. Learning rates are per `lr_per` images of the global batch."""
 
-    name: Literal["lars", "larc", "sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.05
-    lr_per: int | None = 256  # null: `lr` is absolute
+    name: Literal["lars", "larc", "sgd", "adam", "adamw"] = "sgd"  # the optimizer; LARC is SGD with LARC
+    lr: float = 0.05  # peak learning rate
+    lr_per: int | None = 256  # batch size that `lr` is for; null: `lr` is absolute
     lr_bias_and_norm: float | None = None  # own learning rate for one-dimensional tensors (Barlow Twins)
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # decoupled for AdamW, an L2 penalty otherwise
     exclude_bias_and_norm: bool = False  # one-dimensional tensors get neither decay nor LARS adaptation
     fixed_predictor_lr: bool = False  # the predictor keeps the peak learning rate (SimSiam)
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9  # SGD, LARS and LARC
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam and AdamW
     trust_coefficient: float = 0.001  # LARS and LARC
-    clip_grad_norm: float | None = None
-    schedule: Literal["cosine", "constant"] = "cosine"
-    cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it has begun before the warm-up ends (VISSL)
-    schedule_by: Literal["step", "epoch"] = "step"
-    warmup_epochs: float = 0.0
+    clip_grad_norm: float | None = None  # largest norm of all gradients together; default: no clipping
+    schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after the warm-up
+    cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it starts at step 0 (VISSL)
+    schedule_by: Literal["step", "epoch"] = "step"  # how often the learning rate changes
+    warmup_epochs: float = 0.0  # length of the linear warm-up
     warmup_steps: int | None = None  # instead of warmup_epochs
     warmup_lr_fraction: float = 0.0  # where the warm-up starts, as a fraction of the peak
     warmup_reaches_peak: bool = False  # the last warm-up step is already at the peak (SwAV)
@@ -165,25 +165,25 @@ class TrainConfig:
 
     output_dir: str | None = None  # default: runs/<recipe name>
     init_from: str | None = None  # weights of the same method to start from: a run's folder, or an exported model
-    epochs: float | None = None
+    epochs: float | None = None  # length of the run
     steps: int | None = None  # instead of epochs
-    batch_size: int = 256  # images of one optimiser step over all processes
-    accumulation: int = 1  # micro-batches per optimiser step
-    seed: int = 0
+    batch_size: int = 256  # images of one optimizer step over all processes
+    accumulation: int = 1  # micro-batches per optimizer step
+    seed: int = 0  # of weights, order and views
     precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"  # null: what `accelerate launch` says
-    channels_last: bool = True
-    compile: bool = False
+    channels_last: bool = True  # memory format of images and convolutions, faster on most hardware
+    compile: bool = False  # torch.compile
     sync_batchnorm: bool = True  # BatchNorm statistics over all processes
-    gradient_checkpointing: bool = False
-    log_every: int = 10  # steps
-    checkpoint_every: float = 1.0  # epochs
-    checkpoint_minutes: float | None = None  # and at least as often as this
-    keep: int = 2  # newest checkpoints
-    keep_every: float | None = None  # epochs: these checkpoints stay, and their models in milestones/
-    resume: Literal["auto", "never"] = "auto"
-    track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+    log_every: int = 10  # steps between log lines
+    checkpoint_every: float = 1.0  # epochs between checkpoints
+    checkpoint_minutes: float | None = None  # longest time between checkpoints, in minutes
+    keep: int = 2  # newest checkpoints that stay
+    keep_every: float | None = None  # epochs between checkpoints that stay, with their models in milestones/
+    resume: Literal["auto", "never"] = "auto"  # continue from the newest checkpoint; never: refuse a used folder
+    track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()  # experiment trackers to log to
     push_to_hub: str | None = None  # "user/name": published while it trains and at the end; see `hf auth login`
-    push_every: int = 1  # checkpoints
+    push_every: int = 1  # checkpoints between pushes
     push_private: bool | None = None  # default: as the account has it
 
     def __post_init__(self):
@@ -205,20 +205,20 @@ class TrainConfig:
 class MonitorConfig:
     """What is measured while training; kNN needs a labelled dataset, the collapse diagnostics do not."""
 
-    every: float = 1.0  # epochs; 0: only before and after training
+    every: float = 1.0  # epochs between measurements; 0: only before and after training
     path: str | None = None  # labelled dataset; default: data.path when it has labels
-    name: str | None = None
-    bank_split: str = "train"
-    query_split: str = "test"
-    image_column: str | None = None
-    label_column: str | None = None
-    max_bank: int | None = None
-    max_queries: int | None = None
-    k: int = 20
-    temperature: float = 0.1
+    name: str | None = None  # configuration of a Hub dataset
+    bank_split: str = "train"  # split whose labels vote
+    query_split: str = "test"  # split that is classified
+    image_column: str | None = None  # found by its type when there is one
+    label_column: str | None = None  # found by its type when there is one
+    max_bank: int | None = None  # at most so many examples of bank_split
+    max_queries: int | None = None  # at most so many examples of query_split
+    k: int = 20  # nearest neighbors that vote
+    temperature: float = 0.1  # of the votes' weights, exp(similarity / temperature)
     probe: bool = False  # of images: a linear classifier that learns from the features while they are trained
     num_samples: int = 2048  # images for the collapse diagnostics
-    batch_size: int = 256
+    batch_size: int = 256  # images embedded at once
 
     def __post_init__(self):
         _set(self, path=_under_home(self.path))
@@ -230,7 +230,7 @@ class Recipe:
     weights of the encoder, "timm/resnet50.a1_in1k", a Hub id or a folder.
     """
 
-    method: str  # one of METHODS, or "path/to/file.py:Class" or "package.module:Class", see hf_ssl.methods
+    method: str  # avid, barlow_twins, byol, simsiam, swav, or `path/to/file.py:Class`, `package.module:Class`
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     clips: ClipsConfig = field(default_factory=ClipsConfig)
@@ -238,7 +238,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    name: str | None = None  # of the shipped recipe that it was read from, whatever was changed since
+    name: str | None = None  # the shipped recipe that this one was read from; set by hf_ssl
 
     def __post_init__(self):
         if isinstance(self.model.get("init_from"), str):
