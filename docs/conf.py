@@ -10,7 +10,7 @@ copyright = "2026, The hf_ssl authors"
 version = release = hf_ssl.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "published_template.md"]  # the template of published.md
 html_theme = "furo"
 html_title = "hf_ssl"
 html_static_path = ["_static"]

@@ -105,7 +105,7 @@ def table(rows: list[tuple[str, Any, str, str, str]]) -> str:
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, hint, where, default, meaning in rows:
         cells = [f"`{name}`", type_text(hint) + range_text(where), default, meaning]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
     return "\n".join(lines)
 
 
