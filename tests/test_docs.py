@@ -2,6 +2,7 @@
 """What README and docs tell people to type works: commands parse, keys exist, files are there, Python runs."""
 
 import argparse
+import ast
 import re
 import runpy
 import shlex
@@ -25,6 +26,14 @@ from tests.methods import few_steps
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OF_RECIPES = ("pretrain", "preview", "plan", "bench")
+ROOMS = [
+    {"cli"},
+    {"plan", "preview", "bench", "report"},
+    {"training"},
+    {"evaluation", "hub"},
+    {"data", "optim"},
+    {"models"},
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -163,3 +172,24 @@ def test_an_editor_accepts_what_ships_and_marks_a_wrong_key():
     ]
     assert all(list(validator.iter_errors(recipe)) for recipe in wrong)
     assert validator.is_valid({"method": "mine.py:Mine", "model": {"anything": 1}, "train": {"track": "trackio"}})
+
+
+def imported_rooms(file: Path) -> set[str]:
+    """Modules and packages directly below hf_ssl that a file imports when it is imported."""
+    package, found = file.relative_to(ROOT).parts[:-1], set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            path = [*package[: len(package) - node.level + 1], *filter(None, (node.module or "").split("."))]
+            found |= {path[1]} if len(path) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+def test_rooms_import_rooms_below_them_as_the_architecture_page_says():
+    floor = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+    for file in sorted((ROOT / "hf_ssl").rglob("*.py")):
+        own = file.relative_to(ROOT / "hf_ssl").with_suffix("").parts[0]
+        others = imported_rooms(file) - {own}
+        if own == "models":
+            assert not others, f"{file.name} travels with exported models and imports {others}"
+        above = {room for room in others & floor.keys() if own in floor and floor[room] < floor[own]}
+        assert not above, f"{file} imports {above}"
