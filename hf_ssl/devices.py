@@ -22,6 +22,12 @@ def on_cpu() -> bool:
     return several and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ
 
 
+def has_gpu() -> bool:
+    """Whether a run here is on an accelerator, as far as can be told before it starts."""
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return torch.accelerator.is_available() and not told
+
+
 def process_state() -> PartialState:
     """The processes that were launched, which may talk with each other from here on.
 

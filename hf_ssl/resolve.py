@@ -47,6 +47,7 @@ def resolve(recipe: Recipe) -> Resolved:
     config = model_config(recipe, image_size=views[0].size)
     modality = modality_of(config)
     modality.check_views(views)
+    modality.fit(views, config, "init_from" in recipe.model)
     train, num_global = recipe.train, sum(not view.local for view in views)
     least = modality.smallest_batch * train.accumulation
     if train.batch_size < least:

@@ -6,11 +6,17 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from ..errors import RecipeError
+
+
+# Of a number that a recipe may leave open: hf_ssl.training.choices replaces `auto` before anything else reads it.
+AUTO = "auto"
+WholeOrAuto = Annotated[int, AUTO]
+NumberOrAuto = Annotated[float, AUTO]
 
 
 def _set(section: Any, **values: Any) -> None:
@@ -66,7 +72,7 @@ class DataConfig:
     max_megapixels: float = 50.0  # larger images are skipped
     value_range: Literal["full"] | tuple[float, float] | None = None  # black and white of files deeper than 8 bits
     exif: Literal["apply", "ignore"] = "apply"  # whether photos are turned upright
-    num_workers: int = 4  # loader processes per training process
+    num_workers: WholeOrAuto = 4  # loader processes per training process
     max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
 
     def __post_init__(self):
@@ -95,7 +101,7 @@ class ViewOverride:
     """Changes to a preset's view; `None` keeps the preset's value. See `hf_ssl.data.views.View` for the meanings."""
 
     count: int | None = None
-    size: int | None = None
+    size: WholeOrAuto | None = None
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] | None = None
     crop: Literal["retry", "clip"] | None = None
@@ -147,11 +153,12 @@ class OptimConfig:
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     trust_coefficient: float = 0.001  # LARS and LARC
+    layer_decay: float | None = None  # each layer of the backbone learns so much slower than the one behind it
     clip_grad_norm: float | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
     cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it has begun before the warm-up ends (VISSL)
     schedule_by: Literal["step", "epoch"] = "step"
-    warmup_epochs: float = 0.0
+    warmup_epochs: NumberOrAuto = 0.0
     warmup_steps: int | None = None  # instead of warmup_epochs
     warmup_lr_fraction: float = 0.0  # where the warm-up starts, as a fraction of the peak
     warmup_reaches_peak: bool = False  # the last warm-up step is already at the peak (SwAV)
@@ -165,9 +172,10 @@ class TrainConfig:
 
     output_dir: str | None = None  # default: runs/<recipe name>
     init_from: str | None = None  # weights of the same method to start from: a run's folder, or an exported model
-    epochs: float | None = None
+    epochs: NumberOrAuto | None = None
+    minutes: float = 15.0  # that `epochs: auto` takes where there is no GPU
     steps: int | None = None  # instead of epochs
-    batch_size: int = 256  # images of one optimiser step over all processes
+    batch_size: WholeOrAuto = 256  # images of one optimiser step over all processes
     accumulation: int = 1  # micro-batches per optimiser step
     seed: int = 0
     precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"  # null: what `accelerate launch` says
@@ -175,8 +183,9 @@ class TrainConfig:
     compile: bool = False
     sync_batchnorm: bool = True  # BatchNorm statistics over all processes
     gradient_checkpointing: bool = False
+    freeze_backbone_epochs: float = 0.0  # at first only the heads learn
     log_every: int = 10  # steps
-    checkpoint_every: float = 1.0  # epochs
+    checkpoint_every: NumberOrAuto = 1.0  # epochs
     checkpoint_minutes: float | None = None  # and at least as often as this
     keep: int = 2  # newest checkpoints
     keep_every: float | None = None  # epochs: these checkpoints stay, and their models in milestones/
@@ -205,7 +214,7 @@ class TrainConfig:
 class MonitorConfig:
     """What is measured while training; kNN needs a labelled dataset, the collapse diagnostics do not."""
 
-    every: float = 1.0  # epochs; 0: only before and after training
+    every: NumberOrAuto = 1.0  # epochs; 0: only before and after training
     path: str | None = None  # labelled dataset; default: data.path when it has labels
     name: str | None = None
     bank_split: str = "train"

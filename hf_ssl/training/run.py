@@ -32,7 +32,7 @@ from ..models import SSLPreTrainedModel, rebuildable_by_timm
 from ..recipe import Recipe
 from .accelerator import on_main
 from .checkpoint import Checkpoints, Found, RunState
-from .examples import Examples
+from .examples import Examples, count_steps
 from .finite import all_finite, features_finite
 from .fsdp import full_state_dict
 from .metrics import MetricsLogger, RunTotals, Throughput, peak_memory
@@ -101,7 +101,7 @@ class Run:
 
     def __post_init__(self):
         self.folder = self.checkpoints.folder.parent
-        self.num_steps, self.steps_per_epoch = self.examples.num_steps, self.examples.steps_per_epoch
+        self.num_steps, self.steps_per_epoch = count_steps(self.recipe.train, self.examples.counted)
         self.every_checkpoint = max(1, round(self.recipe.train.checkpoint_every * self.steps_per_epoch))
         self.every_monitor = round(self.recipe.monitor.every * self.steps_per_epoch) or self.num_steps
         self._bad_step = torch.full((), -1, device=self.accelerator.device, dtype=torch.long)
