@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm.utils
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -108,6 +109,7 @@ class Run:
         self._checked, self._saved_at = -1, time.monotonic()
         self._inputs: dict[str, torch.Tensor] | None = None
         self.index: torch.Tensor | None = None
+        self._frozen = False
 
     def due(self, done: int, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens after `done` steps."""
@@ -189,6 +191,16 @@ class Run:
             self.metrics.close()
             raise failure or RunError("This process stops because another one could not go on.")
         return batch
+
+    def freeze_backbone(self, step: int) -> None:
+        """`train.freeze_backbone_epochs`: its parameters get no gradient, and no step of the optimizer, until then."""
+        epochs = self.recipe.train.freeze_backbone_epochs
+        frozen = step < round(epochs * self.steps_per_epoch)
+        if frozen != self._frozen:
+            change = timm.utils.freeze if frozen else timm.utils.unfreeze
+            # The statistics of its BatchNorms follow the new images all the same.
+            change(self.model.get_submodule("encoder.backbone"), include_bn_running_stats=False)
+            self._frozen = frozen
 
     def inputs_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs; what could not be read is counted."""
