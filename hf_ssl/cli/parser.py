@@ -4,6 +4,7 @@
 import argparse
 import os
 
+from ..recipe import shipped_data
 from . import commands
 
 
@@ -16,9 +17,10 @@ examples:
   hf-ssl preview  barlow_twins/cifar10_resnet18 --images 6     what will the network see?
   hf-ssl plan     seer/regnety_10b --processes 496 --memory 80GiB
   hf-ssl pretrain my_images data.path=photos train.epochs=100  your own folder
-  hf-ssl evaluate knn runs/quickstart --data recipes/quickstart
+  hf-ssl evaluate knn runs/quickstart --data quickstart
   hf-ssl push runs/quickstart user/name
-  accelerate launch --config_file recipes/accelerate/ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
+  hf-ssl recipes accelerate/ddp --copy                         a file for all GPUs of a machine, into this folder; then
+  accelerate launch --config_file ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
 """
 
 PRETRAIN_HELP = """\
@@ -62,11 +64,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = subparsers.add_parser(
         "recipes",
-        help="list the recipes that ship with the package",
-        description="Method, backbone, dataset and published result of every recipe; a word filters the list.",
+        help="list the recipes that ship with the package, or copy one",
+        description="Method, backbone, dataset and published result of every recipe; a word filters the list. --copy "
+        "writes a recipe, an Accelerate configuration (accelerate/ddp, cpu, gpu, fsdp2 ...) or a cluster file "
+        "(slurm/seer) of that name into a folder, where it can be changed; no file is overwritten.",
     )
     command.add_argument("word", nargs="?", default="", help="only recipes whose line contains it")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    command.add_argument(
+        "--copy", nargs="?", const=".", type=_path, metavar="FOLDER", help="copy the file of this name (default: here)"
+    )
     command.set_defaults(command=commands.recipes_command)
 
     command = subparsers.add_parser(
@@ -179,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="file, label, vector, x and y (two principal components), and the nearest neighbors of each.",
     )
     command.add_argument("model", type=_path, help="as of `hf-ssl evaluate`")
-    command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
+    command.add_argument("--data", required=True, type=_data, help="dataset: folder, Parquet file, Hub id or quickstart")
     command.add_argument("--output", default="embeddings.parquet", type=_path, metavar="FILE")
     command.add_argument("--split", default="train", help="(default train)")
     command.add_argument("--layer", metavar="N", help="as of `hf-ssl evaluate`")
@@ -213,7 +220,7 @@ def _add_evaluate(subparsers) -> None:
             type=_path,
             help="a run's folder, an exported model's, a Hub id of any vision model with a processor, or timm:NAME",
         )
-        command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
+        command.add_argument("--data", required=True, type=_data, help="dataset: folder, Parquet file, Hub id or quickstart")
         _add_own_method(command)
         if protocol != "all":
             command.add_argument("--protocol", metavar="NAME", help="published settings, see docs/evaluation.md")
@@ -271,6 +278,11 @@ def _add_evaluate(subparsers) -> None:
 def _path(text: str) -> str:
     """A place as given; the shell leaves the ~ of --data=~/images alone."""
     return os.path.expanduser(text)
+
+
+def _data(text: str) -> str:
+    """A dataset: a path, or "quickstart" for the photographs that ship with the package."""
+    return shipped_data(_path(text))
 
 
 def _add_own_method(command: argparse.ArgumentParser) -> None:

@@ -52,6 +52,7 @@ _SIZE = 64  # without a GPU, of a network that is named: what the strides of all
 
 def choose(recipe: Recipe) -> Recipe:
     """The recipe with a precision and a network; a run that is continued keeps all that it chose first."""
+    recipe = _without_backbone_of_weights(recipe)
     open_keys = _open_keys(recipe)
     if not open_keys:
         return recipe
@@ -63,6 +64,7 @@ def choose(recipe: Recipe) -> Recipe:
 
 def stand_in(recipe: Recipe) -> Recipe:
     """The recipe without `auto`, where neither images nor a run count: as large a batch as is ever chosen."""
+    recipe = _without_backbone_of_weights(recipe)
     recipe = with_values(recipe, _network(recipe))
     epochs = None if recipe.train.steps is not None else EPOCHS[0]
     numbers = {"train.batch_size": LARGEST_BATCH, "train.epochs": epochs, "data.num_workers": 0}
@@ -124,6 +126,12 @@ def _fill(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     return with_values(recipe, {key: value for key, value in values.items() if key in open_keys})
 
 
+def _without_backbone_of_weights(recipe: Recipe) -> Recipe:
+    """The weights of `model.init_from` decide which network it is."""
+    model = {key: value for key, value in recipe.model.items() if key != "backbone" or value != AUTO}
+    return replace(recipe, model=model) if "init_from" in recipe.model else recipe
+
+
 def _network(recipe: Recipe) -> dict[str, Any]:
     """Backbone and size of the images, where the recipe leaves them open."""
     open_keys, content, found = _open_keys(recipe), recipe.to_dict(), {}
@@ -132,7 +140,8 @@ def _network(recipe: Recipe) -> dict[str, Any]:
         found |= {key: usual[key] for key in ("model.backbone", "model.backbone_args") if key in usual}
     if "views.all.size" in open_keys:
         named = usual is _SMALL and "model.backbone" not in open_keys
-        sizes = {"views.all.size": _SIZE, "views.all.blur": 0.0} if named else usual
+        own = {"views.all.size": _SIZE, "model.image_size": _SIZE, "views.all.blur": 0.0}
+        sizes = own if named else usual
         found |= {key: value for key, value in sizes.items() if not key.startswith("model.backbone")}
     found = {key: value for key, value in found.items() if _value(content, key) in (AUTO, None)}
     if "views.local.size" in open_keys:
