@@ -63,14 +63,17 @@ def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = [psutil.virtual_memory().available]
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         with suppress(ValueError):
             limits.append(int(_read(CGROUPS / limit)) - int(_read(CGROUPS / used)))
     return max(0, min(limits)) / local_processes()
 
 
 def most_workers(batch_bytes: float) -> float:
-    """Loader workers of this process for which there are shared memory and open files; each makes two batches ahead."""
+    """Workers of this process for which there are shared memory and open files; each makes two batches ahead."""
     limits = [math.inf]
     with suppress(OSError):
         limits.append(shutil.disk_usage(SHARED_MEMORY).free / local_processes() / 2 / (3 * batch_bytes))

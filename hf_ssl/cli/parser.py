@@ -186,7 +186,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="file, label, vector, x and y (two principal components), and the nearest neighbors of each.",
     )
     command.add_argument("model", type=_path, help="as of `hf-ssl evaluate`")
-    command.add_argument("--data", required=True, type=_data, help="dataset: folder, Parquet file, Hub id or quickstart")
+    command.add_argument(
+        "--data", required=True, type=_data, help="dataset: folder, Parquet file, Hub id or quickstart"
+    )
     command.add_argument("--output", default="embeddings.parquet", type=_path, metavar="FILE")
     command.add_argument("--split", default="train", help="(default train)")
     command.add_argument("--layer", metavar="N", help="as of `hf-ssl evaluate`")
@@ -220,7 +222,9 @@ def _add_evaluate(subparsers) -> None:
             type=_path,
             help="a run's folder, an exported model's, a Hub id of any vision model with a processor, or timm:NAME",
         )
-        command.add_argument("--data", required=True, type=_data, help="dataset: folder, Parquet file, Hub id or quickstart")
+        command.add_argument(
+            "--data", required=True, type=_data, help="dataset: folder, Parquet file, Hub id or quickstart"
+        )
         _add_own_method(command)
         if protocol != "all":
             command.add_argument("--protocol", metavar="NAME", help="published settings, see docs/evaluation.md")

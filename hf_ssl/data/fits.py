@@ -59,7 +59,7 @@ def check_fits(views: list[View], config: SSLConfig) -> None:
     if _first_refused(config, [usual])[1] is None:  # else it is not for the size
         raise RecipeError(
             f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); set "
-            f"{' and '.join(sizes.values())} to {usual}, or take another model.backbone."
+            f"{' and '.join(sizes.values())} to one size, such as {usual}, or take another model.backbone."
         )
 
 
@@ -80,7 +80,16 @@ def _on_meta(config: SSLConfig) -> Any:
 
 def _first_refused(config: SSLConfig, sizes: list[int]) -> tuple[int, str | None]:
     """The first size that the backbone does not take, and what it says then; None where it takes all."""
-    fields = ("backbone", "backbone_args", "stem", "padding", "first_shortcut", "num_channels", "image_mean", "image_std")
+    fields = (
+        "backbone",
+        "backbone_args",
+        "stem",
+        "padding",
+        "first_shortcut",
+        "num_channels",
+        "image_mean",
+        "image_std",
+    )
     return _try(json.dumps({name: getattr(config, name) for name in fields}, sort_keys=True), tuple(sizes))
 
 

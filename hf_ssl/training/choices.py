@@ -103,7 +103,9 @@ def choose_for(
         recipe = with_values(recipe, {"train.epochs": epochs})
     recipe = _fill(recipe, {"train.epochs": None})
     steps = recipe.train.steps or 0
-    return _fill(recipe, _rhythm(recipe, recipe.train.epochs or steps * recipe.train.batch_size / (count or 1e9))), reasons
+    return _fill(
+        recipe, _rhythm(recipe, recipe.train.epochs or steps * recipe.train.batch_size / (count or 1e9))
+    ), reasons
 
 
 def say(asked: Recipe, chosen: Recipe, reasons: dict[str, str]) -> None:
@@ -134,7 +136,8 @@ def _without_backbone_of_weights(recipe: Recipe) -> Recipe:
 
 def _network(recipe: Recipe) -> dict[str, Any]:
     """Backbone and size of the images, where the recipe leaves them open."""
-    open_keys, content, found = _open_keys(recipe), recipe.to_dict(), {}
+    open_keys, content = _open_keys(recipe), recipe.to_dict()
+    found: dict[str, Any] = {}
     usual = _LARGE if has_gpu() else _SMALL
     if "model.backbone" in open_keys:
         found |= {key: usual[key] for key in ("model.backbone", "model.backbone_args") if key in usual}
@@ -211,12 +214,14 @@ def _rhythm(recipe: Recipe, epochs: float) -> dict[str, float]:
 
 
 def _as_kept(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's recipe says of the keys that `recipe` leaves open, and of those that a choice brings along."""
+    """What a checkpoint's recipe says of the keys that `recipe` leaves open, and that a choice brings along."""
     open_keys, content = _open_keys(recipe), recipe.to_dict()
     network = {"model.backbone", "views.all.size"} & set(open_keys)
     brought = [key for key in _SMALL if network and _value(content, key) is None]
     found = {key: _value(kept, key) for key in [*open_keys, *brought]}
-    return {key: value for key, value in found.items() if value is not None or key in ("train.precision", "train.epochs")}
+    return {
+        key: value for key, value in found.items() if value is not None or key in ("train.precision", "train.epochs")
+    }
 
 
 def _kept_choices(checkpoints: Path) -> dict[str, Any] | None:
