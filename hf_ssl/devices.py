@@ -39,7 +39,7 @@ def process_state() -> PartialState:
     if launched and state.num_processes != launched:
         raise RecipeError(
             f"{launched} processes were launched, and Accelerate knows {state.num_processes}: they would work apart "
-            "from each other. Launch with a file of recipes/accelerate, or with --num_processes 1."
+            "from each other. Launch with ddp.yaml (`hf-ssl recipes accelerate/ddp --copy`) or with --num_processes 1."
         )
     return state
 

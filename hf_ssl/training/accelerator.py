@@ -67,7 +67,7 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     if accelerator.distributed_type != DistributedType.FSDP:
         return accelerator
     if not accelerator.is_fsdp2:
-        raise RecipeError("FSDP 1 is not supported; launch with recipes/accelerate/fsdp2.yaml (fsdp_version: 2).")
+        raise RecipeError("FSDP 1 is not supported; launch with `hf-ssl recipes accelerate/fsdp2 --copy`'s file.")
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RecipeError(
             "fsdp_activation_checkpointing would move BatchNorm statistics twice a step; set it to false in the file "

@@ -37,7 +37,7 @@ def test_each_layer_of_the_backbone_learns_slower_than_the_next():
     rates = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
     named = {name: rates[id(p)] for name, p in model.named_parameters()}
     blocks = [named[f"encoder.backbone.blocks.{i}.attn.qkv.weight"] for i in range(len(model.encoder.backbone.blocks))]
-    assert all(early == 0.5 * late for early, late in zip(blocks, blocks[1:]))
+    assert all(early == 0.5 * late for early, late in zip(blocks, blocks[1:], strict=False))
     assert named["encoder.backbone.patch_embed.proj.weight"] == 0.5 * blocks[0]
     assert all(rate == 1.0 for name, rate in named.items() if not name.startswith("encoder."))
 
