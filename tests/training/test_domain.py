@@ -35,7 +35,7 @@ def test_each_layer_of_the_backbone_learns_slower_than_the_next():
     model = new_model(recipe, resolve(recipe_from_dict(recipe.to_dict() | {"views": {"all": {"size": 160}}})).config)
     groups = param_groups(model, OptimConfig(lr=1.0, lr_per=None, layer_decay=0.5), 1)
     rates = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
-    named = {name: rates[id(p)] for name, p in model.named_parameters()}
+    named = {name: rates[id(p)] for name, p in model.named_parameters() if id(p) in rates}
     blocks = [named[f"encoder.backbone.blocks.{i}.attn.qkv.weight"] for i in range(len(model.encoder.backbone.blocks))]
     assert all(early == 0.5 * late for early, late in zip(blocks, blocks[1:], strict=False))
     assert named["encoder.backbone.patch_embed.proj.weight"] == 0.5 * blocks[0]
@@ -69,12 +69,13 @@ def _train(path: str, given: list[str]) -> None:
 
 def test_two_processes_wait_as_one_does(digits, tmp_path):
     path = recipe_file("byol", tmp_path)
-    one = pretrain(load_recipe(path, overrides(digits, tmp_path / "one")))
-    run = runs.start(_train, str(path), overrides(digits, tmp_path / "two"), processes=2, log=tmp_path / "log")
+    sgd = "optim.name=sgd"  # Adam would make as much of rounding as of gradients that are 0
+    one = pretrain(load_recipe(path, overrides(digits, tmp_path / "one", sgd)))
+    run = runs.start(_train, str(path), overrides(digits, tmp_path / "two", sgd), processes=2, log=tmp_path / "log")
     assert run.wait(240) == 0, (tmp_path / "log").read_text()
     a, b = (load_file(folder / "model" / "model.safetensors") for folder in (one.model_dir.parent, tmp_path / "two"))
     for name, tensor in a.items():
-        torch.testing.assert_close(b[name], tensor, atol=2e-3, rtol=1e-3, msg=name)
+        torch.testing.assert_close(b[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_avid_has_no_one_backbone_to_hold(tmp_path):
