@@ -115,7 +115,7 @@ def _use_method(content: dict[str, Any], overrides: list[str] | tuple[str, ...],
         if foreign:
             logger.info(f"method={method}: without {', '.join(f'model.{key}' for key in foreign)}, of {first}.")
         content["model"] = {key: value for key, value in model.items() if key in known}
-    changes = flatten(own.get(method) or {})
+    changes = {str(key): value for key, value in flatten(own.get(method) or {}).items()}
     for key, value in changes.items():
         _set_key(content, key, value)
     if method != first and changes:
