@@ -195,11 +195,10 @@ def _commands(name: str, recipe: Recipe) -> str:
     avid, stem = recipe.method == "avid", name.split("/")[1]
     config = "fsdp2" if name.startswith("seer/") else "ddp"
     data = " data.path=path/to/videos" if avid else " data.path=path/to/shards" if config == "fsdp2" else ""
-    run = f"accelerate launch --config_file {config}.yaml -m hf_ssl pretrain \\\n    {name}{data}"
+    run = f"accelerate launch --config_file recipes/accelerate/{config}.yaml -m hf_ssl pretrain \\\n    {name}{data}"
     first = [run.replace("_cma ", "_avid ") + "  # unless it has been run"] if recipe.train.init_from else []
     labelled = "path/to/labelled/videos" if avid else "ILSVRC/imagenet-1k --query-split validation"
-    copy = f"hf-ssl recipes accelerate/{config} --copy"
-    return "\n".join([copy, *first, run, f"hf-ssl evaluate linear runs/{stem} --data {labelled}"])
+    return "\n".join([*first, run, f"hf-ssl evaluate linear runs/{stem} --data {labelled}"])
 
 
 def _notes(path: Path) -> list[str]:

@@ -145,7 +145,7 @@ def push_command(args: argparse.Namespace) -> None:
 def recipes_command(args: argparse.Namespace) -> None:
     if args.copy is not None:
         if not args.word:
-            raise RecipeError("Name what to copy: a recipe, accelerate/ddp, accelerate/fsdp2 ... or slurm/seer.")
+            raise RecipeError("Name what to copy: a recipe, accelerate/ddp, accelerate/fsdp2 ... or cluster/seer.")
         print(copy_shipped(args.word, args.copy))
         return
     rows = []

@@ -19,8 +19,8 @@ examples:
   hf-ssl pretrain my_images data.path=photos train.epochs=100  your own folder
   hf-ssl evaluate knn runs/quickstart --data quickstart
   hf-ssl push runs/quickstart user/name
-  hf-ssl recipes accelerate/ddp --copy                         a file for all GPUs of a machine, into this folder; then
-  accelerate launch --config_file ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
+  hf-ssl recipes accelerate/ddp --copy                         a file for all GPUs of a machine; then
+  accelerate launch --config_file recipes/accelerate/ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
 """
 
 PRETRAIN_HELP = """\
@@ -67,8 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
         "recipes",
         help="list the recipes that ship with the package, or copy one",
         description="Method, backbone, dataset and published result of every recipe; a word filters the list. --copy "
-        "writes a recipe, an Accelerate configuration (accelerate/ddp, cpu, gpu, fsdp2 ...) or a cluster file "
-        "(slurm/seer) of that name into a folder, where it can be changed; no file is overwritten.",
+        "writes the recipe of that name into a folder, or an Accelerate configuration (accelerate/ddp, accelerate/gpu "
+        "...) or a cluster file (cluster/seer) into recipes/ there; no file is overwritten.",
     )
     command.add_argument("word", nargs="?", default="", help="only recipes whose line contains it")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")

@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from datasets import (
     Dataset,
@@ -22,9 +23,11 @@ from datasets import (
     NamedSplit,
     concatenate_datasets,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from ..coerce import listed
 from ..recipe import DataConfig, Place, RecipeError
@@ -43,6 +46,10 @@ _FORMS = (
 )
 _MOST_FILES = 1_000_000
 FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
+# Of streams over a network: few large requests, the next one sent while one is read.
+REMOTE_PARQUET = pads.ParquetFragmentScanOptions(
+    cache_options=pa.CacheOptions(prefetch_limit=1, range_size_limit=128 << 20)
+)
 
 
 def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_media: bool = False) -> dict:
@@ -87,7 +94,12 @@ def _open_one(address: str, data: DataConfig, streaming: bool, kind: str, only_m
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
         fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
         raise RecipeError(f"data.path={address} {fault}; give {_FORMS}.")
-    return load_dataset(place, data.name, revision=data.revision, streaming=streaming)
+    if not streaming:
+        return load_dataset(place, data.name, revision=data.revision)
+    builder = load_dataset_builder(place, data.name, revision=data.revision)
+    if isinstance(builder.config, ParquetConfig):
+        builder.config.fragment_scan_options = REMOTE_PARQUET
+    return builder.as_streaming_dataset()
 
 
 def _files_at(place: str, path: str) -> list[str]:
@@ -233,6 +245,8 @@ def _load_parquet(
     lacks is null; a stream, which may have very many, only looks at media, and passes over a corrupt file.
     """
     narrow = only_media and streaming
+    if streaming and "://" in files[0]:
+        options["fragment_scan_options"] = REMOTE_PARQUET
     if not narrow and "://" not in files[0]:
         schemas = list(filter(None, map(_features_of, files)))
         if any(schema != schemas[0] for schema in schemas):

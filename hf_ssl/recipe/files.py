@@ -20,6 +20,9 @@ from .sections import Places, Recipe, flatten
 
 logger = logging.getLogger(__name__)
 
+_LAUNCH = ("accelerate", "cluster")  # folders of files that are no recipes
+_COPIED = (".yaml", ".sbatch", ".sh", ".py")
+
 
 def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe by path or by name ("quickstart", "swav/imagenet1k_resnet50"), with `a.b=c` overrides.
@@ -67,7 +70,7 @@ def shipped_recipes() -> dict[str, Path]:
     """Map from the name ("swav/imagenet1k_resnet50") of each shipped training recipe to its file."""
     root = recipes_folder()
     found = {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
-    return {name: path for name, path in found.items() if not name.startswith("accelerate/")}
+    return {name: path for name, path in found.items() if name.split("/")[0] not in _LAUNCH}
 
 
 def recipe_header(path: Path) -> dict[str, str]:
@@ -167,18 +170,19 @@ def shipped_data(path: str) -> str:
 
 
 def copy_shipped(name: str, folder: str | Path) -> Path:
-    """Copy a recipe, an Accelerate configuration ("accelerate/ddp") or a cluster file ("slurm/seer") to a folder.
+    """Copy a recipe, or a file to launch with ("accelerate/ddp", "cluster/seer"), which goes where the docs name it.
 
     Raises:
         UserError: there is none of that name, or the folder has a file of its name already.
     """
     root, wanted = recipes_folder(), name.removeprefix("recipes/")
-    found = {str(p.relative_to(root)): p for kind in ("*.yaml", "*.sbatch") for p in sorted(root.rglob(kind))}
+    found = {str(p.relative_to(root)): p for p in sorted(root.rglob("*.*")) if p.suffix in _COPIED}
     by_name = {str(Path(file).with_suffix("")): path for file, path in found.items()}
     source = found.get(wanted) or by_name.get(wanted)
     if source is None:
         raise RecipeError(f"There is no file {name!r} to copy{nearest(wanted, by_name)}")
-    target = Path(folder).expanduser() / source.name
+    inside = source.relative_to(root)
+    target = Path(folder).expanduser() / (Path("recipes") / inside if inside.parts[0] in _LAUNCH else source.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "x", encoding="utf-8") as file:
