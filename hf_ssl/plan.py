@@ -31,6 +31,7 @@ from .data.views import View
 from .methods import method_classes, without_memory
 from .recipe import Recipe, RecipeError
 from .resolve import resolve
+from .training.choices import stand_in
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
 
 
@@ -60,6 +61,7 @@ def plan(
     """
     if processes < 1:
         raise RecipeError(f"--processes must be at least 1, not {processes}.")
+    recipe = stand_in(recipe)
     precision = recipe.train.precision if recipe.train.precision not in ("auto", None) else precision
     views, config = (resolved := resolve(recipe)).views, resolved.config
     if getattr(config, "num_instances", None) == 0:
@@ -100,6 +102,11 @@ def plan(
         else:
             result |= {"images_per_second": images_per_second, "hours": images / images_per_second / 3600}
     return result
+
+
+def largest_batch(recipe: Recipe, memory: float) -> int:
+    """Images of one forward and backward pass that fit so many bytes on one process, by simulation."""
+    return plan(recipe, 1, precision="no", memory=memory)["largest_batch_per_process"]
 
 
 def _images(recipe: Recipe) -> float | None:

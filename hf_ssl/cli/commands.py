@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import UserError
-from ..recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
+from ..recipe import RecipeError, copy_shipped, load_recipe, recipe_header, shipped_recipes
 
 
 @contextmanager
@@ -140,13 +140,18 @@ def push_command(args: argparse.Namespace) -> None:
 
 
 def recipes_command(args: argparse.Namespace) -> None:
+    if args.copy is not None:
+        if not args.word:
+            raise RecipeError("Name what to copy: a recipe, accelerate/ddp, accelerate/fsdp2 ... or cluster/seer.")
+        print(copy_shipped(args.word, args.copy))
+        return
     rows = []
     for name, path in shipped_recipes().items():
         recipe, header = load_recipe(path), recipe_header(path)
         row = {
             "name": name,
             "method": recipe.method,
-            "backbone": recipe.model.get("backbone", "resnet50"),
+            "backbone": recipe.model.get("backbone") or recipe.model.get("video_backbone", "r2plus1d_18"),  # AVID's
             "dataset": header.get("Dataset", recipe.data.path or "your own"),
             "published": header.get("Published", "-"),
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..recipe import RecipeError
-from .options import add_own_method, path
+from .options import add_own_method, dataset, path
 
 
 def add_evaluate(subparsers) -> None:
@@ -41,7 +41,7 @@ def add_evaluate(subparsers) -> None:
             type=path,
             help="a run's folder, an exported model's, a Hub id of any vision model with a processor, or timm:NAME",
         )
-        command.add_argument("--data", required=True, type=path, help="dataset: folder, Parquet file or Hub id")
+        command.add_argument("--data", required=True, type=dataset, help="folder, Parquet file, Hub id or quickstart")
         add_own_method(command)
         if protocol != "all":
             command.add_argument("--protocol", metavar="NAME", help="published settings, see docs/evaluation.md")
@@ -132,7 +132,7 @@ def add_embed(subparsers) -> None:
         description="file, label, vector, x and y (two principal components), and the nearest neighbors of each.",
     )
     command.add_argument("model", type=path, help="as of `hf-ssl evaluate`")
-    command.add_argument("--data", required=True, type=path, help="dataset: folder, Parquet file or Hub id")
+    command.add_argument("--data", required=True, type=dataset, help="folder, Parquet file, Hub id or quickstart")
     command.add_argument("--output", default="embeddings.parquet", type=path, metavar="FILE")
     command.add_argument("--split", default="train", help="(default train)")
     command.add_argument("--layer", metavar="N", help="as of `hf-ssl evaluate`")

@@ -4,10 +4,17 @@
 import argparse
 import os
 
+from ..recipe import shipped_data
+
 
 def path(text: str) -> str:
     """A place as given; the shell leaves the ~ of --data=~/images alone."""
     return os.path.expanduser(text)
+
+
+def dataset(text: str) -> str:
+    """A dataset: a path, or "quickstart" for the photographs that ship with the package."""
+    return shipped_data(path(text))
 
 
 def add_own_method(command: argparse.ArgumentParser) -> None:

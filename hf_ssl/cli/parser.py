@@ -6,6 +6,7 @@ import argparse
 from . import commands
 from .evaluation import add_embed, add_evaluate
 from .options import add_own_method as _add_own_method
+from .options import dataset
 from .options import path as _path
 
 
@@ -18,8 +19,9 @@ examples:
   hf-ssl preview  barlow_twins/cifar10_resnet18 --images 6     what will the network see?
   hf-ssl plan     seer/regnety_10b --processes 496 --memory 80GiB
   hf-ssl pretrain my_images data.path=photos train.epochs=100  your own folder
-  hf-ssl evaluate knn runs/quickstart --data recipes/quickstart
+  hf-ssl evaluate knn runs/quickstart --data quickstart
   hf-ssl push runs/quickstart user/name
+  hf-ssl recipes accelerate/ddp --copy                         a file for all GPUs of a machine; then
   accelerate launch --config_file recipes/accelerate/ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
 """
 
@@ -65,11 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = subparsers.add_parser(
         "recipes",
-        help="list the recipes that ship with the package",
-        description="Method, backbone, dataset and published result of every recipe; a word filters the list.",
+        help="list the recipes that ship with the package, or copy one",
+        description="Method, backbone, dataset and published result of every recipe; a word filters the list. --copy "
+        "writes the recipe of that name into a folder, or an Accelerate configuration (accelerate/ddp, accelerate/gpu "
+        "...) or a cluster file (cluster/seer) into recipes/ there; no file is overwritten.",
     )
     command.add_argument("word", nargs="?", default="", help="only recipes whose line contains it")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    command.add_argument(
+        "--copy", nargs="?", const=".", type=_path, metavar="FOLDER", help="copy the file of this name (default: here)"
+    )
     command.set_defaults(command=commands.recipes_command)
 
     command = subparsers.add_parser(
@@ -183,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
         "maps. Several runs are compared. Opens from the disk, without a network.",
     )
     command.add_argument("runs", nargs="+", metavar="RUN", type=_path, help="a run's folder")
-    command.add_argument("--data", type=_path, help="for the pictures (default: what the run was measured on)")
+    command.add_argument("--data", type=dataset, help="for the pictures (default: what the run was measured on)")
     command.add_argument("--output", type=_path, metavar="FILE", help="(default: report.html in the run's folder)")
     _add_own_method(command)
     command.set_defaults(command=commands.report_command)

@@ -15,6 +15,7 @@ from ..data.streams import open_stream
 from ..errors import UserError
 from ..recipe import Recipe, RecipeError
 from ..resolve import resolve
+from ..training.choices import stand_in
 from .pictures import CELL, INK, Picture
 
 
@@ -47,7 +48,7 @@ def preview(
     """
     if num_images <= 0:
         raise RecipeError("The number of images must be greater than 0.")
-    resolved = resolve(recipe)
+    resolved = resolve(recipe := stand_in(recipe))
     views, modality, medium = resolved.views, resolved.modality, resolved.modality.medium
     drawing, stage1 = modality.half(__package__), modality.stage1(views, resolved.config, recipe)
     if recipe.data.streaming:

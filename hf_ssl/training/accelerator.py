@@ -49,7 +49,13 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         mixed_precision=best_precision() if train.precision == "auto" else train.precision,
         log_with=list(train.track) or None,
         project_dir=train.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=train.freeze_backbone_epochs > 0,  # those of the backbone while it is frozen
+            )
+        ],
         step_scheduler_with_optimizer=False,
     )
     if alone:
@@ -61,12 +67,14 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     if accelerator.distributed_type != DistributedType.FSDP:
         return accelerator
     if not accelerator.is_fsdp2:
-        raise RecipeError("FSDP 1 is not supported; launch with recipes/accelerate/fsdp2.yaml (fsdp_version: 2).")
+        raise RecipeError("FSDP 1 is not supported; launch with `hf-ssl recipes accelerate/fsdp2 --copy`'s file.")
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RecipeError(
             "fsdp_activation_checkpointing would move BatchNorm statistics twice a step; set it to false in the file "
             "of `accelerate launch`, and train.gradient_checkpointing=true."
         )
+    if train.freeze_backbone_epochs:
+        raise RecipeError("train.freeze_backbone_epochs does not go with FSDP yet; set it to 0, or launch with DDP.")
     if train.compile:
         raise RecipeError("train.compile does not go with FSDP yet; set train.compile=false.")
     return accelerator

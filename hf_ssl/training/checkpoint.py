@@ -258,7 +258,9 @@ class Checkpoints:
         if folder.shards.exists():
             content["metadata"] = SafeReader(folder.shards).read_metadata()
         elif is_sharded(model):
-            raise RecipeError(f"{folder.path} was made without FSDP; continue it with recipes/accelerate/ddp.yaml.")
+            raise RecipeError(
+                f"{folder.path} was made without FSDP; continue it with accelerate/ddp (see `hf-ssl recipes`)."
+            )
         else:
             content["model"] = load_file(folder.weights)
             if "optimizer" not in content["saved"]:

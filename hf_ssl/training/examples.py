@@ -37,7 +37,7 @@ class Examples:
         measured: which examples these are, see `hf_ssl.data.bank.measured_on`.
         fingerprint: of the source, see `hf_ssl.data.fingerprint`.
         count: of the source's examples; None for a stream of unknown length.
-        num_steps, steps_per_epoch: of the run.
+        counted: when the run began, which goes on with epochs of that length.
     """
 
     source: Source | ImageStream
@@ -46,8 +46,7 @@ class Examples:
     measured: dict[str, Any]
     fingerprint: dict[str, Any]
     count: int | None
-    num_steps: int
-    steps_per_epoch: int
+    counted: int | None
 
     @property
     def streamed(self) -> bool:
@@ -90,7 +89,7 @@ def open_examples(
         _refuse_other_data(recipe, state, data, None if isinstance(source, ImageStream) else count)
     # The epoch stays as long as it was when a shard has become unreadable since.
     counted = state.stream["num_examples"] if state and state.stream else count
-    return Examples(source, bank, queries, measured, data, count, *count_steps(recipe.train, counted))
+    return Examples(source, bank, queries, measured, data, count, counted)
 
 
 def _training_source(recipe: Recipe, dataset, modality: Modality) -> Source | ImageStream:
