@@ -8,7 +8,6 @@ takes a quarter of an hour for ImageNet's.
 import logging
 import os
 import re
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -62,12 +61,12 @@ def split_of(name: str) -> str | None:
 
 @dataclass
 class Contents:
-    """What lies below a folder: absolute paths, sorted, and how many other files of which extension there are."""
+    """What lies below a folder, as absolute paths."""
 
     media: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
-    others: Counter = field(default_factory=Counter)
+    others: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)  # names that are not UTF-8
     closed: list[str] = field(default_factory=list)  # folders that may not be read
     special: list[str] = field(default_factory=list)  # pipes, sockets, devices
@@ -133,7 +132,7 @@ def _sort_in(found: Contents, entry: os.DirEntry, kind: str) -> None:
     elif shard:
         found.shards.append(entry.path)
     else:
-        found.others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
+        found.others.append(entry.path)
 
 
 def _is_utf8(path: str) -> bool:

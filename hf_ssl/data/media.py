@@ -61,3 +61,10 @@ MEDIA = {
     "video": Medium(datasets.Video, (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"), beside="audio", raw=True),
     "audio": Medium(datasets.Audio, (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"), tabled=True, plain=True),
 }
+
+
+def instead(kind: str, other: str) -> str:
+    """What to do where data hold media of another kind than is wanted."""
+    recipes = {"image": "my_images", "video": "avid/my_clips"}
+    ours = f", or take a recipe and a model of {other}s (hf-ssl pretrain {recipes[other]})" if other in recipes else ""
+    return f"give {kind}s{ours}"
