@@ -71,6 +71,8 @@ def _print_result(result, k: int, start: str) -> None:
 
 def preview_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    if Path(args.output).exists() and not args.overwrite:
+        raise RecipeError(f"{args.output} is there already; add --overwrite, or name another file with --output.")
     from ..preview import preview
 
     print(preview(recipe, num_images=args.images, output=args.output))
@@ -78,13 +80,14 @@ def preview_command(args: argparse.Namespace) -> None:
 
 def plan_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    from ..plan import parse_memory, plan, table
+    from ..plan import parse_memory, plan, table, this_machine
 
-    memory = None if args.memory is None else parse_memory(args.memory)
+    processes, memory, precision = this_machine() if args.processes is None else (args.processes, None, "bf16")
+    memory = memory if args.memory is None else parse_memory(args.memory)
     result = plan(
         recipe,
-        args.processes,
-        precision=args.precision,
+        processes,
+        precision=args.precision or precision,
         memory=memory,
         images_per_second=args.images_per_second,
     )

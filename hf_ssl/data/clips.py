@@ -200,7 +200,7 @@ def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int
     if record is None:
         raise MediaError("the row has no sound")
     with ExitStack() as opened:
-        file = _file(record, opened)
+        file = opened_file(record, opened)
         return np.stack(
             read_sounds(file, num_clips, sampling_rate=config.sampling_rate, audio_seconds=config.audio_seconds)
         )
@@ -216,11 +216,11 @@ def read_clip(record, draws, config: AvidConfig, offset: float, max_megapixels: 
         raise MediaError(f"the row has no {'sound' if record else 'video'}")
     how = {key: getattr(config, key) for key in ("num_frames", "frame_rate", "sampling_rate", "audio_seconds")}
     with ExitStack() as opened:
-        file, audio = _file(record, opened), _file(record["audio"], opened) if "audio" in record else None
+        file, audio = opened_file(record, opened), opened_file(record["audio"], opened) if "audio" in record else None
         return read_clips(file, draws, **how, offset=offset, audio=audio, max_megapixels=max_megapixels)
 
 
-def _file(record: dict[str, Any], opened: ExitStack):
+def opened_file(record: dict[str, Any], opened: ExitStack):
     """Content, path, or an open file of what lies elsewhere (the Hub, an archive)."""
     if record["bytes"] is not None or "://" not in record["path"]:
         return record["path"] if record["bytes"] is None else record["bytes"]

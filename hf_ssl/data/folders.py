@@ -269,7 +269,7 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
     row_of = {os.path.normpath(file): i for i, file in enumerate(files)}
     if len(row_of) < len(files):
         say(f"The metadata of {root} have {len(files) - len(row_of)} more rows than files; a file's last row counts.")
-    everywhere = {file["path"] for part in listed.values() for file in part.cast_column(kind, STORAGE)[kind]}
+    everywhere = {file["path"] for part in listed.values() for file in _records(part, kind)}
     unnamed, missing = len(everywhere - row_of.keys()), len(row_of.keys() - everywhere)
     if unnamed:
         say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata: used, without labels.")
@@ -284,6 +284,11 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
     return {split: _joined(part, content, row_of, kind) for split, part in listed.items()}
 
 
+def _records(part: Dataset, kind: str) -> list[dict]:
+    """Paths and contents of the files, without a copy of them."""
+    return part.cast_column(kind, MEDIA[kind].feature(decode=False))[kind]
+
+
 def _read_table(table: str) -> Dataset:
     try:
         return load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
@@ -293,7 +298,7 @@ def _read_table(table: str) -> Dataset:
 
 
 def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) -> Dataset:
-    files = [record["path"] for record in part.cast_column(kind, STORAGE)[kind]]
+    files = [record["path"] for record in _records(part, kind)]
     rows = pa.array([row_of.get(file) for file in files], pa.int64())
     table = content.data.table.combine_chunks().take(rows)
     columns = {kind: part.data.table[kind]} | {name: table[name] for name in content.column_names if name != kind}

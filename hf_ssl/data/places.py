@@ -8,7 +8,6 @@ import tarfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from glob import escape, glob, has_magic
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from huggingface_hub.constants import HF_HUB_OFFLINE
+from datasets.exceptions import DatasetGenerationError
 
+from ..absent import absent, is_absent
 from ..coerce import listed
 from ..recipe import DataConfig, Place, RecipeError
 from .columns import find_columns, wanted_columns
@@ -75,27 +74,12 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
     except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
         said, cause = _said(error), error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if "://" not in data.path and not os.path.exists(data.path):
-            raise RecipeError(_not_here(data.path, error, said)) from error
+            if is_absent(error):
+                raise RecipeError(f"data.path={data.path}: {absent(data.path, error, 'dataset')}") from error
+            raise RecipeError(f"data.path={data.path} could not be loaded from the Hub: {said}") from error
         if isinstance(cause, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
             said += " Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
         raise RecipeError(f"data.path={data.path} could not be loaded: {said}") from error
-
-
-def _not_here(path: str, error: Exception, said: str) -> str:
-    """A sentence about a name that is neither a folder nor, as far as one can see, a Hub dataset."""
-    if HF_HUB_OFFLINE:
-        hub = "none is in the cache, and HF_HUB_OFFLINE=1 keeps the Hub out of reach"
-    elif isinstance(error, DatasetNotFoundError):
-        hub = "the Hub has none of that name that you may read (private ones: `hf auth login`)"
-    elif isinstance(error, ConnectionError):
-        hub = "the Hub could not be reached"
-    else:
-        hub = f"as a Hub dataset it could not be loaded: {said.rstrip('.')}"
-    folder, name = os.path.split(path.rstrip("/"))
-    with suppress(OSError):
-        close = get_close_matches(name, [entry.name for entry in os.scandir(folder or ".")], n=1)
-        hub += f"; did you mean {os.path.join(folder, close[0])}?" if close else "."
-    return f"data.path={path}: there is no such folder or file here, and {hub if hub[-1] in '?.' else hub + '.'}"
 
 
 def _said(error: Exception) -> str:

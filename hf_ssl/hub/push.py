@@ -62,6 +62,8 @@ def push(
         PushError: the Hub could not be reached, or refused.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise RecipeError(f"There is no folder {folder}; give a run's folder, or an exported model's.")
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for names in (("config.json",), ("README.md",), ("model.safetensors", "model.safetensors.index.json")):
         if not any((folder / name).exists() for name in names):

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.loader import epoch_order
-from ..data.sources import load_source, source_of
+from ..data.sources import Source, load_source, source_of
 from ..data.streams import open_stream
 from ..errors import UserError
 from ..recipe import Recipe, RecipeError
@@ -66,13 +66,19 @@ def preview(
             break
     if not rows:
         raise RecipeError(f"No image could be read, the last one tried was {problem}.")
-    title = f"{recipe.method}: {drawing.title(views)}, colors by the {recipe.views.photometric} pipeline"
+    shown = f"{len(rows)} of {_count(recipe, source, modality.name)}"
+    title = f"{recipe.method}: {drawing.title(views)}, {shown}, colors by the {recipe.views.photometric} pipeline"
     path = Path(output).expanduser().resolve()
     try:
         _grid(rows, title).save(path, "PNG")
     except OSError as error:
         raise UserError(f"The preview could not be written to {path} ({error}).") from error
     return path
+
+
+def _count(recipe: Recipe, source: Source, counted: str) -> str:
+    number = recipe.data.num_examples if recipe.data.streaming else len(source)
+    return f"a stream of {counted}" if number is None else f"{number:,} {counted}"
 
 
 def _grid(rows: list[list[Picture]], title: str) -> Image.Image:

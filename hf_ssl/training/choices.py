@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.logging import get_logger
-
 from ..checkpoint_folder import CheckpointFolder
 from ..devices import best_precision, process_state
+from ..logs import get_logger
 from ..recipe import Recipe
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
 from ..disk import atomic_write
 from ..errors import UserError
+from ..logs import get_logger
 from ..recipe import Recipe
 
 

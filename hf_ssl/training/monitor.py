@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -24,6 +23,7 @@ from ..data.modality import Modality
 from ..data.sources import Source
 from ..evaluation.features import Features, extract
 from ..evaluation.probe import OnlineProbe
+from ..logs import get_logger
 from ..recipe import MonitorConfig
 
 

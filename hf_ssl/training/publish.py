@@ -7,10 +7,10 @@ from pathlib import Path
 from threading import Thread
 
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 
 from ..errors import UserError
 from ..hub.push import PushError, create_repo, push
+from ..logs import get_logger
 from ..recipe import TrainConfig
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
@@ -27,6 +26,7 @@ from ..data.workers import WorkerError
 from ..errors import RunError, UserError
 from ..hub.card import Results, hardware, versions
 from ..hub.export import export
+from ..logs import get_logger
 from ..methods import code_digest
 from ..models import SSLPreTrainedModel, rebuildable_by_timm
 from ..recipe import Recipe
