@@ -43,30 +43,9 @@ def pretrain_command(args: argparse.Namespace) -> None:
         sys.exit(128 + stop.signum)
     PartialState().destroy_process_group()
     if result.is_main_process:
-        _print_result(result, recipe.monitor.k, recipe.start)
+        from .closing import closing
 
-
-def _print_result(result, k: int, start: str) -> None:
-    if "knn" in result.final and "knn" in result.baseline:
-        print(f"\nkNN accuracy (k={k})")
-        if result.measured:  # unknown of a model of before
-            print(f"  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
-        print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
-        print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
-        print(f"  trained network   {result.final['knn']:6.1%}")
-        if "probe" in result.final:
-            print(f"Linear probe, trained online\n  trained network   {result.final['probe']:6.1%}")
-    elif "video_to_audio_r1" in result.final:
-        from ..hub.card import ROWS
-
-        print(f"\n{'':47}{start:>10}  trained")
-        for key, label, form in ROWS:
-            if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
-                before = form.format(result.baseline[key]) if key in result.baseline else ""
-                print(f"  {label:46}{before:>9}{form.format(result.final[key]):>9}")
-    print(f"\nThe model is in {result.model_dir}. Load the encoder with")
-    trust = ", trust_remote_code=True" if result.needs_code else ""
-    print(f'  AutoModel.from_pretrained("{result.model_dir}"{trust})')
+        print("\n".join(closing(result, recipe.monitor.k, recipe.start)))
 
 
 def preview_command(args: argparse.Namespace) -> None:
@@ -228,7 +207,10 @@ def _keys_as_options() -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        raise RecipeError(re.sub(r"monitor\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
+        text = re.sub(r"(?:data|monitor)\.path=", "--data ", str(error))
+        keys = r"monitor\.(\w+)|data\.(image_column|label_column|value_range|split|num_workers)\b"
+        text = re.sub(keys, lambda m: f"--{(m[1] or m[2]).replace('_', '-')}", text)
+        raise RecipeError(text) from error
 
 
 def _check_options(trains: bool, given: dict) -> None:
@@ -291,7 +273,8 @@ def embed_command(args: argparse.Namespace) -> None:
     data = build(DataConfig, {"path": args.data, "split": args.split, "num_workers": args.num_workers}, "data.")
     how = How(args.clips, args.layer)
     more = {"neighbors": args.neighbors, "batch_size": args.batch_size, "tower": args.tower}
-    file = embed(args.model, data, args.output, how=how, **more)
+    with _keys_as_options():
+        file = embed(args.model, data, args.output, how=how, **more)
     if process_state().is_main_process:
         print(file.resolve())
     process_state().destroy_process_group()

@@ -35,7 +35,10 @@ def data_command(args: argparse.Namespace) -> None:
     from ..survey import survey
     from ..survey.findings import text
 
-    found = survey(data, _KINDS.get(args.kind))
+    try:
+        found = survey(data, _KINDS.get(args.kind))
+    except RecipeError as error:
+        raise RecipeError(str(error).removeprefix("data.path=")) from error
     print(json.dumps(found, ensure_ascii=False) if args.json else text(found))
 
 

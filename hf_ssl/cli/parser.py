@@ -79,8 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "plan",
         help="what would one process of a large run need?",
         description="Memory, traffic and time of one process under FSDP2, by simulation: needs neither the machines "
-        "nor the data. Without --processes: on this machine, its GPUs or one CPU process, with the memory and precision "
-        "that it has.",
+        "nor the data. Without --processes: on this machine, with its GPUs or one CPU process, memory and precision.",
     )
     _add_recipe(command)
     command.add_argument("--processes", type=int, metavar="N", help="GPUs of the run (default: this machine's)")

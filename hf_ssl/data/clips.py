@@ -15,8 +15,9 @@ from PIL import Image
 
 from ..models.configuration_avid import AvidConfig
 from ..models.feature_extraction_avid import log_spectrogram
-from ..models.media_avid import MediaError, even_draws, import_av, read_clips, read_sounds
+from ..models.media_avid import MediaError, even_draws, read_clips, read_sounds
 from ..recipe import ClipsConfig, DataConfig, Recipe, RecipeError
+from .media import require_reader
 from .modality import Modality
 from .photometric import NEUTRAL, Photometric, reference_photometric
 from .sources import Source, available_splits, check_source
@@ -172,10 +173,7 @@ MODALITY = Clips()
 
 def require_av() -> None:
     """Raises RecipeError where PyAV is not installed."""
-    try:
-        import_av()
-    except ImportError as error:
-        raise RecipeError(str(error)) from None
+    require_reader("video")
 
 
 def eval_clip(

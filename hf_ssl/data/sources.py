@@ -18,7 +18,7 @@ from PIL import Image
 from ..recipe import DataConfig, RecipeError, nearest
 from .columns import encoded, find_columns, name_of, record_of, wanted_columns
 from .labels import find_label_column, label_classes, number_classes
-from .media import MEDIA
+from .media import MEDIA, require_reader
 from .pixels import DEFAULT, Decoding, open_image, sample_indices, settled
 from .places import open_place
 
@@ -213,8 +213,9 @@ def check_source(data: DataConfig, split: str | None = None, kind: str = "image"
         The features of the split.
 
     Raises:
-        RecipeError: no such place, split or column, with the nearest valid name.
+        RecipeError: no such place, split or column, with the nearest valid name; or what reads the files is missing.
     """
+    require_reader(kind)  # before thousands of files are looked for
     if data.places:
         for place in data.places:
             check_source(replace(data, path=place.path), split, kind)

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..data.clips import require_av
-from ..data.columns import name_of
+from ..data.columns import find_columns, name_of, wanted_columns
 from ..data.folders import walk
-from ..data.media import MEDIA, STORAGE
+from ..data.media import MEDIA, STORAGE, require_reader
 from ..data.places import is_saved, used_files
 from ..data.sources import Source, available_splits, check_source, load_source
 from ..data.streams import ImageStream, UnreadableShard, open_stream
@@ -75,7 +74,8 @@ def medium_of(data: DataConfig) -> str:
     faults = []
     for kind in MEDIA:
         try:
-            check_source(data, next(iter(available_splits(data, kind))), kind)
+            features = next(iter(available_splits(data, kind).values()))
+            find_columns(features, wanted_columns(data, kind), data.path)
             return kind
         except RecipeError as error:
             faults.append(error)
@@ -97,8 +97,7 @@ def survey(data: DataConfig, kind: str | None = None) -> dict[str, Any]:
         RecipeError: see `medium_of`; or PyAV, which reads clips, is not installed.
     """
     kind = kind or medium_of(data)
-    if kind != "image":
-        require_av()
+    require_reader(kind)
     found, splits = Findings(), {}
     refused: list[str] = []
     used: set[str] = set()
