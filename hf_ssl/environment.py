@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
         "hf_ssl": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES} | (_told(_torch) or {}),
         "devices": _told(_devices),
         "precision": _told(_precision),
         "ffmpeg": _told(_ffmpeg),
@@ -57,6 +57,13 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _torch() -> dict[str, str]:
+    """With what it was built for, which the package's own version leaves out."""
+    import torch
+
+    return {"torch": str(torch.__version__)}
 
 
 def _devices() -> list[str]:

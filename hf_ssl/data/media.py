@@ -77,9 +77,8 @@ def require_reader(kind: str) -> None:
     """Raises RecipeError where what reads a kind of files is not installed."""
     reader = MEDIA[kind].reader
     if reader is not None and find_spec(reader) is None:
-        raise RecipeError(
-            f'{kind.title()}s are read with PyAV, which is not installed; pip install "hf_ssl[video]" (or pip install av).'
-        )
+        remedy = 'pip install "hf_ssl[video]" (or pip install av)'
+        raise RecipeError(f"{kind.title()}s are read with PyAV, which is not installed; {remedy}.")
 
 
 def instead(kind: str, other: str) -> str:

@@ -67,10 +67,10 @@ def preview(
     if not rows:
         raise RecipeError(f"No image could be read, the last one tried was {problem}.")
     shown = f"{len(rows)} of {_count(recipe, source, modality.name)}"
-    title = f"{recipe.method}: {drawing.title(views)}, {shown}, colors by the {recipe.views.photometric} pipeline"
+    title = f"{recipe.method}: {drawing.title(views)}, colors by the {recipe.views.photometric} pipeline"
     path = Path(output).expanduser().resolve()
     try:
-        _grid(rows, title).save(path, "PNG")
+        _grid(rows, title, shown).save(path, "PNG")
     except OSError as error:
         raise UserError(f"The preview could not be written to {path} ({error}).") from error
     return path
@@ -81,7 +81,7 @@ def _count(recipe: Recipe, source: Source, counted: str) -> str:
     return f"a stream of {counted}" if number is None else f"{number:,} {counted}"
 
 
-def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
+def _grid(rows: list[list[Picture]], title: str, shown: str) -> Image.Image:
     bold, plain = font_of(14), font_of(13)
     texts = [[_wrapped(lines, plain) for _, _, lines, _ in row] for row in rows]
     heights = [CELL + (2 + max(map(len, lines))) * _LINE + _GAP for lines in texts]
@@ -89,6 +89,7 @@ def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
     canvas = Image.new("RGB", (_GAP + columns * (CELL + _GAP), top + sum(heights)), _PAPER)
     pen = ImageDraw.Draw(canvas)
     pen.text((_GAP, _GAP - 4), title, INK, font=font_of(18))
+    pen.text((_GAP, _GAP + 18), shown, _PALE, font=plain)
     for row, row_texts, height in zip(rows, texts, heights, strict=True):
         for c, ((picture, name, _, color), lines) in enumerate(zip(row, row_texts, strict=True)):
             left = _GAP + c * (CELL + _GAP)

@@ -5,7 +5,7 @@ training uses.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
@@ -38,31 +38,33 @@ class _Rows(torch.utils.data.Dataset):
     def __init__(self, source: Source, kind: str):
         self.source, self.kind = source, kind
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def keys(self) -> Iterable[int]:
+        return range(len(self.source))
 
     def __getitem__(self, index: int) -> tuple[str, Facts]:
         name, record = self.source.named(index)
         return name, facts_of(record, self.kind, self.source)
 
 
-class _Stream(torch.utils.data.IterableDataset):
-    """Facts of a stream's examples, whose shards the workers share; so is a shard that cannot be read on."""
+class _Stream(torch.utils.data.Dataset):
+    """Facts of a stream's examples, which the main process reads, as for training, and workers decode."""
 
     def __init__(self, stream: ImageStream, kind: str):
         self.stream, self.kind = stream, kind
 
-    def __iter__(self) -> Iterator[tuple[str, Facts]]:
-        worker = torch.utils.data.get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for shard in range(first, self.stream.num_shards, step):
+    def keys(self) -> Iterable[tuple[str, Any, str | None]]:
+        """Name, record and fault; a shard that cannot be read on is a file with a fault."""
+        for shard in range(self.stream.num_shards):
             place = self.stream.shard_name(shard)
             try:
                 for offset, record in enumerate(self.stream.examples(shard)):
-                    name = name_of(record, f"example {offset} of {place}")
-                    yield name, facts_of(record, self.kind, self.stream)
+                    yield name_of(record, f"example {offset} of {place}"), record, None
             except UnreadableShard as error:
-                yield place, Facts(broken=str(error))
+                yield place, None, str(error)
+
+    def __getitem__(self, key: tuple[str, Any, str | None]) -> tuple[str, Facts]:
+        name, record, fault = key
+        return name, Facts(broken=fault) if fault else facts_of(record, self.kind, self.stream)
 
 
 def medium_of(data: DataConfig) -> str:
@@ -115,9 +117,7 @@ def survey(data: DataConfig, kind: str | None = None) -> dict[str, Any]:
     return {**about, "ignored": _ignored(data, kind, used), "refused": list(dict.fromkeys(refused))}
 
 
-def _open(
-    data: DataConfig, kind: str, told: dict[str, Any], refused: list[str], used: set[str]
-) -> torch.utils.data.Dataset:
+def _open(data: DataConfig, kind: str, told: dict[str, Any], refused: list[str], used: set[str]) -> _Rows | _Stream:
     """The examples of a split; what is known of them without reading goes into the other arguments."""
     if data.streaming:
         stream = open_stream(data, kind=kind)
@@ -141,24 +141,20 @@ def _classes(source: Source) -> Counter:
     return Counter(name for name in source.classes() if name is not None)
 
 
-def _read(examples: torch.utils.data.Dataset, data: DataConfig, split: str, count: int | None, found: Findings) -> int:
+def _read(examples: _Rows | _Stream, data: DataConfig, split: str, count: int | None, found: Findings) -> int:
     """Read a split, with a progress bar where it takes longer than a moment; how many examples that were."""
     most = data.max_examples if count is None else min(count, data.max_examples or count)
-    loader = torch.utils.data.DataLoader(
-        examples, _BATCH, num_workers=_workers(data), collate_fn=list, worker_init_fn=start_worker
-    )
+    workers = min(data.num_workers, os.cpu_count() or 1)
+    how: dict[str, Any] = {"num_workers": workers, "collate_fn": list, "worker_init_fn": start_worker}
+    loader = torch.utils.data.DataLoader(examples, _BATCH, sampler=islice(examples.keys(), most), **how)
     read = 0
     bar = tqdm(total=most, desc=f"Reading {split}", unit="file", leave=False, dynamic_ncols=True, delay=1)
     with bar, closing(batches(loader)) as made:  # type: ignore[type-var]  # a generator
-        for name, facts in islice(chain.from_iterable(made), most):
+        for name, facts in chain.from_iterable(made):
             found.add(split, name, facts)
             bar.update()
             read += 1
     return read
-
-
-def _workers(data: DataConfig) -> int:
-    return min(data.num_workers, os.cpu_count() or 1)
 
 
 def _ignored(data: DataConfig, kind: str, used: set[str]) -> list[str]:

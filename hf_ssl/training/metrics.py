@@ -180,7 +180,7 @@ class RunTotals:
 
     def to_dict(self) -> dict[str, Any]:
         names = {"skipped_names": sorted(self._named)} if self._named else {}
-        times = {"seconds": round(self.seconds, 3), "waited": round(self.waited, 3)}
+        times = {"seconds": round(self.seconds, 3)} | ({"waited": round(self.waited, 3)} if self.waited else {})
         return {"skipped": self.skipped, **times, **names}
 
     def summary(self, shown: int, counted: str) -> dict[str, Any]:
