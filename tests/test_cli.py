@@ -41,6 +41,7 @@ def recipe(tmp_path, digits):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The folder of a model that has not been trained."""
+    from hf_ssl.hub.card import Results
     from hf_ssl.hub.export import export
     from hf_ssl.recipe import recipe_from_dict
     from hf_ssl.resolve import resolve
@@ -49,7 +50,8 @@ def exported(tmp_path_factory):
     content = {"method": "simsiam", "model": {"backbone": "test_resnet"}, "train": {"steps": 1}}
     recipe = recipe_from_dict(content | {"views": {"all": {"size": 32}}})
     folder = tmp_path_factory.mktemp("exported") / "model"
-    export(new_model(recipe, resolve(recipe).config), recipe, folder)
+    model = new_model(recipe, resolve(recipe).config)
+    export(model, recipe, folder, tensors=model.state_dict(), results=Results({}, {}, None, 1, 0.0, "here", {}))
     return folder
 
 
