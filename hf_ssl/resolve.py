@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A recipe with what follows from it, worked out once and passed on: its views, its model's config, its modality."""
+"""Derive a recipe's views, model config and modality once, and check that they fit together."""
 
 from dataclasses import dataclass, fields
 
@@ -15,7 +15,7 @@ from .recipe import Recipe, method_name, nearest
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe that fits itself: its method takes its views and batches."""
+    """A recipe that is consistent: its method accepts its views and batch size."""
 
     recipe: Recipe
     views: list[View]
@@ -23,10 +23,10 @@ class Resolved:
     modality: Modality
 
     def per_process_batch(self, world_size: int) -> int:
-        """Images of one forward on one process.
+        """Images per forward pass and process.
 
         Raises:
-            RecipeError: the global batch does not divide by processes x accumulation, or leaves BatchNorm too few.
+            RecipeError: the global batch is not divisible, or leaves too few images for BatchNorm.
         """
         train, size = self.recipe.train, self.recipe.per_process_batch(world_size)
         if size < self.modality.smallest_batch and not train.sync_batchnorm:
@@ -38,11 +38,7 @@ class Resolved:
 
 
 def resolve(recipe: Recipe) -> Resolved:
-    """Work out what follows from a recipe.
-
-    Raises:
-        RecipeError: its parts do not fit each other.
-    """
+    """Derive views, config and modality; RecipeError if they do not fit together."""
     views = resolve_views(recipe.views, default_views(recipe.method))
     config = model_config(recipe, image_size=views[0].size)
     modality = modality_of(config)
@@ -54,7 +50,7 @@ def resolve(recipe: Recipe) -> Resolved:
             f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image to a "
             f"forward, of which BatchNorm has no statistics; set train.batch_size to {least} or more."
         )
-    try:  # wrong views would end the run at a step, or never be looked at
+    try:  # otherwise wrong views would fail at the first step, or be ignored
         config.check_views(num_global, len(views) - num_global, train.batch_size // train.accumulation)
     except ValueError as error:
         raise RecipeError(f"{method_name(recipe.method)}: {error}") from None
@@ -62,10 +58,10 @@ def resolve(recipe: Recipe) -> Resolved:
 
 
 def model_config(recipe: Recipe, image_size: int):
-    """The method's `SSLConfig` of a recipe; `image_size` (pixels) stands in where the recipe sets none.
+    """The method's `SSLConfig` for a recipe; `image_size` (pixels) is the default if the recipe sets none.
 
     Raises:
-        RecipeError: an unknown or ill-typed field under `model`, or an unknown backbone.
+        RecipeError: unknown or ill-typed field under `model`, or unknown backbone.
     """
     config_class = method_classes(recipe.method)[0]
     names = [f.name for f in fields(config_class) if not f.name.startswith("_")]
@@ -77,6 +73,6 @@ def model_config(recipe: Recipe, image_size: int):
         config = config_class(**{"image_size": image_size, **settings})
         for backbone in config.timm_backbones:
             check_backbone(backbone)
-    except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line texts
+    except Exception as error:  # huggingface_hub's validators raise their own classes with multi-line messages
         raise RecipeError(f"model: {' '.join(str(error).split())}") from None
     return config

@@ -37,7 +37,7 @@ def pretrain_command(args: argparse.Namespace) -> None:
         from ..training.signals import Interrupted
 
     try:
-        result = pretrain(recipe)
+        result = pretrain(recipe, report=True)
     except Interrupted as stop:
         sys.stderr.write(f"hf-ssl: {stop}\n")
         sys.exit(128 + stop.signum)
@@ -278,6 +278,18 @@ def embed_command(args: argparse.Namespace) -> None:
     if process_state().is_main_process:
         print(file.resolve())
     process_state().destroy_process_group()
+
+
+def report_command(args: argparse.Namespace) -> None:
+    from ..coerce import build
+    from ..recipe import DataConfig
+
+    try:
+        from ..report import report
+    except ImportError as error:
+        raise UserError(f'A report needs {error.name}: pip install "hf_ssl[report]".') from None
+    data = None if args.data is None else build(DataConfig, {"path": args.data}, "data.")
+    print(report(args.runs, data, args.output))
 
 
 def _write_json(file: str, found: dict[str, dict]) -> None:

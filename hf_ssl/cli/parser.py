@@ -27,6 +27,7 @@ PRETRAIN_HELP = """\
 Runs a recipe to its end and leaves under train.output_dir (runs/<recipe>):
   model/          the encoder for AutoModel and timm, the whole method in model/pretraining, the card
   checkpoints/    the newest ones; the same command continues from there after any interruption
+  report.html     curves, a map, neighbors (where hf_ssl[report] is installed)
   metrics.jsonl   loss, speed, kNN accuracy and collapse diagnostics, one line a measurement
   recipe.yaml     everything that decided the run
 
@@ -179,6 +180,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_evaluate(subparsers)
     look.add_env(subparsers)
+
+    command = subparsers.add_parser(
+        "report",
+        help="what a run has learned, as one page",
+        description="Writes report.html: a verdict, curves, and of the finished model a map, neighbors and feature "
+        "maps. Several runs are compared. Opens from the disk, without a network.",
+    )
+    command.add_argument("runs", nargs="+", metavar="RUN", type=_path, help="a run's folder")
+    command.add_argument("--data", type=_path, help="for the pictures (default: what the run was measured on)")
+    command.add_argument("--output", type=_path, metavar="FILE", help="(default: report.html in the run's folder)")
+    _add_own_method(command)
+    command.set_defaults(command=commands.report_command)
 
     command = subparsers.add_parser(
         "embed",

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Which parameters learn, how fast, and with what decay: decided by name and shape."""
+"""Parameter groups: which parameters are optimized, with which learning rate and weight decay, by name and shape."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from .larc import Larc, Lars
 
 
 def param_groups(model: nn.Module, optim: OptimConfig, batch_size: int) -> list[dict[str, Any]]:
-    """Groups of a model's parameters with their `peak_lr`, `fixed_lr` and `weight_decay`.
+    """Parameter groups of a model, with `peak_lr`, `fixed_lr` and `weight_decay`.
 
-    Names that start with `target_` are never optimised, whatever their `requires_grad`. One-dimensional tensors
-    (biases and norms) form groups of their own when the recipe treats them apart, and so does the predictor.
+    Names that start with `target_` are never optimized, whatever their `requires_grad`. One-dimensional tensors
+    (biases and norms) get their own groups if the recipe treats them differently, and so does the predictor.
 
     Args:
-        batch_size: global batch, by which learning rates per `lr_per` images are scaled.
+        batch_size: global batch size, which scales learning rates given per `lr_per` images.
     """
     scale = batch_size / optim.lr_per if optim.lr_per else 1.0
     apart = optim.exclude_bias_and_norm or optim.lr_bias_and_norm is not None
@@ -45,7 +45,7 @@ def _lr(optim: OptimConfig, vector: bool) -> float:
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, batch_size: int) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `param_groups`."""
+    """The recipe's optimizer over `param_groups`."""
     groups = param_groups(model, optim, batch_size)
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)

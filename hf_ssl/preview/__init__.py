@@ -105,7 +105,7 @@ def _grid(rows: list[list[Picture]], title: str, shown: str) -> Image.Image:
     return canvas
 
 
-def _wrapped(lines: list[str], font: ImageFont.FreeTypeFont) -> list[str]:
+def _wrapped(lines: list[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Lines no wider than a cell, cut between words, or anywhere in a word that is too long."""
     wrapped = []
     for line in lines:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A recipe: everything that decides a run, read from YAML and `a.b=c` overrides, checked and frozen."""
+"""Recipes: all settings of a run, read from YAML and `a.b=c` overrides, validated and frozen."""
 
 from ..coerce import nearest
 from ..errors import RecipeError

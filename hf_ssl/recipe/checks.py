@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Nested plain dicts -> a `Recipe`, whose values are checked before data or models are touched.
+"""Build a `Recipe` from nested plain dicts and validate it before any data or model is loaded.
 
-A misspelt key, a wrong type or an impossible value is one sentence (`RecipeError`) that names the key and the nearest
-valid one.
+A misspelled key, a wrong type or an impossible value raises a `RecipeError` of one sentence that names the key and
+suggests a valid one.
 """
 
 import re
@@ -17,10 +17,10 @@ from .sections import Recipe, flatten
 _CONFIGURATIONS = (Path(__file__).parents[1] / "models").glob("configuration_*.py")  # importing them takes seconds
 METHODS = tuple(sorted({file.stem.removeprefix("configuration_") for file in _CONFIGURATIONS} - {"ssl"}))
 
-# Keys that had another name once.
+# Old key -> new key.
 RENAMED = {"train.keep_checkpoints": "train.keep"}
 
-# Interval -> the keys that must lie in it; `views.*` stands for all, first, second and local.
+# Interval -> keys whose values must be in it; `views.*` means all, first, second and local.
 _RANGES = {
     "[0, 1]": (
         *("data.max_failed_share", "optim.warmup_lr_fraction", "optim.final_lr_fraction", "clips.volume"),
@@ -39,7 +39,7 @@ _RANGES = {
     "[1, 1000000]": ("monitor.k", "monitor.batch_size", "data.shuffle_block"),
     "[0, 1000000]": ("optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs"),
     "(0, 1000000]": ("train.epochs", "optim.trust_coefficient"),
-    "[0, 4294967295]": ("train.seed",),  # what numpy takes
+    "[0, 4294967295]": ("train.seed",),  # numpy's limit
     "[1, 1000000000]": ("train.batch_size", "optim.lr_per", "monitor.num_samples"),
     "[1, 1000000000000]": (
         *("train.steps", "train.log_every", "train.keep", "train.push_every", "data.max_examples"),
@@ -63,7 +63,7 @@ def recipe_from_dict(content: dict[str, Any]) -> Recipe:
 
 
 def with_new_names(content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of an older version, in today's names."""
+    """Rename old keys in a recipe of an earlier version."""
     for old, new in RENAMED.items():
         section, key = old.split(".")
         part = content.get(section)

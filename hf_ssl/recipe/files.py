@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Recipes as files: those that ship with the package, a person's own, and `a.b=c` overrides."""
+"""Recipe files: shipped ones, users' own, and `a.b=c` overrides."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     method, name, data, monitor, train = recipe.method, recipe.name, recipe.data, recipe.monitor, recipe.train
     file, colon, class_name = method.rpartition(":")
     if colon:
-        from ..methods import load_method  # what no other recipe has to wait for
+        from ..methods import load_method  # slow import, only needed here
 
         method = f"{_locate_data(file, path.parent)}:{class_name}"
         load_method(method)
@@ -53,20 +53,20 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
 
 
 def recipes_folder() -> Path:
-    """The recipes that ship with the package: beside it in a checkout, inside it in a wheel."""
+    """Folder of the shipped recipes: next to the package in a checkout, inside it in a wheel."""
     inside = Path(__file__).parents[1] / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name ("swav/imagenet1k_resnet50") -> file of every training recipe that ships with the package."""
+    """Map from the name ("swav/imagenet1k_resnet50") of each shipped training recipe to its file."""
     root = recipes_folder()
     found = {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
     return {name: path for name, path in found.items() if not name.startswith("accelerate/")}
 
 
 def recipe_header(path: Path) -> dict[str, str]:
-    """Facts of a recipe's comment header: its title, and its `# Key: value` lines (Published, Source, Hardware)."""
+    """Parse a recipe's comment header: its title and `# Key: value` lines (Published, Source, Hardware)."""
     comments = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     title, *lines = [line.lstrip("# ").rstrip() for line in comments] or [path.stem]
     matches = [re.match(r"([A-Z][a-z]+): (.+)", line) for line in lines]
@@ -74,13 +74,13 @@ def recipe_header(path: Path) -> dict[str, str]:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """Path of a recipe given as a file or by the name of a shipped one.
+    """Path of a recipe, given as a file or as the name of a shipped recipe.
 
     Raises:
-        RecipeError: neither; the message has the nearest names.
+        RecipeError: it is neither; the message suggests names.
     """
     path = Path(source)
-    with suppress(OSError):  # a name that is too long to be one
+    with suppress(OSError):  # the name is too long for a path
         if path.is_file():
             return path
     shipped = shipped_recipes()
@@ -127,7 +127,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a dotted key holds a text, so that what YAML reads as a number or a date is one, too."""
+    """Whether a dotted key holds text, so that numbers and dates in YAML are meant as text."""
     hint: Any = Recipe
     for name in key.split("."):
         hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
@@ -136,7 +136,7 @@ def _is_text(key: str) -> bool:
 
 
 def _locate_data(path: str, folder: Path) -> str:
-    """A path relative to the recipe's own folder is found there when the working folder has none of that name."""
+    """Look for a relative path in the recipe's folder if it does not exist in the working directory."""
     if not os.path.exists(path) and os.path.exists(folder / path):
         return str(folder / path)
     return path

@@ -103,6 +103,13 @@ class MetricsLogger:
                 if hasattr(trackio, "alert"):  # not in the first versions
                     trackio.alert(title=title, text=text, level=trackio.AlertLevel.WARN)
 
+    def show(self, page: Path | None) -> None:
+        """Give a page to the trackers that show such: wandb and trackio have a class for it, tensorboard has none."""
+        for tracker in self.accelerator.trackers if page else ():
+            kind = getattr(sys.modules.get(tracker.name), "Html", None)
+            if kind is not None:
+                tracker.tracker.log({"report": kind(str(page))})
+
     def close(self) -> None:
         """Finish the trackers. The process group stays: a script may run another recipe in the same processes."""
         for tracker in self.accelerator.trackers:

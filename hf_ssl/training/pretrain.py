@@ -24,13 +24,14 @@ from .signals import Interrupted, StopSignals
 __all__ = ["Interrupted", "NonFiniteLoss", "PretrainResult", "pretrain"]
 
 
-def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainResult:
+def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None, *, report: bool = False) -> PretrainResult:
     """Run a recipe from its newest checkpoint, or from the start, to the exported model.
 
     Args:
         recipe: see `hf_ssl.recipe`.
         dataset: a `datasets.Dataset` or `IterableDataset` to train on instead of `recipe.data.path`.
         bank, queries: labeled datasets for the kNN monitor instead of `recipe.monitor.path`.
+        report: write `report.html` at the end, see `hf_ssl.report`, where the extra `[report]` is installed.
 
     Raises:
         UserError: something in the recipe, or in its folders, cannot work here.
@@ -39,10 +40,10 @@ def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None) -> PretrainR
         Interrupted: SIGTERM or SIGINT came.
     """
     with open_run(recipe, dataset, bank, queries) as run:
-        return run.finished() or train(run)
+        return run.finished() or train(run, report)
 
 
-def train(run: Run) -> PretrainResult:
+def train(run: Run, report: bool = False) -> PretrainResult:
     """From the start, or from the checkpoint, to the exported model."""
     build(run)
     run.begin()
@@ -64,7 +65,7 @@ def train(run: Run) -> PretrainResult:
             if run.due(done, run.every_checkpoint) or run.checkpoints.is_milestone(done):
                 run.save(done)
                 run.share(done)
-    return run.finish()
+    return run.finish(report)
 
 
 def train_step(

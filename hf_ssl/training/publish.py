@@ -8,6 +8,7 @@ from threading import Thread
 
 from accelerate import Accelerator
 
+from ..disk import first_line
 from ..errors import UserError
 from ..hub.push import PushError, create_repo, push
 from ..logs import get_logger
@@ -15,6 +16,20 @@ from ..recipe import TrainConfig
 
 
 logger = get_logger(__name__)
+
+
+def write_report(folder: Path) -> Path | None:
+    """`report.html` of a run that has ended well, whatever becomes of the page; None without the extra `[report]`."""
+    try:
+        from ..report import report
+    except ImportError:
+        return None
+    try:
+        large = (folder / "model" / "model.safetensors.index.json").exists()
+        return report([folder], pictures=not large)
+    except Exception as error:
+        logger.warning(f"No report was written: {first_line(error)}")
+        return None
 
 
 class Publisher:

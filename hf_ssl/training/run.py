@@ -38,7 +38,7 @@ from .finite import all_finite, features_finite
 from .fsdp import full_state_dict
 from .metrics import MetricsLogger, RunTotals, Throughput, peak_memory
 from .monitor import Monitor
-from .publish import Publisher
+from .publish import Publisher, write_report
 from .signals import Interrupted, StopSignals
 
 
@@ -296,8 +296,8 @@ class Run:
                 measured, tensors = self.results(done), full_state_dict(self.model)
                 self.publisher.start(partial(export, self.model, self.recipe, tensors=tensors, results=measured), done)
 
-    def finish(self) -> PretrainResult:
-        """Export the model, and push it.
+    def finish(self, report: bool = False) -> PretrainResult:
+        """Export the model, write its report, and push it.
 
         Raises:
             UserError: the disk refused it; the checkpoints are kept.
@@ -308,6 +308,8 @@ class Run:
         on_main(self.accelerator, write)
         self.accelerator.wait_for_everyone()
         self.publisher.finish(self.num_steps)
+        if report and self.accelerator.is_main_process:
+            self.metrics.show(write_report(self.folder))
         self.metrics.close()
         images = (self.num_steps * self.recipe.train.batch_size, self.modality.name)
         summary = self.totals.summary(*images) | {"examples": measured.num_examples}

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A published figure is claimed for published settings, a measured one for its run, and never one for the other."""
+"""Cards claim published figures only for published settings and measured ones only for their run."""
 
 import json
 import re
@@ -22,11 +22,11 @@ from tests.hub.test_export import trained
 
 NAMES = published_configurations()
 FOLDER = templates_folder()
-DATA = "data.path=uoft-cs/cifar10"  # which the runs here are not trained on
+DATA = "data.path=uoft-cs/cifar10"  # the runs here do not train on it
 
 
 def table(text: str, title: str) -> list[list[str]]:
-    """Cells of the first table below a heading."""
+    """Cells of the first table under a heading."""
     section = text.split(f"\n{title}\n")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return [row for row in rows if "---" not in row][1:]
@@ -91,7 +91,7 @@ def test_a_cards_commands_are_commands(name):
 
 
 def card_of(name: str, overrides=(), final=None, card=None, measured=None) -> ModelCard:
-    """The card of a run that is not run, on 100 images."""
+    """The card of a hypothetical run on 100 images."""
     recipe = load_recipe(name, overrides)
     final = {"loss": 1.0, "embedding_std": 0.9} if final is None else final
     results = Results({}, final, 100, 5, 90.0, "1 CPU process(es)", {"Python": "3"}, card or {}, measured or {})
@@ -232,7 +232,7 @@ def test_what_is_said_about_a_model_stays_and_its_numbers_too(run, tmp_path, cap
     heading = "## Results of this run"
     assert table(after.text, heading) == table(before.text, heading)
     assert "`cc-by-4.0`" in after.text and "hf-ssl card FOLDER" in before.text
-    trained(tmp_path / "run", "simsiam", DATA)  # has ended: exports once more
+    trained(tmp_path / "run", "simsiam", DATA)  # the run has ended, so it only exports again
     assert ModelCard.load(folder / "README.md").content == after.content
     refresh_card(folder, license="", name="", datasets=[""])
     assert ModelCard.load(folder / "README.md").content == before.content

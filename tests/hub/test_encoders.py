@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Runs that start from pretrained encoders: ours, timm's, and transformers' in the layers of timm."""
+"""Runs that start from pretrained encoders: ours, timm's, and transformers' loaded into timm networks."""
 
 import shutil
 
@@ -145,7 +145,7 @@ SMALL = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 TF = {"pad_type": "same", "bn_eps": 1e-3}
 HALF = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 64, "hidden_dim": 1280}
 MERGED = {"use_relative_position_bias": True, "use_mean_pooling": True}
-ENCODERS = {  # of transformers: fields of its configuration; timm's name and arguments; pixels
+ENCODERS = {  # transformers' models: fields of the configuration; timm's name and arguments; pixels
     "ViT": (VIT, "vit_tiny_patch16_224", {"depth": 2}, 224),
     "DeiT": (VIT, "deit_tiny_distilled_patch16_224", {"depth": 2}, 224),
     "Swin": ({"depths": [1, 1, 2, 1]}, "swin_tiny_patch4_window7_224", {"depths": (1, 1, 2, 1)}, 224),
@@ -196,7 +196,7 @@ def test_an_encoder_of_transformers_becomes_timms(name):
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
         expected, found = source(images).last_hidden_state, target.forward_features(images)
-    if name in ("CLIPVision", "ViTMAE", "Hiera", "DINOv3ConvNext"):  # other tokens or another order: alike when pooled
+    if name in ("CLIPVision", "ViTMAE", "Hiera", "DINOv3ConvNext"):  # tokens differ or are reordered; compare pooled
         return
     if expected.shape != found.shape:
         found = found.flatten(2).transpose(1, 2) if name == "FocalNet" else found.flatten(1, 2)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints exported by hand, pushed while training, and exported for serving."""
+"""Checkpoints exported manually, pushed during training, and exported for serving."""
 
 import threading
 import time
@@ -45,7 +45,7 @@ def test_a_checkpoint_exports_to_the_folder_that_the_run_left(tmp_path):
 
 
 class Pushes:
-    """Stands in for the network: what was pushed, and when it fails."""
+    """Replaces the network: records pushes, and fails on demand."""
 
     def __init__(self, monkeypatch, fail: bool = False, status: int | None = None):
         self.made, self.seen, self.fail, self.status = [], [], fail, status

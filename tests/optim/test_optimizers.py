@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The optimisers take the published steps."""
+"""Optimizers take the published steps."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def replay(case, names: list[str], optimizer: torch.optim.Optimizer, tensors: dict, rates, is_none=None) -> None:
-    """Five steps with the stored gradients; parameters are compared after each."""
+    """Take five steps with the stored gradients, and compare the parameters after each."""
     for step in range(5):
         for i, name in enumerate(names):
             none = is_none is not None and is_none[i, step]

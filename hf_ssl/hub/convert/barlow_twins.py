@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""facebookresearch/barlowtwins: `checkpoint.pth`. Its `resnet50.pth` is a plain ResNet of torchvision."""
+"""facebookresearch/barlowtwins: `checkpoint.pth`. Its `resnet50.pth` is a plain torchvision ResNet."""
 
 from .backbones import resnet
 from .common import Layout, head_widths

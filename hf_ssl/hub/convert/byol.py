@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """google-deepmind/deepmind-research, folder byol: a dill pickle of Haiku trees.
 
-A pickle is a program. `read_pickle` runs it on a machine that knows arrays, plain containers and a few records by
-name, which it builds itself: nothing is imported for it, and every other name is refused. dill writes some names as
-calls of its own functions; these are read as the data that they stand for.
+A pickle is a program. `read_pickle` runs it in an interpreter that knows only arrays, plain containers and a few named
+records, which it builds itself: it imports nothing and refuses all other names. dill writes some names as calls of its
+own functions; these are read as the data that they represent.
 
 Haiku pads strided convolutions as TensorFlow does, hence `padding="same"`. Its zero-debiased averages are BatchNorm's
-running statistics, and the number of their updates is `num_batches_tracked`.
+running statistics, and their update counter is `num_batches_tracked`.
 """
 
 import pickle
@@ -45,13 +45,13 @@ _MODULES = (
 )
 _NAMES = [(f"{theirs}/{a}", f"{ours}.{b}") for theirs, ours, leaves in _MODULES for a, b in leaves.items()]
 
-# Averages before their debiasing, a counter that equals its neighbour, and heads that the target does not use.
+# Averages before debiasing, a redundant counter, and heads that the target network does not use.
 _REMAINDER = re.compile(r".*/hidden|.*/var_ema/counter|target/(predictor|classifier)/.*")
 
-_OF_NORM = re.compile(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.")  # tensors of BatchNorm, by our names
+_OF_NORM = re.compile(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.")  # our names of BatchNorm's tensors
 
 _RECORDS = {"_ByolExperimentState", "ScaleByLarsState", "AddWeightDecayState", "ScaleState", "EmptyState"}
-_MAPPINGS = {"frozendict", "FlatMap", "FlatMapping"}  # Haiku's, by version
+_MAPPINGS = {"frozendict", "FlatMap", "FlatMapping"}  # Haiku's mappings in different versions
 _DATA = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
@@ -67,21 +67,21 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _Record(tuple):
-    """Stands for a named tuple, of which only the order of the fields is known."""
+    """Stand-in for a named tuple, of which only the field order is known."""
 
     def __new__(cls, *fields):
         return tuple.__new__(cls, fields)
 
 
 class _Mapping(dict):
-    """Stands for an immutable dict, which keeps what it holds in an attribute."""
+    """Stand-in for an immutable dict, which keeps its content in an attribute."""
 
     def __setstate__(self, state: dict) -> None:
         self.update(state.get("_storage") or state.get("_mapping") or {})
 
 
 class _Module(str):
-    """Stands for a module by its name."""
+    """Stand-in for a module, by name."""
 
 
 class _Refused(pickle.UnpicklingError):
@@ -89,7 +89,7 @@ class _Refused(pickle.UnpicklingError):
 
 
 def _named(module: Any, name: Any) -> Any:
-    """What stands for `module.name`."""
+    """The stand-in for `module.name`."""
     if name in _RECORDS or name in _MAPPINGS:
         return type(name, (_Record if name in _RECORDS else _Mapping,), {})
     if f"{module}.{name}" not in _DATA:
@@ -125,10 +125,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """What is in the pickle.
+    """Read the content of the pickle.
 
     Raises:
-        RecipeError: no such file, one that is cut off, or one that asks for more than such a checkpoint needs.
+        RecipeError: the file is missing, truncated, or needs more than such a checkpoint does.
     """
     if not path.is_file():
         raise RecipeError(f"There is no file {path}.")
@@ -140,7 +140,7 @@ def read_pickle(path: Path) -> Any:
             f"{path} asks for {error}, which no checkpoint of BYOL needs; reading it could execute anything, which "
             "hf-ssl never does."
         ) from error
-    except Exception as error:  # whatever a broken or hostile file brings about
+    except Exception as error:  # broken or hostile files may raise anything
         raise unreadable(path, error) from error
 
 
@@ -160,7 +160,7 @@ class Byol(Layout):
         return found
 
     def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
-        """The four trees in dicts; `experiment_state` is a dict of them, in place of the authors' named tuple."""
+        """The four trees as dicts; `experiment_state` is a dict, where the authors have a named tuple."""
         tensors = {name: _to_haiku(name, tensor) for name, tensor in tensors.items()}
         network = f"res_net{re.sub('[^0-9]', '', config.backbone)}/"
         trees: dict[str, dict] = {tree: {} for tree in _TREES}
@@ -173,7 +173,7 @@ class Byol(Layout):
 
 
 def _flatten(trees: Any) -> Tensors:
-    """`online/encoder/~/initial_conv/w` ...: parameters and statistics of a network have no name in common."""
+    """Flatten to names like `online/encoder/~/initial_conv/w`; parameters and statistics never share a name."""
     flat: Tensors = {}
     for tree in _TREES:
         if not isinstance(trees, dict) or not isinstance(trees.get(tree), dict):
