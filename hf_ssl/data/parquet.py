@@ -5,11 +5,19 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 import fsspec
+import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from datasets import Features, load_dataset
 
 from ..recipe import DataConfig, RecipeError
 from .columns import find_columns, wanted_columns
+
+
+# Of streams over a network: few large requests, the next one sent while one is read.
+REMOTE_PARQUET = pads.ParquetFragmentScanOptions(
+    cache_options=pa.CacheOptions(prefetch_limit=1, range_size_limit=128 << 20)
+)
 
 
 def load_parquet(
@@ -19,6 +27,8 @@ def load_parquet(
     lacks is null; a stream, which may have very many, only looks at media, and passes over a corrupt file.
     """
     narrow = only_media and streaming
+    if streaming and "://" in files[0]:
+        options["fragment_scan_options"] = REMOTE_PARQUET
     if not narrow and "://" not in files[0]:
         schemas = list(filter(None, map(features_of_file, files)))
         if any(schema != schemas[0] for schema in schemas):

@@ -20,9 +20,11 @@ from datasets import (
     NamedSplit,
     concatenate_datasets,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from ..absent import absent, is_absent
 from ..coerce import listed
@@ -41,7 +43,7 @@ from .folders import (
 )
 from .labels import find_label_column
 from .media import MEDIA, instead
-from .parquet import features_of_file, load_parquet
+from .parquet import REMOTE_PARQUET, features_of_file, load_parquet
 from .tars import read_tars, tar_layout
 
 
@@ -102,7 +104,12 @@ def _open_one(address: str, data: DataConfig, streaming: bool, kind: str, only_m
             raise RecipeError(f"data.path={address} is one {kind_of_file}; give the folder that it lies in.")
         fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
         raise RecipeError(f"data.path={address} {fault}; give {_FORMS}.")
-    return load_dataset(place, data.name, revision=data.revision, streaming=streaming)
+    if not streaming:
+        return load_dataset(place, data.name, revision=data.revision)
+    builder = load_dataset_builder(place, data.name, revision=data.revision)
+    if isinstance(builder.config, ParquetConfig):
+        builder.config.fragment_scan_options = REMOTE_PARQUET
+    return builder.as_streaming_dataset()
 
 
 def _files_at(place: str, path: str) -> list[str]:

@@ -50,7 +50,7 @@ _RANGES = {
     "[0, inf)": ("optim.lr", "optim.lr_bias_and_norm"),
     "(0, inf)": ("optim.clip_grad_norm",),
 }
-_RANGE_OF = {key: interval for interval, keys in _RANGES.items() for key in keys}
+RANGE_OF = {key: interval for interval, keys in _RANGES.items() for key in keys}
 
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
@@ -84,7 +84,7 @@ def _check_values(recipe: Recipe) -> None:
     if (train.epochs is None) == (train.steps is None):
         raise RecipeError("Set train.epochs or train.steps, and only one of them.")
     for key, value in flatten(recipe.to_dict()).items():
-        interval = _RANGE_OF.get(re.sub(r"^views\.[a-z]+\.", "views.*.", key))
+        interval = RANGE_OF.get(re.sub(r"^views\.[a-z]+\.", "views.*.", key))
         for number in value if isinstance(value, list) else [value]:
             if interval and number is not None and not _lies_in(number, interval):
                 raise RecipeError(f"{key} must be in {interval}, not {number}.")

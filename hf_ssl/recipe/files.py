@@ -62,7 +62,7 @@ def shipped_recipes() -> dict[str, Path]:
     """Map from the name ("swav/imagenet1k_resnet50") of each shipped training recipe to its file."""
     root = recipes_folder()
     found = {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
-    return {name: path for name, path in found.items() if not name.startswith("accelerate/")}
+    return {name: path for name, path in found.items() if not name.startswith(("accelerate/", "cluster/"))}
 
 
 def recipe_header(path: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Where data can be: one place or several, weighted, under home, behind braces, globs and URLs."""
 
+import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from hf_ssl.cli import build_parser
 from hf_ssl.data.bank import labelled_sources
@@ -303,3 +305,37 @@ def test_a_table_without_a_possible_column_says_what_a_row_needs():
     nested = Dataset.from_dict({"image": np.zeros((4, 8, 8, 3), np.uint8).tolist()})
     text = said(source_of, nested, DataConfig())
     assert "needs one image" in text and "set data.image_column" not in text, "no column could be named"
+
+
+class CountedFile(AbstractBufferedFile):
+    """Of bytes in memory; how much each request asks for is written down."""
+
+    def _fetch_range(self, start, end):
+        self.fs.requests.append(end - start)
+        return self.fs.files[self.path][start:end]
+
+
+class Counted(AbstractFileSystem):
+    """A file system over a network, as far as `datasets` can tell."""
+
+    protocol = "counted"
+    files: dict[str, bytes] = {}
+    requests: list[int] = []
+
+    def info(self, path, **_):
+        return {"name": path, "size": len(self.files[self._strip_protocol(path)]), "type": "file"}
+
+    def _open(self, path, mode="rb", block_size=None, autocommit=True, cache_options=None, **_):
+        return CountedFile(self, path, mode, block_size or "default", cache_options=cache_options)
+
+
+def test_a_remote_stream_asks_for_several_row_groups_at_once():
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    records = [{"bytes": png(i) + np.random.default_rng(i).bytes(2**20), "path": None} for i in range(48)]
+    table = Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()})).with_format("arrow")[:]
+    pq.write_table(table, buffer := io.BytesIO(), row_group_size=12)
+    Counted.files["shard.parquet"] = buffer.getvalue()
+    stream = open_stream(DataConfig(path="counted://shard.parquet", streaming=True))
+    Counted.requests.clear()
+    assert sum(1 for _ in stream.examples(0)) == 48
+    assert max(Counted.requests) > 48 * 2**20
