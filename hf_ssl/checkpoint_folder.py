@@ -51,7 +51,7 @@ class RunState:
             raise ValueError("it holds no recipe")
         if not isinstance(content.get("step"), int) or not isinstance(content.get("format", 1), int):
             raise ValueError("it holds no step")
-        if not {"skipped", "skipped_names", "seconds"} >= content.get("totals", {}).keys() or not isinstance(
+        if not {"skipped", "skipped_names", "seconds", "waited"} >= content.get("totals", {}).keys() or not isinstance(
             content.get("results", {}), dict
         ):
             raise ValueError("it holds other counters")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -28,6 +29,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from .data.modality import modality_of
 from .data.views import View
+from .devices import best_precision
 from .methods import method_classes, without_memory
 from .recipe import Recipe, RecipeError
 from .resolve import resolve
@@ -139,6 +141,15 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"time                  {result['hours']:12,.1f} hours {rate}")
     lines += [f"warning: {note}" for note in result["warnings"]]
     return "\n".join(lines)
+
+
+def this_machine() -> tuple[int, float, str]:
+    """Processes that run here, one a GPU or one on the CPU; bytes of each one's memory; the precision of `auto`."""
+    precision = best_precision() or "no"
+    if not torch.cuda.is_available():
+        return max(1, torch.accelerator.device_count()), psutil.virtual_memory().total, precision
+    devices = range(torch.cuda.device_count())
+    return len(devices), min(torch.cuda.get_device_properties(i).total_memory for i in devices), precision
 
 
 def parse_memory(text: str) -> float:

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
+from PIL import Image as PILImage
 
+from hf_ssl import __version__
 from hf_ssl.cli import build_parser, main
 from hf_ssl.recipe import load_recipe
 from hf_ssl.resolve import resolve
@@ -36,6 +39,23 @@ def recipe(tmp_path, digits):
         f"train: {{epochs: 1, batch_size: 16, output_dir: {tmp_path / 'run'}}}\n"
     )
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder of a model that has not been trained."""
+    from hf_ssl.hub.card import Results
+    from hf_ssl.hub.export import export
+    from hf_ssl.recipe import recipe_from_dict
+    from hf_ssl.resolve import resolve
+    from hf_ssl.training.setup import new_model
+
+    content = {"method": "simsiam", "model": {"backbone": "test_resnet"}, "train": {"steps": 1}}
+    recipe = recipe_from_dict(content | {"views": {"all": {"size": 32}}})
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    model = new_model(recipe, resolve(recipe).config)
+    export(model, recipe, folder, tensors=model.state_dict(), results=Results({}, {}, None, 1, 0.0, "here", {}))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -67,8 +87,60 @@ def test_a_wrong_recipe_is_one_sentence_naming_the_key(capsys, recipe, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_recipe_gets_the_nearest_name(capsys):
+def test_an_unknown_recipe_gets_the_three_nearest_names(capsys):
     assert "quickstart" in mistake(capsys, "pretrain", "quikstart")
+    text = mistake(capsys, "pretrain", "byol_imagenet")
+    assert "byol/imagenet" in text and text.split("`")[0].count(",") == 2
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+def photos(folder: Path, *names: str) -> str:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (40, 40), (20 * i, 90, 90)).save(folder / name)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrain", "my_images", "data.path=TEXTS"], "holds no images (1 .txt)"),
+        (["pretrain", "avid/my_clips", "data.path=PHOTOS"], "holds no videos, but 2 images; give videos"),
+        (["pretrain", "my_images", "data.path=phtos"], "did you mean photos?"),
+        (["pretrain", "my_images", "data.path=someone/photos"], "HF_HUB_OFFLINE=1"),
+        (["pretrain", "my_images", "data.path=PHOTOS/0.png"], "give the folder"),
+        (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=someone/model"], "HF_HUB_OFFLINE=1"),
+        (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=timm/resnet18.a1_in1k"], "HF_HUB_OFFLINE=1"),
+        (["evaluate", "knn", "someone/model", "--data", "PHOTOS"], "HF_HUB_OFFLINE=1"),
+        (["evaluate", "knn", "timm:resnet1x", "--data", "PHOTOS"], "resnet18"),
+        (["push", "nowhere", "user/name"], "There is no folder nowhere"),
+        (["preview", "my_images", "data.path=PHOTOS", "--output", "PHOTOS/0.png"], "--overwrite"),
+    ],
+)
+def test_what_a_beginner_may_get_wrong_is_one_sentence_with_the_remedy(tmp_path, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", "0.png", "1.png")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("words")
+    PartialState()  # what is chosen for a run may be told before
+    with pytest.raises(SystemExit) as stopped:
+        main([word.replace("PHOTOS", "photos").replace("TEXTS", "texts") for word in words])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and last.startswith("hf-ssl: ") and expected in last
+
+
+def test_evaluate_names_its_own_options(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "flat", "train/0.png", "test/1.png")
+    said = mistake(capsys, "evaluate", "knn", str(exported), "--data", "flat")
+    assert "a folder for each class" in said and "monitor." not in said
+    assert "--data nowhere:" in mistake(capsys, "evaluate", "knn", str(exported), "--data", "nowhere")
+    assert "--data nowhere:" in mistake(capsys, "embed", str(exported), "--data", "nowhere")
 
 
 def test_a_model_that_is_not_there_is_said(capsys, digits, tmp_path):

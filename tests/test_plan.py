@@ -175,3 +175,11 @@ def test_ten_billion_parameters_on_496_processes(capsys):
     assert result["state_gib_of_all_processes"] == pytest.approx(107.6, abs=0.05)
     assert result["gib"]["parameters"] == pytest.approx(107.6 / 3 / 496, rel=0.05)  # rounded up to rows
     assert result["gib"]["peak"] < 40, "it was trained on cards of 40 GB"
+
+
+def test_without_processes_it_is_this_machine(capsys):
+    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=8"]
+    main(["plan", "my_images", *overrides, "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["processes"] == max(1, torch.accelerator.device_count()) and told["memory_gib"] > 0
+    assert told["largest_batch_per_process"] > 8

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..errors import UserError
 from ..recipe import RecipeError, copy_shipped, load_recipe, recipe_header, shipped_recipes
@@ -40,34 +41,15 @@ def pretrain_command(args: argparse.Namespace) -> None:
         sys.exit(128 + stop.signum)
     PartialState().destroy_process_group()
     if result.is_main_process:
-        _print_result(result, recipe.monitor.k, recipe.start)
+        from .closing import closing
 
-
-def _print_result(result, k: int, start: str) -> None:
-    if "knn" in result.final and "knn" in result.baseline:
-        print(f"\nkNN accuracy (k={k})")
-        if result.measured:  # unknown of a model of before
-            print(f"  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
-        print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
-        print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
-        print(f"  trained network   {result.final['knn']:6.1%}")
-        if "probe" in result.final:
-            print(f"Linear probe, trained online\n  trained network   {result.final['probe']:6.1%}")
-    elif "video_to_audio_r1" in result.final:
-        from ..hub.card import ROWS
-
-        print(f"\n{'':47}{start:>10}  trained")
-        for key, label, form in ROWS:
-            if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
-                before = form.format(result.baseline[key]) if key in result.baseline else ""
-                print(f"  {label:46}{before:>9}{form.format(result.final[key]):>9}")
-    print(f"\nThe model is in {result.model_dir}. Load the encoder with")
-    trust = ", trust_remote_code=True" if result.needs_code else ""
-    print(f'  AutoModel.from_pretrained("{result.model_dir}"{trust})')
+        print("\n".join(closing(result, recipe.monitor.k, recipe.start)))
 
 
 def preview_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    if Path(args.output).exists() and not args.overwrite:
+        raise RecipeError(f"{args.output} is there already; add --overwrite, or name another file with --output.")
     from ..preview import preview
 
     print(preview(recipe, num_images=args.images, output=args.output))
@@ -75,13 +57,14 @@ def preview_command(args: argparse.Namespace) -> None:
 
 def plan_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    from ..plan import parse_memory, plan, table
+    from ..plan import parse_memory, plan, table, this_machine
 
-    memory = None if args.memory is None else parse_memory(args.memory)
+    processes, memory, precision = this_machine() if args.processes is None else (args.processes, None, "bf16")
+    memory = memory if args.memory is None else parse_memory(args.memory)
     result = plan(
         recipe,
-        args.processes,
-        precision=args.precision,
+        processes,
+        precision=args.precision or precision,
         memory=memory,
         images_per_second=args.images_per_second,
     )

@@ -217,7 +217,10 @@ def _keys_as_options() -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        raise RecipeError(re.sub(r"monitor\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
+        text = re.sub(r"(?:data|monitor)\.path=", "--data ", str(error))
+        keys = r"monitor\.(\w+)|data\.(image_column|label_column|value_range|split|num_workers)\b"
+        text = re.sub(keys, lambda m: f"--{(m[1] or m[2]).replace('_', '-')}", text)
+        raise RecipeError(text) from error
 
 
 def _check_options(trains: bool, given: dict, unused: tuple[str, ...]) -> None:
@@ -289,7 +292,8 @@ def embed_command(args: argparse.Namespace) -> None:
     data = build(DataConfig, {"path": args.data, "split": args.split, "num_workers": args.num_workers}, "data.")
     how = How(args.clips, args.layer)
     more = {"neighbors": args.neighbors, "batch_size": args.batch_size, "tower": args.tower}
-    file = embed(args.model, data, args.output, how=how, **more)
+    with _keys_as_options():
+        file = embed(args.model, data, args.output, how=how, **more)
     if process_state().is_main_process:
         print(file.resolve())
     process_state().destroy_process_group()

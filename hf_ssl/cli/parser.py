@@ -3,7 +3,8 @@
 
 import argparse
 
-from . import commands
+from .. import __version__
+from . import commands, look
 from .evaluation import add_embed, add_evaluate
 from .options import add_own_method as _add_own_method
 from .options import dataset
@@ -15,6 +16,7 @@ DESCRIPTION = "Self-supervised pretraining native to the Hugging Face ecosystem.
 EXAMPLES = """\
 examples:
   hf-ssl pretrain quickstart                                   real photographs, minutes on a laptop's CPU
+  hf-ssl data photos                                           what is in there?
   hf-ssl recipes                                               what ships with the package
   hf-ssl preview  barlow_twins/cifar10_resnet18 --images 6     what will the network see?
   hf-ssl plan     seer/regnety_10b --processes 496 --memory 80GiB
@@ -44,6 +46,7 @@ Any key of the recipe can be set behind it, for example:
 def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("hf-ssl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"hf_ssl {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = subparsers.add_parser(
@@ -51,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_recipe(command)
     command.set_defaults(command=commands.pretrain_command)
+
+    look.add_data(subparsers, _path)
 
     command = subparsers.add_parser(
         "preview",
@@ -63,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", default="preview.png", type=_path, metavar="FILE", help="the PNG (default preview.png)"
     )
+    command.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
     command.set_defaults(command=commands.preview_command)
 
     command = subparsers.add_parser(
@@ -83,13 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
         "plan",
         help="what would one process of a large run need?",
         description="Memory, traffic and time of one process under FSDP2, by simulation: needs neither the machines "
-        "nor the data.",
+        "nor the data. Without --processes: on this machine, with its GPUs or one CPU process, memory and precision.",
     )
     _add_recipe(command)
-    command.add_argument("--processes", type=int, required=True, metavar="N", help="GPUs of the run")
-    command.add_argument("--memory", metavar="SIZE", help="of one GPU, such as 80GiB: the largest batch that fits")
+    command.add_argument("--processes", type=int, metavar="N", help="GPUs of the run (default: this machine's)")
+    command.add_argument("--memory", metavar="SIZE", help="of one GPU, such as 80GiB: the largest batch")
     command.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together: hours of the run")
-    command.add_argument("--precision", choices=("bf16", "fp16", "no"), default="bf16", help="(default bf16)")
+    command.add_argument("--precision", choices=("bf16", "fp16", "no"), help="(default bf16)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     command.set_defaults(command=commands.plan_command)
 
@@ -182,6 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=commands.push_command)
 
     add_evaluate(subparsers)
+    look.add_env(subparsers)
 
     command = subparsers.add_parser(
         "report",

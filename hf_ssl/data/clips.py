@@ -15,8 +15,9 @@ from PIL import Image
 
 from ..models.configuration_avid import AvidConfig
 from ..models.feature_extraction_avid import log_spectrogram
-from ..models.media_avid import MediaError, even_draws, import_av, read_clips, read_sounds
+from ..models.media_avid import MediaError, even_draws, read_clips, read_sounds
 from ..recipe import ClipsConfig, DataConfig, Recipe, RecipeError
+from .media import require_reader
 from .modality import Modality
 from .photometric import NEUTRAL, Photometric, reference_photometric
 from .sources import Source, available_splits, check_source
@@ -172,10 +173,7 @@ MODALITY = Clips()
 
 def require_av() -> None:
     """Raises RecipeError where PyAV is not installed."""
-    try:
-        import_av()
-    except ImportError as error:
-        raise RecipeError(str(error)) from None
+    require_reader("video")
 
 
 def eval_clip(
@@ -200,7 +198,7 @@ def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int
     if record is None:
         raise MediaError("the row has no sound")
     with ExitStack() as opened:
-        file = _file(record, opened)
+        file = opened_file(record, opened)
         return np.stack(
             read_sounds(file, num_clips, sampling_rate=config.sampling_rate, audio_seconds=config.audio_seconds)
         )
@@ -216,11 +214,11 @@ def read_clip(record, draws, config: AvidConfig, offset: float, max_megapixels: 
         raise MediaError(f"the row has no {'sound' if record else 'video'}")
     how = {key: getattr(config, key) for key in ("num_frames", "frame_rate", "sampling_rate", "audio_seconds")}
     with ExitStack() as opened:
-        file, audio = _file(record, opened), _file(record["audio"], opened) if "audio" in record else None
+        file, audio = opened_file(record, opened), opened_file(record["audio"], opened) if "audio" in record else None
         return read_clips(file, draws, **how, offset=offset, audio=audio, max_megapixels=max_megapixels)
 
 
-def _file(record: dict[str, Any], opened: ExitStack):
+def opened_file(record: dict[str, Any], opened: ExitStack):
     """Content, path, or an open file of what lies elsewhere (the Hub, an archive)."""
     if record["bytes"] is not None or "://" not in record["path"]:
         return record["path"] if record["bytes"] is None else record["bytes"]

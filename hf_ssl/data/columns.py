@@ -10,7 +10,7 @@ from PIL import Image
 from ..coerce import listed
 from ..recipe import DataConfig, RecipeError
 from .labels import check_column
-from .media import MEDIA, STORAGE
+from .media import MEDIA, STORAGE, instead
 
 
 def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
@@ -50,10 +50,15 @@ def find_columns(features: Features, wanted: dict[str, str | None], where: objec
 
 def _not_one_column(kind: str, choice: list[str], possible: list[str], features: Features, where: object) -> str:
     said = f"several {kind} columns ({listed(choice)})" if choice else f"no {kind} column"
+    if choice:
+        return f"{where} has {said}; set data.{kind}_column to one of {listed(choice)}."
+    for other, medium in MEDIA.items():
+        if other != kind and any(isinstance(feature, medium.feature) for feature in features.values()):
+            return f"{where} has {said}, but one of {other}s; {instead(kind, other)}."
     if not possible:
         needs = f"a row needs one {kind}: content or path of its file, or datasets.{kind.title()}"
         return f"{where} has {said} (there are: {listed(features)}); {needs}."
-    return f"{where} has {said}; set data.{kind}_column to one of {listed(choice or possible)}."
+    return f"{where} has {said}; set data.{kind}_column to one of {listed(possible)}, if it holds or names them."
 
 
 def encoded(dataset, wanted: dict[str, str | None], where: object = "the dataset") -> tuple[Any, dict[str, str]]:

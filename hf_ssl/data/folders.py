@@ -8,7 +8,6 @@ takes a quarter of an hour for ImageNet's.
 import logging
 import os
 import re
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -62,12 +61,12 @@ def split_of(name: str) -> str | None:
 
 @dataclass
 class Contents:
-    """What lies below a folder: absolute paths, sorted, and how many other files of which extension there are."""
+    """What lies below a folder, as absolute paths."""
 
     media: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
-    others: Counter = field(default_factory=Counter)
+    others: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)  # names that are not UTF-8
     closed: list[str] = field(default_factory=list)  # folders that may not be read
     special: list[str] = field(default_factory=list)  # pipes, sockets, devices
@@ -133,7 +132,7 @@ def _sort_in(found: Contents, entry: os.DirEntry, kind: str) -> None:
     elif shard:
         found.shards.append(entry.path)
     else:
-        found.others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
+        found.others.append(entry.path)
 
 
 def _is_utf8(path: str) -> bool:
@@ -270,7 +269,7 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
     row_of = {os.path.normpath(file): i for i, file in enumerate(files)}
     if len(row_of) < len(files):
         say(f"The metadata of {root} have {len(files) - len(row_of)} more rows than files; a file's last row counts.")
-    everywhere = {file["path"] for part in listed.values() for file in part.cast_column(kind, STORAGE)[kind]}
+    everywhere = {file["path"] for part in listed.values() for file in _records(part, kind)}
     unnamed, missing = len(everywhere - row_of.keys()), len(row_of.keys() - everywhere)
     if unnamed:
         say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata: used, without labels.")
@@ -285,6 +284,11 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
     return {split: _joined(part, content, row_of, kind) for split, part in listed.items()}
 
 
+def _records(part: Dataset, kind: str) -> list[dict]:
+    """Paths and contents of the files, without a copy of them."""
+    return part.cast_column(kind, MEDIA[kind].feature(decode=False))[kind]
+
+
 def _read_table(table: str) -> Dataset:
     try:
         return load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
@@ -294,7 +298,7 @@ def _read_table(table: str) -> Dataset:
 
 
 def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) -> Dataset:
-    files = [record["path"] for record in part.cast_column(kind, STORAGE)[kind]]
+    files = [record["path"] for record in _records(part, kind)]
     rows = pa.array([row_of.get(file) for file in files], pa.int64())
     table = content.data.table.combine_chunks().take(rows)
     columns = {kind: part.data.table[kind]} | {name: table[name] for name in content.column_names if name != kind}

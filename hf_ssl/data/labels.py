@@ -108,6 +108,9 @@ def why_no_label_column(features: Features, where: object) -> str:
         lists = "List" in str(features[other])
         what = "several labels an example" if lists else "neither texts nor numbers, which could be classes,"
         said = f"has {what} in the column {other!r}"
+    if len(features) == 1:  # a folder without classes, or a table of files alone
+        remedy = "put the files into a folder for each class, or their classes into a metadata.csv (file_name,label)"
+        return f"{where} {said}; {remedy}, or name data with a column of classes."
     return f"{where} {said}; set monitor.label_column to a column of one class an example."
 
 

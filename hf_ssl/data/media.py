@@ -5,10 +5,13 @@ A modality names the medium that it trains on (see `hf_ssl.data.modality`); anot
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import datasets
 from datasets import Value
+
+from ..errors import RecipeError
 
 
 STORAGE = {"bytes": Value("binary"), "path": Value("string")}  # of all media
@@ -27,6 +30,7 @@ class Medium:
     tabled: a folder's tables name its files.
     plain: it is written in the storage's type; one of its own takes another package.
     pixels: how deep its numbers are decides how they are read, see `hf_ssl.data.pixels`.
+    reader: the package that reads it, where not everybody has it.
     """
 
     feature: Any
@@ -39,6 +43,7 @@ class Medium:
     tabled: bool = False
     plain: bool = False
     pixels: bool = False
+    reader: str | None = None
 
     @property
     def written(self) -> Any:
@@ -56,8 +61,28 @@ _IMAGES = (
     ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpf .jpg .jpx .pbm .pgm .pjp .pjpeg .png .pnm .ppm .tif "
     ".tiff .webp"
 )
+_VIDEOS, _SOUNDS = ".avi .m4v .mkv .mov .mp4 .webm", ".flac .m4a .mp3 .ogg .opus .wav"
 MEDIA = {
     "image": Medium(datasets.Image, tuple(_IMAGES.split()), structs=True, paths=True, once=False, pixels=True),
-    "video": Medium(datasets.Video, (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"), beside="audio", raw=True),
-    "audio": Medium(datasets.Audio, (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"), tabled=True, plain=True),
+    "video": Medium(
+        datasets.Video, (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"), beside="audio", raw=True, reader="av"
+    ),
+    "audio": Medium(
+        datasets.Audio, (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"), tabled=True, plain=True, reader="av"
+    ),
 }
+
+
+def require_reader(kind: str) -> None:
+    """Raises RecipeError where what reads a kind of files is not installed."""
+    reader = MEDIA[kind].reader
+    if reader is not None and find_spec(reader) is None:
+        remedy = 'pip install "hf_ssl[video]" (or pip install av)'
+        raise RecipeError(f"{kind.title()}s are read with PyAV, which is not installed; {remedy}.")
+
+
+def instead(kind: str, other: str) -> str:
+    """What to do where data hold media of another kind than is wanted."""
+    recipes = {"image": "my_images", "video": "avid/my_clips"}
+    ours = f", or take a recipe and a model of {other}s (hf-ssl pretrain {recipes[other]})" if other in recipes else ""
+    return f"give {kind}s{ours}"

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from glob import escape, glob, has_magic
@@ -14,11 +14,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from datasets import (
     Dataset,
-    Features,
     IterableDataset,
     NamedSplit,
     concatenate_datasets,
@@ -29,12 +26,24 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
+from ..absent import absent, is_absent
 from ..coerce import listed
 from ..recipe import DataConfig, Place, RecipeError
 from .columns import find_columns, wanted_columns
-from .folders import SPLITS, Contents, list_media, say, shard_kind, sounds_of_tables, split_of, walk
+from .folders import (
+    SPLITS,
+    Contents,
+    list_media,
+    media_kind,
+    say,
+    shard_kind,
+    sounds_of_tables,
+    split_of,
+    walk,
+)
 from .labels import find_label_column
-from .media import MEDIA
+from .media import MEDIA, instead
+from .parquet import REMOTE_PARQUET, features_of_file, load_parquet
 from .tars import read_tars, tar_layout
 
 
@@ -45,11 +54,8 @@ _FORMS = (
     "dataset, or a list of these"
 )
 _MOST_FILES = 1_000_000
+_TEXTS = (".txt", ".md", ".rst", ".log", ".pdf", ".html", ".doc", ".docx", ".py", ".ipynb")  # no tables of files
 FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
-# Of streams over a network: few large requests, the next one sent while one is read.
-REMOTE_PARQUET = pads.ParquetFragmentScanOptions(
-    cache_options=pa.CacheOptions(prefetch_limit=1, range_size_limit=128 << 20)
-)
 
 
 def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_media: bool = False) -> dict:
@@ -69,11 +75,13 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
         raise
     except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
         said, cause = _said(error), error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        elsewhere = "://" in data.path or os.path.exists(data.path)
-        where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
+        if "://" not in data.path and not os.path.exists(data.path):
+            if is_absent(error):
+                raise RecipeError(f"data.path={data.path}: {absent(data.path, error, 'dataset')}") from error
+            raise RecipeError(f"data.path={data.path} could not be loaded from the Hub: {said}") from error
         if isinstance(cause, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
             said += " Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
-        raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
+        raise RecipeError(f"data.path={data.path} could not be loaded: {said}") from error
 
 
 def _said(error: Exception) -> str:
@@ -92,6 +100,8 @@ def _open_one(address: str, data: DataConfig, streaming: bool, kind: str, only_m
     if path.is_dir():
         return _open_folder(path, data, streaming, kind, only_media)
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
+        if path.exists() and (kind_of_file := media_kind(place)):
+            raise RecipeError(f"data.path={address} is one {kind_of_file}; give the folder that it lies in.")
         fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
         raise RecipeError(f"data.path={address} {fault}; give {_FORMS}.")
     if not streaming:
@@ -145,24 +155,35 @@ def expand_braces(text: str) -> list[str]:
 
 def _open_folder(path: Path, data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
     """A folder that `datasets` saved, one of shards, or one of images or videos."""
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    if is_saved(path):
         saved = load_from_disk(str(path))
         # "train[:100]" is "train" too
         return saved if isinstance(saved, dict) else {re.split(r"\W", str(saved.split or "train"))[0]: saved}
     found = walk(path, kind)
-    shards = _useful_shards(path, found, data, kind)
-    if shards and not found.media and not has_magic(str(path)) and shard_kind(shards[0]) == "parquet":
-        return _load_parquet(str(path), shards, data, streaming, kind, only_media, name=data.name)
-    if shards:
+    used = used_files(path, found, data, kind)
+    if used and used == found.media:
+        return list_media(path, found, kind)
+    if used and used == found.tables:
+        return sounds_of_tables(found.tables)
+    if used and not found.media and not has_magic(str(path)) and shard_kind(used[0]) == "parquet":
+        return load_parquet(str(path), used, data, streaming, kind, only_media, name=data.name)
+    if used:
         parts: dict[str, list[str]] = {}
-        for file in shards:
+        for file in used:
             parts.setdefault(_split_of_file(os.path.relpath(file, path)), []).append(file)
         return _open_shards(parts, data, streaming, kind, only_media)
-    if MEDIA[kind].tabled and found.tables:
-        return sounds_of_tables(found.tables)
-    if found.media:
-        return list_media(path, found, kind)
     return _load_otherwise(path, found, data, streaming, kind)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is one that `datasets` saved."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def used_files(path: Path, found: Contents, data: DataConfig, kind: str) -> list[str]:
+    """Which files of a folder its examples come from: shards, tables that name sounds, or the images or videos."""
+    shards = _useful_shards(path, found, data, kind)
+    return shards or (found.tables if MEDIA[kind].tabled and found.tables else found.media)
 
 
 def _useful_shards(path: Path, found: Contents, data: DataConfig, kind: str) -> list[str]:
@@ -185,7 +206,7 @@ def _hold(files: list[str], data: DataConfig, kind: str) -> bool:
     with suppress(Exception):  # no such column, or a damaged file
         wanted = wanted_columns(data, kind)
         parquet = shard_kind(files[0]) == "parquet"
-        features = _features_of(files[0]) if parquet else tar_layout(files, data).features
+        features = features_of_file(files[0]) if parquet else tar_layout(files, data).features
         return bool(find_columns(features, wanted))
     return False
 
@@ -202,11 +223,24 @@ def _split_of_file(name: str) -> str:
 
 
 def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bool, kind: str) -> dict:
-    """What else `datasets` may find there (Arrow, Lance, zip, a dataset card that names files elsewhere)."""
+    """What else `datasets` may find there (Arrow, Lance, zip, a dataset card that names files elsewhere).
+
+    Raises:
+        RecipeError: nothing, or nothing but files of another kind.
+    """
+    counts = Counter(os.path.splitext(file)[1].lower() or os.path.basename(file) for file in found.others)
+    there = listed(f"{count} {extension}" for extension, count in counts.most_common())
+    others = Counter(filter(None, map(media_kind, found.others)))
+    readable = [file for file in found.others if not media_kind(file) and not file.lower().endswith(_TEXTS)]
+    if found.others and not readable and not any(wanted_columns(data, kind).values()):
+        if others:
+            other, count = others.most_common(1)[0]
+            said = f"{count:,} {other}s; {instead(kind, other)}"
+            raise RecipeError(f"data.path={data.path} holds no {kind}s, but {said}.")
+        raise RecipeError(f"data.path={data.path} holds no {kind}s ({there}); give {_FORMS} with {kind}s.")
     try:
         return load_dataset(str(path), name=data.name, streaming=streaming)
     except Exception as error:
-        there = listed(f"{count} {extension}" for extension, count in found.others.most_common())
         raise RecipeError(
             f"data.path={data.path} could not be loaded: there are no {kind}s that can be read in it"
             f"{f' ({there})' if there else ''}, and `datasets` says: {_said(error)}"
@@ -218,7 +252,7 @@ def _open_shards(parts: dict[str, list[str]], data: DataConfig, streaming: bool,
     files = [file for part in parts.values() for file in part]
     if shard_kind(files[0]) == "parquet":
         paths = {split: [one if "://" in one else escape(one) for one in part] for split, part in parts.items()}
-        return _load_parquet("parquet", files, data, streaming, kind, only_media, data_files=paths)
+        return load_parquet("parquet", files, data, streaming, kind, only_media, data_files=paths)
     layout = tar_layout(files, data)
     made = {}
     for split, part in parts.items():
@@ -236,55 +270,6 @@ def _open_shards(parts: dict[str, list[str]], data: DataConfig, streaming: bool,
 def _version(file: str) -> str:
     system, path = fsspec.url_to_fs(file)
     return system.ukey(path)
-
-
-def _load_parquet(
-    what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, **options
-) -> dict:
-    """`load_dataset`, which learns the columns from the first file: here from all where they differ, and what a file
-    lacks is null; a stream, which may have very many, only looks at media, and passes over a corrupt file.
-    """
-    narrow = only_media and streaming
-    if streaming and "://" in files[0]:
-        options["fragment_scan_options"] = REMOTE_PARQUET
-    if not narrow and "://" not in files[0]:
-        schemas = list(filter(None, map(_features_of, files)))
-        if any(schema != schemas[0] for schema in schemas):
-            options["features"] = _all_columns(schemas)
-    try:
-        parts = load_dataset(what, streaming=streaming, **options)
-        if narrow:
-            features = next(iter(parts.values())).features
-            columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
-            parts = load_dataset(what, streaming=True, columns=columns, **options)
-        return parts
-    except Exception:
-        with suppress(Exception):  # the first error is the one to tell
-            features = _all_columns(filter(None, map(_features_of, files)))
-            if narrow:
-                columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
-                options["columns"], features = columns, Features({name: features[name] for name in columns})
-            return load_dataset(what, streaming=streaming, **options | {"features": features})
-        damaged = [file for file in files if _features_of(file) is None]
-        if damaged and len(damaged) < len(files):
-            said = f"{len(damaged)} of {len(files)} Parquet files cannot be read, the first is {damaged[0]}"
-            raise RecipeError(
-                f"{said}; remove what is damaged, or set data.streaming=true, which passes over it."
-            ) from None
-        raise
-
-
-def _all_columns(schemas: Iterable[Features]) -> Features:
-    features = Features()
-    for schema in schemas:
-        features |= {name: feature for name, feature in schema.items() if name not in features}
-    return Features(features)
-
-
-def _features_of(file: str) -> Features | None:
-    with suppress(Exception), fsspec.open(file, "rb") as opened:  # corrupt
-        return Features.from_arrow_schema(pq.read_schema(opened))
-    return None
 
 
 def _open_places(data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:

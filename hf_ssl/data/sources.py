@@ -18,7 +18,7 @@ from PIL import Image
 from ..recipe import DataConfig, RecipeError, nearest
 from .columns import encoded, find_columns, name_of, record_of, wanted_columns
 from .labels import find_label_column, label_classes, number_classes
-from .media import MEDIA
+from .media import MEDIA, require_reader
 from .pixels import DEFAULT, Decoding, open_image, sample_indices, settled
 from .places import open_place
 
@@ -131,6 +131,15 @@ class Source:
             return place, None
         return name_of(record, place), record
 
+    def settle(self, where: str) -> None:
+        """Look at what some images hold before a run starts.
+
+        Raises:
+            RecipeError: see `pixels.settled`.
+        """
+        looked_at = map(self.named, sample_indices(len(self)))
+        self.decoding = settled(self.decoding, looked_at, self.max_megapixels, where)
+
     def select(self, indices: Sequence[int], part_name: str | None = None) -> Self:
         """A part of the source, and what a person calls it."""
         part = copy.copy(self)
@@ -161,8 +170,11 @@ def _gives_images(dataset: Dataset, columns: dict[str, str]) -> bool:
     return True
 
 
-def load_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Source:
+def load_source(data: DataConfig, split: str | None = None, kind: str = "image", settle: bool = True) -> Source:
     """The images, or with `kind` "video" or "audio" the clips, of a recipe's `data` section.
+
+    Args:
+        settle: see `source_of`.
 
     Raises:
         RecipeError: see `check_source`; or the split is empty.
@@ -176,20 +188,22 @@ def load_source(data: DataConfig, split: str | None = None, kind: str = "image")
         dataset = dataset.select(range(min(data.max_examples, len(dataset))))
     if len(dataset) == 0:
         raise RecipeError(f"The split {split!r} of {data.path} is empty.")
-    return source_of(dataset, data, kind)
+    return source_of(dataset, data, kind, settle)
 
 
-def source_of(dataset: Dataset, data: DataConfig, kind: str = "image") -> Source:
+def source_of(dataset: Dataset, data: DataConfig, kind: str = "image", settle: bool = True) -> Source:
     """A dataset of one's own with the columns and limits of a recipe's `data` section.
+
+    Args:
+        settle: whether what its images hold is looked at, see `Source.settle`.
 
     Raises:
         RecipeError: see `Source`, and `pixels.settled` for what its images hold.
     """
-    decoding = decoding_of(data)
-    source = Source(dataset, wanted_columns(data, kind), data.label_column, data.max_megapixels, decoding)
-    if MEDIA[kind].pixels:
-        looked_at = map(source.named, sample_indices(len(source)))
-        source.decoding = settled(decoding, looked_at, data.max_megapixels, str(data.path or "the dataset"))
+    wanted, decoding = wanted_columns(data, kind), decoding_of(data)
+    source = Source(dataset, wanted, data.label_column, data.max_megapixels, decoding)
+    if settle and MEDIA[kind].pixels:
+        source.settle(str(data.path or "the dataset"))
     return source
 
 
@@ -205,8 +219,9 @@ def check_source(data: DataConfig, split: str | None = None, kind: str = "image"
         The features of the split.
 
     Raises:
-        RecipeError: no such place, split or column, with the nearest valid name.
+        RecipeError: no such place, split or column, with the nearest valid name; or what reads the files is missing.
     """
+    require_reader(kind)  # before thousands of files are looked for
     if data.places:
         for place in data.places:
             check_source(replace(data, path=place.path), split, kind)

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import xxhash
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -21,12 +22,15 @@ from transformers import (
     TimmWrapperModel,
 )
 
+from ..absent import is_absent
 from ..data.modality import Modality, modality_of
 from ..devices import channels_last
 from ..disk import first_line
 from ..errors import RecipeError
 from ..hub.weights import open_encoder
+from ..logs import without_bars
 from ..models import METHODS  # also registers our classes with AutoModel
+from ..recipe import nearest
 from .features import Embed, Transform, encoder_embedding
 from .images import ProcessorTransform, raw_pixel_embedding
 
@@ -158,6 +162,11 @@ def _timm(name: str, layer: str | None) -> Encoder:
         model = TimmWrapperModel(config).eval().requires_grad_(False)
         model.timm_model.load_state_dict(source.state_dict())
     except Exception as error:  # whatever timm and the Hub raise
+        if is_absent(error):
+            said = "its weights are not in the cache, and the Hub could not be reached"
+            raise RecipeError(f"No encoder {name!r}: {said}{' (HF_HUB_OFFLINE=1)' * HF_HUB_OFFLINE}.") from error
+        if isinstance(error, RuntimeError) and "Unknown model" in str(error):
+            raise RecipeError(f"timm has no {name!r}{nearest(name.removeprefix(TIMM), timm.list_models())}") from None
         raise RecipeError(f"No encoder could be loaded from {name!r}: {first_line(error)}") from error
     transform = modality_of(config).inference(config)
     fresh = partial(_new, config)
@@ -168,7 +177,8 @@ def _with_projector(name: str, location: str, folder: Path | None, layer: str) -
     """An encoder with a part of the projector that it was trained with."""
     try:
         if folder is not None:
-            model = AutoModelForPreTraining.from_pretrained(folder / "pretraining")
+            with without_bars():
+                model = AutoModelForPreTraining.from_pretrained(folder / "pretraining")
         else:
             model = AutoModelForPreTraining.from_pretrained(location, subfolder="pretraining")
         model = model.eval().requires_grad_(False)

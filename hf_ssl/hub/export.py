@@ -26,6 +26,7 @@ from ..coerce import listed
 from ..data.modality import modality_of
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..errors import UserError
+from ..logs import without_bars
 from ..methods import method_classes, shipped_code, without_memory
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError, continued, recipe_from_dict
@@ -166,7 +167,8 @@ def save_pretraining(
     """Write `folder/pretraining`: all weights of the method; its code goes to `folder`, as transformers expects."""
     subfolder = folder / name
     state = {name: tensors[name] for name in model.export_parts()[1]}
-    model.save_pretrained(subfolder, state_dict=state, max_shard_size=MAX_FILE_SIZE)
+    with without_bars():
+        model.save_pretrained(subfolder, state_dict=state, max_shard_size=MAX_FILE_SIZE)
     for file in subfolder.glob("*.py"):
         os.replace(file, folder / file.name)
 
@@ -183,7 +185,8 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
         save_torch_state_dict(state, folder, max_shard_size=MAX_FILE_SIZE)
         (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
         return
-    model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)
+    with without_bars():
+        model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)
     modality_of(config).half(__package__).save_processor(config, folder)
 
 

@@ -50,6 +50,13 @@ def usage(plain: bool, sharded: bool) -> str:
     return _PLAIN_USAGE.replace(*_ONE_FILE) if sharded else _PLAIN_USAGE
 
 
+def with_processor(lines: list[str], place: str) -> list[str]:
+    """The lines of `usage`, and one that loads what prepares images for the encoder."""
+    first = next(i for i, line in enumerate(lines) if "AutoModel.from_pretrained" in line)
+    lines = [line.replace("import AutoModel,", "import AutoImageProcessor, AutoModel,") for line in lines]
+    return [*lines[:first], f'processor = AutoImageProcessor.from_pretrained("{place}")', *lines[first:]]
+
+
 def inputs(config: PreTrainedConfig) -> str:
     """Model card text on the inputs of a converted model."""
     return INPUTS

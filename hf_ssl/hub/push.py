@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import UserError
@@ -62,6 +62,8 @@ def push(
         PushError: the Hub could not be reached or refused.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise RecipeError(f"There is no folder {folder}; give a run's folder, or an exported model's.")
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for names in (("config.json",), ("README.md",), ("model.safetensors", "model.safetensors.index.json")):
         if not any((folder / name).exists() for name in names):
@@ -113,7 +115,9 @@ def push_error(error: BaseException, repo_id: str) -> PushError:
     status = None if cause is None else cause.response.status_code
     said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     remedy = REMEDIES.get(status)
-    if isinstance(error, HFValidationError):
+    if isinstance(error, OfflineModeIsEnabled):
+        remedy, said = "the Hub is out of reach by HF_HUB_OFFLINE: unset it and run the same command again", "offline"
+    elif isinstance(error, HFValidationError):
         status, remedy = 400, "give it as user/name"
     elif status is not None and status >= 500:
         remedy = "the Hub has trouble: run the same command again later"

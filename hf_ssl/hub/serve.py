@@ -47,7 +47,7 @@ def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bo
     if not output.parent.is_dir():
         raise RecipeError(f"There is no folder {output.parent}; name the file with --output.")
     sizes, outputs = modality_of(model.config).half(__package__).serving(model.config)
-    module = _Encoder(model, list(sizes), outputs)
+    module = _Encoder(model, list(sizes), outputs).eval()
     examples = [tuple(torch.rand(batch, *size) for size in sizes.values()) for batch in (2, 5)]
     batch = torch.export.Dim("batch", min=1)
     dynamic = {"tensors": tuple({0: batch} for _ in sizes)}

@@ -7,11 +7,12 @@ built.
 
 import logging
 import math
+import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from ..absent import absent, is_absent
 from ..checkpoint_folder import CheckpointFolder
 from ..data.images import images_of_timm
 from ..files import read_json, refuse_compressed, weigh
+from ..logs import without_bars
 from ..models import METHODS, SSLConfig
 from ..models.configuration_ssl import check_arguments
 from ..recipe import RecipeError
@@ -168,12 +171,15 @@ def open_encoder(place: str | Path, *, pooler: bool = True) -> PreTrainedModel:
         RecipeError: there is no encoder, it needs custom code, or weights are missing.
     """
     try:
-        if Path(place).is_dir():
+        if here := Path(place).is_dir():
             _check_folder(Path(place))
-        model, found = AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
+        with without_bars() if here else nullcontext():
+            model, found = AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
         _check_missing(type(model).__name__, sorted(found["missing_keys"]), pooler)
         return model.eval()
     except Exception as error:  # foreign files may make timm, transformers and safetensors raise anything
+        if not os.path.exists(place) and is_absent(error):
+            raise RecipeError(f"No encoder {str(place)!r}: {absent(str(place), error, 'model')}") from error
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"No encoder could be loaded from {str(place)!r}: {said}") from error
 

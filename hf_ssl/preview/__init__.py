@@ -10,13 +10,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.loader import epoch_order
-from ..data.sources import load_source, source_of
+from ..data.sources import Source, load_source, source_of
 from ..data.streams import open_stream
 from ..errors import UserError
 from ..recipe import Recipe, RecipeError
 from ..resolve import resolve
 from ..training.choices import stand_in
-from .pictures import CELL, INK, Picture
+from .pictures import CELL, INK, Picture, font_of, writable
 
 
 logger = logging.getLogger(__name__)
@@ -67,23 +67,30 @@ def preview(
             break
     if not rows:
         raise RecipeError(f"No image could be read, the last one tried was {problem}.")
+    shown = f"{len(rows)} of {_count(recipe, source, modality.name)}"
     title = f"{recipe.method}: {drawing.title(views)}, colors by the {recipe.views.photometric} pipeline"
     path = Path(output).expanduser().resolve()
     try:
-        _grid(rows, title).save(path, "PNG")
+        _grid(rows, title, shown).save(path, "PNG")
     except OSError as error:
         raise UserError(f"The preview could not be written to {path} ({error}).") from error
     return path
 
 
-def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
-    bold, plain = ImageFont.load_default(size=14), ImageFont.load_default(size=13)
+def _count(recipe: Recipe, source: Source, counted: str) -> str:
+    number = recipe.data.num_examples if recipe.data.streaming else len(source)
+    return f"a stream of {counted}" if number is None else f"{number:,} {counted}"
+
+
+def _grid(rows: list[list[Picture]], title: str, shown: str) -> Image.Image:
+    bold, plain = font_of(14), font_of(13)
     texts = [[_wrapped(lines, plain) for _, _, lines, _ in row] for row in rows]
     heights = [CELL + (2 + max(map(len, lines))) * _LINE + _GAP for lines in texts]
     columns, top = len(rows[0]), _GAP + 2 * _LINE
     canvas = Image.new("RGB", (_GAP + columns * (CELL + _GAP), top + sum(heights)), _PAPER)
     pen = ImageDraw.Draw(canvas)
-    pen.text((_GAP, _GAP - 4), title, INK, font=ImageFont.load_default(size=18))
+    pen.text((_GAP, _GAP - 4), title, INK, font=font_of(18))
+    pen.text((_GAP, _GAP + 18), shown, _PALE, font=plain)
     for row, row_texts, height in zip(rows, texts, heights, strict=True):
         for c, ((picture, name, _, color), lines) in enumerate(zip(row, row_texts, strict=True)):
             left = _GAP + c * (CELL + _GAP)
@@ -92,9 +99,9 @@ def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
             canvas.paste(picture, (left + (CELL - width) // 2, top + (CELL - tall) // 2))
             below = top + CELL + 6
             pen.rectangle((left - 1, below, left + CELL, below + 2), fill=color)
-            pen.text((left, below + 6), name, color, font=bold)
+            pen.text((left, below + 6), writable(name, bold), color, font=bold)
             for n, line in enumerate(lines, 1):
-                pen.text((left, below + 8 + n * _LINE), line, _PALE, font=plain)
+                pen.text((left, below + 8 + n * _LINE), writable(line, plain), _PALE, font=plain)
         top += height
     return canvas
 

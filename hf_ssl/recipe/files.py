@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from datetime import date
+from difflib import SequenceMatcher
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -36,7 +37,7 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         raise RecipeError(f"{path} must be a mapping of sections (method, data, model, train ...).")
     _use_method(content, overrides, path)
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     recipe = recipe_from_dict(content)
     method, name, data, monitor, train = recipe.method, recipe.name, recipe.data, recipe.monitor, recipe.train
     file, colon, class_name = method.rpartition(":")
@@ -96,7 +97,8 @@ def find_recipe(source: str | Path) -> Path:
     if name in shipped:
         return shipped[name]
     raise RecipeError(
-        f"There is no recipe {str(source)!r}{nearest(name, shipped)} `hf-ssl recipes` lists them, or give a file."
+        f"There is no recipe {str(source)!r}; the nearest are {', '.join(_nearest(name, shipped))}. `hf-ssl recipes` "
+        "lists all, or give a YAML file."
     )
 
 
@@ -126,7 +128,22 @@ def _use_method(content: dict[str, Any], overrides: list[str] | tuple[str, ...],
         logger.info(f"method={method}, as {path.name} has it: {said}.")
 
 
-def _apply_override(content: dict, override: str) -> None:
+def _nearest(name: str, shipped: dict[str, Path]) -> list[str]:
+    """The three names that are most like it, by themselves or by their last part, which people may leave alone."""
+
+    def likeness(known: str) -> float:
+        parts = (known, known.rpartition("/")[2])
+        return max(SequenceMatcher(None, name.lower(), part).ratio() for part in parts)
+
+    return sorted(shipped, key=likeness, reverse=True)[:3]
+
+
+def apply_override(content: dict, override: str) -> None:
+    """Set what `a.b=c` says in nested dicts.
+
+    Raises:
+        RecipeError: it says nothing, or its value is no YAML.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"{override!r} is not an override; write key=value, for example train.batch_size=512.")

@@ -13,7 +13,6 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
@@ -21,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..devices import best_precision, channels_last, on_cpu, process_state
 from ..errors import UserError
+from ..logs import get_logger
 from ..models.distributed_ssl import all_reduce_sum, at_least_float32, world_size
 from ..recipe import RecipeError, TrainConfig
 from .fsdp import shard

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checkpoint_folder import FORMAT, CheckpointFolder, RunState
 from ..disk import DIGESTS, digests_of, files_below, first_line, flush, refused_write, write_digests
 from ..hub.shards import SafeReader
+from ..logs import get_logger
 from ..recipe import RecipeError
 from .finite import all_finite
 from .fsdp import is_sharded

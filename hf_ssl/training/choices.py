@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
 from ..checkpoint_folder import CheckpointFolder
 from ..devices import best_precision, has_gpu, process_state
+from ..logs import get_logger
 from ..machine import free_memory, local_processes, most_workers, usable_cores
 from ..recipe import AUTO, Recipe, RecipeError, flatten, with_values
 from ..resolve import Resolved

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """The networks of `hf_ssl.training.supervised`: linear layers on a frozen encoder, or all of it with a new one."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..disk import first_line
 from ..errors import RecipeError
 from ..evaluation.encoders import TIMM, Encoder
 from ..evaluation.protocols import Supervised
+from ..logs import without_bars
 
 
 class Heads(nn.Module):
@@ -86,9 +88,10 @@ def _classifier(encoder: Encoder, classes: int) -> nn.Module:
             model.timm_model.load_state_dict(weights, strict=False)
             return model
         location = encoder.folder or encoder.name
-        return AutoModelForImageClassification.from_pretrained(
-            location, num_labels=classes, ignore_mismatched_sizes=True, trust_remote_code=False
-        )
+        with without_bars() if encoder.folder else nullcontext():
+            return AutoModelForImageClassification.from_pretrained(
+                location, num_labels=classes, ignore_mismatched_sizes=True, trust_remote_code=False
+            )
     except Exception as error:  # whatever foreign files make transformers raise
         raise RecipeError(f"{encoder.name} cannot be fine-tuned as a classifier: {first_line(error)}") from error
 

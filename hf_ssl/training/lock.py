@@ -17,12 +17,12 @@ from pathlib import Path
 
 import psutil
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from ..disk import atomic_write, first_line
 from ..errors import UserError
+from ..logs import get_logger
 
 
 logger = get_logger(__name__)

@@ -3,8 +3,10 @@
 
 import json
 import math
+import os
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,11 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
 from ..disk import atomic_write
 from ..errors import UserError
+from ..logs import get_logger
 from ..recipe import Recipe
 
 
@@ -56,7 +58,8 @@ class MetricsLogger:
         for line in self._kept:
             self._remember(line)
         if recipe.train.track:
-            accelerator.init_trackers("hf_ssl", config=recipe.flat_text())
+            settings = tracker_settings(folder, start, accelerator.is_main_process)
+            accelerator.init_trackers("hf_ssl", config=recipe.flat_text(), init_kwargs=settings)
 
     def begin(self) -> None:
         """Write what is kept of the file, and `recipe.yaml`; on the main process.
@@ -87,6 +90,19 @@ class MetricsLogger:
             self._torn = True  # the line may have been written in part
             logger.warning(f"{self.path} could not be written ({error}); free some space or make it writable.")
 
+    def alert(self, title: str, text: str) -> None:
+        """A warning in the trackers that have such, for somebody who does not look at the terminal."""
+        if not self.accelerator.is_main_process:
+            return
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb":
+                tracker.tracker.alert(title=title, text=text, level="WARN")
+            elif tracker.name == "trackio":
+                import trackio
+
+                if hasattr(trackio, "alert"):  # not in the first versions
+                    trackio.alert(title=title, text=text, level=trackio.AlertLevel.WARN)
+
     def show(self, page: Path | None) -> None:
         """Give a page to the trackers that show such: wandb and trackio have a class for it, tensorboard has none."""
         for tracker in self.accelerator.trackers if page else ():
@@ -109,13 +125,37 @@ class MetricsLogger:
         self._values[step] = self._values.get(step, {}) | line
 
 
+def tracker_settings(folder: Path, start: int | None, is_main_process: bool) -> dict[str, dict[str, Any]]:
+    """How each tracker begins, so that a run is one run across restarts and its files lie in its folder.
+
+    The id is drawn once and kept in the folder: another run there, after the folder was emptied, is another one.
+    """
+    if not is_main_process:
+        return {}
+    file = folder / "tracking_id"
+    if start is None or not file.exists():
+        atomic_write(file, uuid.uuid4().hex[:8])
+    number = file.read_text(encoding="utf-8").strip()
+    os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # read when trackio is imported
+    return {
+        "wandb": {"id": number, "name": folder.name, "dir": str(folder), "resume": "allow"},
+        "trackio": {"name": f"{folder.name}-{number}", "resume": "allow"},
+        "tensorboard": {"purge_step": (start or 0) + 1},  # what a resumed run writes again
+    }
+
+
 class RunTotals:
     """Counters over the whole run and all processes, kept in checkpoints."""
 
     def __init__(
-        self, accelerator: Accelerator, skipped: int = 0, seconds: float = 0.0, skipped_names: Iterable[str] = ()
+        self,
+        accelerator: Accelerator,
+        skipped: int = 0,
+        seconds: float = 0.0,
+        skipped_names: Iterable[str] = (),
+        waited: float = 0.0,
     ):
-        self.accelerator, self.skipped, self.seconds = accelerator, skipped, seconds
+        self.accelerator, self.skipped, self.seconds, self.waited = accelerator, skipped, seconds, waited
         self._named, self._own = set(skipped_names), 0
         self._new: list[str] = []
 
@@ -127,6 +167,10 @@ class RunTotals:
                 self._named.add(name)
                 self._new.append(name)
                 logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
+
+    def add_time(self, seconds: float, waiting: float) -> None:
+        """Seconds of training, and the share of them in which this process waited for data."""
+        self.seconds, self.waited = self.seconds + seconds, self.waited + waiting * seconds
 
     def synchronize(self) -> None:
         for count, names in gather_object([(self._own, self._new)]):
@@ -143,7 +187,26 @@ class RunTotals:
 
     def to_dict(self) -> dict[str, Any]:
         names = {"skipped_names": sorted(self._named)} if self._named else {}
-        return {"skipped": self.skipped, "seconds": round(self.seconds, 3), **names}
+        times = {"seconds": round(self.seconds, 3)} | ({"waited": round(self.waited, 3)} if self.waited else {})
+        return {"skipped": self.skipped, **times, **names}
+
+    def summary(self, shown: int, counted: str) -> dict[str, Any]:
+        """What a run took in all; the memory is that of the main process since it began.
+
+        Args:
+            shown: examples in all steps.
+            counted: what they are, "images".
+        """
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "counted": counted,
+            "skipped": self.skipped,
+            "skipped_files": len(self._named),
+            "seconds": self.seconds,
+            "per_second": shown / seconds,
+            "data_wait": self.waited / seconds,
+            "peak_memory_gib": peak_memory(self.accelerator.device).get("peak_memory_gib"),
+        }
 
 
 class Throughput:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -24,6 +23,7 @@ from ..data.modality import Modality
 from ..data.sources import Source
 from ..evaluation.features import Features, extract
 from ..evaluation.probe import OnlineProbe
+from ..logs import get_logger
 from ..recipe import MonitorConfig
 
 
@@ -62,6 +62,7 @@ class Monitor:
         self.transform = modality.inference(model_config)
         self.probe = OnlineProbe(trained_on.numbers) if config.probe else None
         self.measures = modality.half(evaluation.__name__).Measures(config, self._extract, bank, queries, trained_on)
+        self.collapse = ""  # what the last measurement warned of
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
     def observe(self, output, index: torch.Tensor | None = None) -> None:
@@ -102,9 +103,11 @@ class Monitor:
         with evaluating(model):
             results = {**self.diagnostics(), **self.measures.of(model, self.probe)}
         ratio = results.get("embedding_std")
+        self.collapse = ""
         if ratio is not None and ratio < COLLAPSED_STD:
             signs = getattr(model, "collapse", "")  # the method's own words
-            logger.warning(f"{COLLAPSE_ADVICE.format(ratio=ratio)} {signs}".rstrip(), main_process_only=True)
+            self.collapse = f"{COLLAPSE_ADVICE.format(ratio=ratio)} {signs}".rstrip()
+            logger.warning(self.collapse, main_process_only=True)
         return results
 
     def baseline(self, model: nn.Module) -> dict[str, float]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from threading import Thread
 
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 
 from ..disk import first_line
 from ..errors import UserError
 from ..hub.push import PushError, create_repo, push
+from ..logs import get_logger
 from ..recipe import TrainConfig
 
 

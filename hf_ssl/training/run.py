@@ -13,7 +13,6 @@ from typing import Any
 import timm.utils
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
@@ -28,6 +27,8 @@ from ..data.workers import WorkerError
 from ..errors import RunError, UserError
 from ..hub.card import Results, hardware, versions
 from ..hub.export import export
+from ..hub.usage import loading_lines
+from ..logs import get_logger
 from ..methods import code_digest
 from ..models import SSLPreTrainedModel, rebuildable_by_timm
 from ..recipe import Recipe
@@ -55,6 +56,8 @@ class PretrainResult:
 
     `needs_code`: the encoder is one that timm cannot build by name, so it loads with `trust_remote_code=True`.
     `measured`: on which examples, see `hf_ssl.data.bank.measured_on`.
+    `usage`: lines of Python that load the encoder.
+    `summary`: what it took, see `RunTotals.summary`; nothing where the run had ended before.
     """
 
     model_dir: Path
@@ -63,6 +66,8 @@ class PretrainResult:
     needs_code: bool
     is_main_process: bool
     measured: dict[str, Any]
+    usage: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -220,7 +225,7 @@ class Run:
         self.totals.synchronize()
         counted = self.modality.name
         values = self.throughput.read(done, self.recipe.train.batch_size, counted)
-        self.totals.seconds += values.pop("seconds")
+        self.totals.add_time(values.pop("seconds"), values["data_wait"])
         values["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         # Of sharded gradients the norm is a sum over processes that is still to be made.
         norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
@@ -235,6 +240,8 @@ class Run:
             self.check(done)
             values = self.monitor.measure(self.model)
         self.metrics.record(done, values)
+        if self.monitor.collapse:
+            self.metrics.alert("The representation has collapsed", self.monitor.collapse)
         headline = self.monitor.headline(values)
         if headline and not progress.disable:
             progress.write(f"epoch {done / self.steps_per_epoch:.4g}: {headline}", file=sys.stderr)
@@ -316,11 +323,18 @@ class Run:
         if report and self.accelerator.is_main_process:
             self.metrics.show(write_report(self.folder))
         self.metrics.close()
-        return self._result(measured.baseline, measured.final, measured.measured)
+        images = (self.num_steps * self.recipe.train.batch_size, self.modality.name)
+        summary = self.totals.summary(*images) | {"examples": measured.num_examples}
+        return self._result(measured.baseline, measured.final, measured.measured, summary)
 
-    def _result(self, baseline: dict, final: dict, measured: dict) -> PretrainResult:
+    def _result(
+        self, baseline: dict, final: dict, measured: dict, summary: dict[str, Any] | None = None
+    ) -> PretrainResult:
         needs_code, is_main = not rebuildable_by_timm(self.config), self.accelerator.is_main_process
-        return PretrainResult(self.folder / "model", baseline, final, needs_code, is_main, measured)
+        usage = loading_lines(self.modality, self.folder / "model", not needs_code)
+        return PretrainResult(
+            self.folder / "model", baseline, final, needs_code, is_main, measured, usage, summary or {}
+        )
 
 
 def _diverged(step: int, rate: float, checkpoints: Checkpoints, weights: bool) -> str:

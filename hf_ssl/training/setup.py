@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
 from transformers import PreTrainedConfig
 
@@ -23,6 +22,7 @@ from ..data.modality import modality_of
 from ..data.sources import check_source
 from ..data.streams import ImageStream
 from ..hub.encoders import start_from_encoder
+from ..logs import get_logger
 from ..methods import code_digest, load_method, method_classes
 from ..models import SSLPreTrainedModel
 from ..optim import build_optimizer

@@ -312,6 +312,8 @@ def test_without_pyav_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RecipeError, match="pip install av"):
         ClipViews(VIEW, CONFIG, ClipsConfig())
+    with pytest.raises(RecipeError, match=r"hf_ssl\[video\]"):  # before a place is looked at
+        check_source(DataConfig(path="/nowhere"), kind="video")
 
 
 # ---------------------------------------------------------------------------------------------- any place
