@@ -94,7 +94,7 @@ def plan(
         per_image = (more["forward and backward"] - need["forward and backward"]) / batch
         fits = math.floor(batch + (memory - need["forward and backward"]) / per_image)
         result["memory_gib"] = memory / GIB
-        result["largest_batch_per_process"] = max(0, fits) if need["optimiser's step"] <= memory else 0
+        result["largest_batch_per_process"] = max(0, fits) if need["optimizer's step"] <= memory else 0
         if need["peak"] > memory:
             notes.append(f"A batch of {batch} per process does not fit {memory / GIB:.0f} GiB.")
     if images_per_second is not None:
@@ -170,14 +170,14 @@ def _need(recipe, config, views: list[View], batch: int, shards, processes: int,
     kinds = {
         "parameters": shards["parameters"],
         "gradients": shards["gradients"] * seen["gradient_share"],  # the part allocated at the peak
-        "optimiser": shards["optimiser"],
+        "optimizer": shards["optimizer"],
         "gathered": seen["gathered"],
         "activations": seen["activations"],
         "buffers and images": seen["rest"],
     }
     both = sum(kinds.values())
-    step = shards["parameters"] + 2 * shards["gradients"] + shards["optimiser"] + seen["rest"]
-    return {**kinds, "forward and backward": both, "optimiser's step": step, "peak": max(both, step)}, seen["calls"]
+    step = shards["parameters"] + 2 * shards["gradients"] + shards["optimizer"] + seen["rest"]
+    return {**kinds, "forward and backward": both, "optimizer's step": step, "peak": max(both, step)}, seen["calls"]
 
 
 def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
@@ -254,7 +254,7 @@ def _shard_bytes(model: nn.Module, recipe: Recipe, processes: int) -> dict[str, 
 
     every = sum(largest(p) for p in model.parameters())
     learns = sum(largest(p) for p in model.parameters() if p.requires_grad)
-    return {"parameters": every, "gradients": learns, "optimiser": learns * _STATES.get(recipe.optim.name, 1)}
+    return {"parameters": every, "gradients": learns, "optimizer": learns * _STATES.get(recipe.optim.name, 1)}
 
 
 def _traffic(model: nn.Module, calls: Counter, processes: int, precision: str, accumulation: int) -> float:

@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = subparsers.add_parser(
         "card",
-        help="write the card of an exported model anew, with its licence, name and data",
+        help="write the card of an exported model anew, with its license, name and data",
         description="README.md from the folder's results.json, recipe.yaml and pretraining/config.json: the run's own "
         "figures, beside the published ones. What is given here is kept for the next time, and an empty text takes it "
         "back; what was written into README.md by hand is not.",
@@ -182,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
         "first with `hf auth login`.",
     )
     command.add_argument("folder", type=_path, help="a run's folder, or an exported model's")
-    command.add_argument("name", help="user/name or organisation/name; made if it does not exist")
+    command.add_argument("name", help="user/name or organization/name; made if it does not exist")
     command.add_argument("--private", action="store_true", default=None, help="if it is made, others cannot see it")
     command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
     command.set_defaults(command=commands.push_command)

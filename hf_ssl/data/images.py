@@ -107,7 +107,7 @@ class ViewCollator:
     Args:
         views: see `resolve_views`.
         mean, std: a number a channel, of the model's config.
-        reference: colours per image as published.
+        reference: colors per image as published.
         decoding: how images become 8-bit pixels.
     """
 

@@ -112,7 +112,7 @@ class Source:
         copied._numbers = numbers
         return copied
 
-    def unlabelled(self) -> Self:
+    def unlabeled(self) -> Self:
         """The source without its labels."""
         copied = copy.copy(self)
         copied.label_column = copied._labels = copied._numbers = None

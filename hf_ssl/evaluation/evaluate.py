@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..data.bank import labelled_source, labelled_sources, measured_on, place_in_class
+from ..data.bank import labeled_source, labeled_sources, measured_on, place_in_class
 from ..data.places import open_place
 from ..data.sources import Source
 from ..devices import best_precision, process_state
@@ -174,14 +174,14 @@ def _sources(
         return several_targets(data, monitor, medium)
     where = replace(data, label_column=monitor.label_column)
     if folds is not None:
-        return {"examples": labelled_source(where, monitor.bank_split, medium)}, {}, []
+        return {"examples": labeled_source(where, monitor.bank_split, medium)}, {}, []
     if isinstance(settings, Retrieval) and settings.ground_truth:
         if medium != "image":
             raise RecipeError("--ground-truth is for encoders of images; leave it out.")
         return (*revisited_sources(settings.ground_truth, where, monitor), [])
     if protocol == "retrieval":
         return {"examples": gallery(where, monitor, medium)}, {}, []
-    bank, queries = labelled_sources(data, monitor, medium, trained_on=False)
+    bank, queries = labeled_sources(data, monitor, medium, trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
     return {"bank": bank, "queries": queries}, {}, []
@@ -220,7 +220,7 @@ def _measure(
         result["errors"] = {key: standard_error(value, result["examples"]) for key, value in shares.items()}
     known = [name for name in towers if name in next(iter(parts.values()))]
     for tower in known:
-        sides = {name: part[tower].labelled() for name, part in parts.items()}
+        sides = {name: part[tower].labeled() for name, part in parts.items()}
         if protocol == "retrieval" and not has_pairs(sides["examples"]):
             if figures(result):
                 continue

@@ -39,9 +39,9 @@ def knn(
     Raises:
         ValueError: no labeled image on one of the two sides.
     """
-    bank, queries = bank.labelled().averaged(), queries.labelled().averaged()
+    bank, queries = bank.labeled().averaged(), queries.labeled().averaged()
     if len(bank) == 0 or len(queries) == 0:
-        raise ValueError("kNN needs labelled images in both the bank and the queries.")
+        raise ValueError("kNN needs labeled images in both the bank and the queries.")
     classes, targets = bank.labels.unique(return_inverse=True)
     scores = {one: Scores(classes) for one in k}
     for part, asked in queries.blocks(chunk):

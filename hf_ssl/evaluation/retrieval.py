@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..coerce import listed
-from ..data.bank import unlabelled_queries
+from ..data.bank import unlabeled_queries
 from ..data.folders import SPLITS
 from ..data.sources import Source, available_splits
 from ..recipe import DataConfig, MonitorConfig, RecipeError
@@ -32,21 +32,21 @@ TIE = 1e-6  # cosines that float32's rounding alone can tell apart
 def evaluate_clips(
     banks: list[dict[str, Features]], queries: dict[str, Features], *, k: int = 20, temperature: float = 0.1
 ) -> dict[str, float]:
-    """Retrieval between the towers, and `knn_video`, `knn_audio` against a labelled bank.
+    """Retrieval between the towers, and `knn_video`, `knn_audio` against a labeled bank.
 
     Args:
         banks: training videos, at most once.
     """
     labels = next(iter(queries.values())).labels
-    labelled = bool((labels >= 0).any())
+    labeled = bool((labels >= 0).any())
     results: dict[str, float] = {}
     if {"video_embeds", "audio_embeds"} <= queries.keys() and len(labels):
         video, audio = (queries[name].averaged().vectors for name in ("video_embeds", "audio_embeds"))
-        results |= retrieval(video, audio, labels if labelled else None)
+        results |= retrieval(video, audio, labels if labeled else None)
     for bank in banks:
         for tower in ("video", "audio"):
-            if tower in bank and labelled and (bank[tower].labels >= 0).any():
-                sides = (bank[tower].labelled(), queries[tower].labelled())
+            if tower in bank and labeled and (bank[tower].labels >= 0).any():
+                sides = (bank[tower].labeled(), queries[tower].labeled())
                 results[f"knn_{tower}"] = knn_accuracy(*sides, k=k, temperature=temperature)
     return results
 
@@ -62,7 +62,7 @@ def retrieval(video: Tensor, audio: Tensor, labels: Tensor | None = None, *, chu
 
     Returns:
         `video_to_audio_r1`, `_r5`, `_r10` (share of clips found among the k nearest, 0..1), `_median_rank` (from 1),
-        with labels `_p1` (share of nearest neighbours of the right class), and the same for `audio_to_video`.
+        with labels `_p1` (share of nearest neighbors of the right class), and the same for `audio_to_video`.
 
     Raises:
         ValueError: no clips, or not the same number of them on both sides.
@@ -114,12 +114,12 @@ def gallery(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
         asked = other[0]
     if asked not in splits:
         raise RecipeError(f"{where.path} has no split {asked!r}; set --query-split to one of {listed(splits)}.")
-    return unlabelled_queries(where, replace(monitor, query_split=asked), kind)
+    return unlabeled_queries(where, replace(monitor, query_split=asked), kind)
 
 
 def has_pairs(features: Features) -> bool:
     """Whether a class has two examples."""
-    return bool((features.labelled().labels.unique(return_counts=True)[1] > 1).any())
+    return bool((features.labeled().labels.unique(return_counts=True)[1] > 1).any())
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str,
     Raises:
         ValueError: no class has two examples.
     """
-    known = features.labelled().averaged()
+    known = features.labeled().averaged()
     precisions, first = [], []
     for part, asked in known.blocks(chunk):
         similarity = torch.cat(
@@ -173,5 +173,5 @@ def positive_precision(positives: Tensor, labels: Tensor) -> float:
     found, anchors = labels[positives.long()], labels[:, None]  # (N, k), (N, 1)
     known = (found >= 0) & (anchors >= 0)
     if not known.any():
-        raise ValueError("Precision of the positive sets needs labelled instances.")
+        raise ValueError("Precision of the positive sets needs labeled instances.")
     return ((found == anchors) & known).sum().item() / known.sum().item()

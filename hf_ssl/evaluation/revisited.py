@@ -69,7 +69,7 @@ def revisited_sources(
     truth = read_ground_truth(file)
     splits = available_splits(where)
     split = monitor.query_split if monitor.query_split in splits else next(iter(splits))
-    source = load_source(where, split).unlabelled()
+    source = load_source(where, split).unlabeled()
     paths = ((source.record(index) or {}).get("path") or "" for index in range(len(source)))
     rows = {Path(path).stem: index for index, path in enumerate(paths)}
     names = truth["imlist"] + truth["qimlist"]

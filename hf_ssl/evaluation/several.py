@@ -40,7 +40,7 @@ def several_targets(
     sources, rows = {}, {}
     for side, split in splits.items():
         where = replace(data, image_column=monitor.image_column or data.image_column, label_column=None)
-        sources[side] = load_source(where, split, medium).unlabelled()
+        sources[side] = load_source(where, split, medium).unlabeled()
         sources[side].part = split
         rows[side] = several_classes(open_place(data, False, medium)[split], monitor.label_column, data.path)
     known = {one for some, _ in rows.values() for row in some for one in row or ()}

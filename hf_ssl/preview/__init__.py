@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What will the network see? A PNG: a row for each image, each view labelled with what was applied to it.
+"""What will the network see? A PNG: a row for each image, each view labeled with what was applied to it.
 
-The views come from the very code that trains, so what is drawn is what is learnt from.
+The views come from the very code that trains, so what is drawn is what is learned from.
 """
 
 import logging
@@ -34,7 +34,7 @@ def preview(
 ) -> Path:
     """Draw the first images of a run's first epoch with all their views; the crops are framed in the original.
 
-    Of videos with sound: the frames of a clip, and its normalised spectrogram, from low to high.
+    Of videos with sound: the frames of a clip, and its normalized spectrogram, from low to high.
 
     Args:
         seed: other images and other views than those of `recipe.train.seed`.

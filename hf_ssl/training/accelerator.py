@@ -81,7 +81,7 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
 
 
 def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:
-    """Memory format, synchronised BatchNorm, checkpointing and compilation, in this order, before `prepare`.
+    """Memory format, synchronized BatchNorm, checkpointing and compilation, in this order, before `prepare`.
 
     FSDP shards contiguous weights only; images are channels_last all the same, and convolutions follow them.
     """
@@ -101,7 +101,7 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
 def prepare(
     model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model as it is called in training (DDP's wrapper, or sharded in place), and its optimiser."""
+    """The model as it is called in training (DDP's wrapper, or sharded in place), and its optimizer."""
     if accelerator.is_fsdp2:
         shard(model, accelerator)
         return model, accelerator.prepare_optimizer(make_optimizer(model), device_placement=False)
@@ -139,12 +139,12 @@ class CpuSyncBatchNorm(_BatchNorm):
         count = x.numel() // x.shape[1] * world_size()
         values = at_least_float32(x)
         mean = all_reduce_sum(values.sum(dims)) / count  # (C,)
-        centred = values - mean.view(shape)
-        var = all_reduce_sum((centred * centred).sum(dims)) / count
+        centered = values - mean.view(shape)
+        var = all_reduce_sum((centered * centered).sum(dims)) / count
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean.detach(), self.momentum)
         self.running_var.lerp_(var.detach() * count / max(count - 1, 1), self.momentum)
-        out = centred * torch.rsqrt(var + self.eps).view(shape)
+        out = centered * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(x.dtype)

@@ -16,7 +16,7 @@ import xxhash
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
-from ..data.bank import labelled_sources, measured_on, place_in_class
+from ..data.bank import labeled_sources, measured_on, place_in_class
 from ..data.images import ImageInference, ImageTransform, LabeledViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.sources import Source
@@ -70,7 +70,7 @@ def supervised(
             f"{model} has the towers {' and '.join(towers)}, and {protocol} trains on images alone; take `hf-ssl "
             "evaluate linear` with its default --protocol."
         )
-    bank, queries = labelled_sources(data, monitor, encoder.modality.medium, trained_on=False)
+    bank, queries = labeled_sources(data, monitor, encoder.modality.medium, trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")
     measured = measured_on(bank, queries, 0)

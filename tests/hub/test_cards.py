@@ -72,7 +72,7 @@ def test_a_cards_numbers_are_those_of_the_recipe(name):
     optim = recipe.optim
     peak = optim.lr * (recipe.train.batch_size / optim.lr_per if optim.lr_per else 1)
     assert float(re.match(r"[\d.]+", rows["Learning rate"])[0]) == pytest.approx(peak, rel=1e-5)
-    assert float(re.search(r"weight decay ([\d.e-]+)", rows["Optimiser"])[1]) == recipe.optim.weight_decay
+    assert float(re.search(r"weight decay ([\d.e-]+)", rows["Optimizer"])[1]) == recipe.optim.weight_decay
     for key in (key for key in rows if key.startswith("`model.")):
         field = key.strip("`").removeprefix("model.")
         if field in recipe.model and not isinstance(recipe.model[field], list):

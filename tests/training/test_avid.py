@@ -161,7 +161,7 @@ def test_sharded_over_two_processes_it_learns_and_warms_up_the_same(videos, tmp_
     assert kept.keys() == expected.keys()
     for name in ("video_memory", "audio_memory"):
         assert torch.nn.functional.cosine_similarity(kept[name], expected[name]).min() > 0.99, name
-    # CMA from the sharded checkpoint, on one process: its memories and normalisers are taken over.
+    # CMA from the sharded checkpoint, on one process: its memories and normalizers are taken over.
     run_in_float64(
         tmp_path / "cma", videos, f"train.init_from={sharded}", "model.cma=true", "optim.lr=0", "train.steps=1"
     )

@@ -122,7 +122,7 @@ def read_pickle(path: Path) -> Any:
 
 
 class Byol(Layout):
-    def recognises(self, content: Any) -> bool:
+    def recognizes(self, content: Any) -> bool:
         return isinstance(content, dict) and "experiment_state" in content
 
     def read(self, content: Any, path: Path) -> Original:
