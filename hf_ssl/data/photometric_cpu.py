@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Stage 2 of the views on a CPU: one image at a time, with Pillow's arithmetic at OpenCV's speed.
 
-Values are rounded to 8 bits between steps and truncated like Pillow's, so a view equals that of
-`reference_photometric` except for single levels here and there. Two details of Pillow are not reproduced: a jump of
-one hue level at red, and its three-step edge handling in blurs. Each result depends only on the image and its row.
+Images stay in 8 bits between steps, truncated as Pillow does, so a view equals that of `reference_photometric` except
+for single levels here and there. Two details of Pillow are not reproduced: a jump of one hue level at red, and its
+edge handling in the three passes of a blur. Each result depends only on the image and its row.
 """
 
 import math
