@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run says at its end, and what trackers are told."""
+"""The final messages of a run, and what is sent to trackers."""
 
 import re
 
