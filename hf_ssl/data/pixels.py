@@ -21,7 +21,7 @@ from ..recipe import DataConfig, RecipeError
 from .deep_pixels import NumberType, ValueRange, is_scaled_by_pillow, number_type, numbers_of
 
 
-_TURNS = {  # of EXIF orientations, as `PIL.ImageOps.exif_transpose` has them
+_TURNS = {  # EXIF orientation -> transposition, as in `PIL.ImageOps.exif_transpose`
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -54,7 +54,7 @@ _FORMS = (
     "dataset, or a list of these"
 )
 _MOST_FILES = 1_000_000
-_TEXTS = (".txt", ".md", ".rst", ".log", ".pdf", ".html", ".doc", ".docx", ".py", ".ipynb")  # no tables of files
+_TEXTS = (".txt", ".md", ".rst", ".log", ".pdf", ".html", ".doc", ".docx", ".py", ".ipynb")  # never hold examples
 FOLDER_SHARDS = 256  # number of shards that a plain folder is split into for streaming
 
 
@@ -73,7 +73,7 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
         return _open_one(data.path, data, streaming, kind, only_media)
     except RecipeError:
         raise
-    except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
+    except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of exception types
         said, cause = _said(error), error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if "://" not in data.path and not os.path.exists(data.path):
             if is_absent(error):

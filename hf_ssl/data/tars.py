@@ -174,7 +174,7 @@ def _column(extension: str, layout: TarLayout, example: dict[str, Any]) -> str |
 
 
 def _value(tar: tarfile.TarFile, member: tarfile.TarInfo, is_label: bool) -> Any:
-    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # what `_counts` lets pass is a file
+    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # `_counts` only accepts files
     if not is_label:
         return {"bytes": content, "path": member.name}
     text = content.decode(errors="replace").strip()
