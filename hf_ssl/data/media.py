@@ -66,12 +66,8 @@ _IMAGES = (
 _VIDEOS, _SOUNDS = ".avi .m4v .mkv .mov .mp4 .webm", ".flac .m4a .mp3 .ogg .opus .wav"
 MEDIA = {
     "image": Medium(datasets.Image, tuple(_IMAGES.split()), structs=True, paths=True, once=False, pixels=True),
-    "video": Medium(
-        datasets.Video, (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"), beside="audio", raw=True, reader="av"
-    ),
-    "audio": Medium(
-        datasets.Audio, (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"), tabled=True, plain=True, reader="av"
-    ),
+    "video": Medium(datasets.Video, tuple(_VIDEOS.split()), beside="audio", raw=True, reader="av"),
+    "audio": Medium(datasets.Audio, tuple(_SOUNDS.split()), tabled=True, plain=True, reader="av"),
 }
 
 
