@@ -18,7 +18,7 @@ import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hf_ssl.data.views import View
 from hf_ssl.models import METHODS as CLASSES
@@ -72,6 +72,8 @@ def type_text(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(dict.fromkeys(type_text(one) for one in args if not (one is int and float in args)))
+    if origin is Annotated:
+        return f"{type_text(args[0])} or `{args[1]}`"
     if origin is Literal:
         return ", ".join(f"`{one}`" for one in args)
     if origin in (tuple, list):
@@ -110,7 +112,7 @@ def table(rows: list[tuple[str, Any, str, str, str]]) -> str:
 
 
 def section_table(cls: type, prefix: str, meanings: dict[str, str]) -> str:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     plain = [field for field in fields(cls) if not is_dataclass(hints[field.name])]
     rows = [(f.name, hints[f.name], f"{prefix}{f.name}", default_text(f), meanings.get(f.name, "")) for f in plain]
     return table(rows)
@@ -180,9 +182,11 @@ def schema_of(hint: Any) -> dict[str, Any]:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if is_dataclass(hint):
         meanings = view_meanings() if hint is sections.ViewOverride else field_comments(hint)
-        return object_of({f.name: f for f in fields(hint)}, typing.get_type_hints(hint), meanings)
+        return object_of({f.name: f for f in fields(hint)}, typing.get_type_hints(hint, include_extras=True), meanings)
     if origin in (types.UnionType, typing.Union):
         return {"anyOf": [schema_of(one) for one in args]}
+    if origin is Annotated:
+        return {"anyOf": [schema_of(args[0]), {"const": args[1]}]}
     if origin is Literal:
         return {"enum": list(args)}
     if origin in (tuple, list):
@@ -211,6 +215,8 @@ def object_of(chosen: dict[str, Any], hints: dict[str, Any], meanings: dict[str,
 def schema() -> str:
     whole = object_of({f.name: f for f in fields(Recipe)}, typing.get_type_hints(Recipe), field_comments(Recipe))
     whole["properties"]["method"]["examples"] = list(METHODS)
+    methods = {"type": "object", "description": "sections of keys for each method, which change with `method=`"}
+    whole["properties"]["methods"] = methods
     conditions = []
     for method in METHODS:
         config = CLASSES[method][0]

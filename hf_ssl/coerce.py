@@ -10,7 +10,7 @@ import typing
 from contextlib import suppress
 from dataclasses import is_dataclass
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from .errors import RecipeError
 
@@ -42,7 +42,7 @@ def build(cls, content: Any, prefix: str = ""):
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {_shown(content)}.")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
     for key, value in content.items():
         if key not in hints:
@@ -56,6 +56,8 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     if is_dataclass(hint):
         return build(hint, value, f"{key}.")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:  # a number, or one of the words beside it
+        return value if value in args[1:] else _coerce(value, args[0], key)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None

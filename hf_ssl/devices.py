@@ -22,6 +22,12 @@ def on_cpu() -> bool:
     return several and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ
 
 
+def has_gpu() -> bool:
+    """Whether a run here is on an accelerator, as far as can be told before it starts."""
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return torch.accelerator.is_available() and not told
+
+
 def process_state() -> PartialState:
     """Initialize the process group.
 
@@ -33,7 +39,7 @@ def process_state() -> PartialState:
     if launched and state.num_processes != launched:
         raise RecipeError(
             f"{launched} processes were launched, and Accelerate knows {state.num_processes}: they would work apart "
-            "from each other. Launch with a file of recipes/accelerate, or with --num_processes 1."
+            "from each other. Launch with ddp.yaml (`hf-ssl recipes accelerate/ddp --copy`) or with --num_processes 1."
         )
     return state
 

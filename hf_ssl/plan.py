@@ -33,6 +33,7 @@ from .devices import best_precision
 from .methods import method_classes, without_memory
 from .recipe import Recipe, RecipeError
 from .resolve import resolve
+from .training.choices import stand_in
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
 
 
@@ -62,6 +63,7 @@ def plan(
     """
     if processes < 1:
         raise RecipeError(f"--processes must be at least 1, not {processes}.")
+    recipe = stand_in(recipe)
     precision = recipe.train.precision if recipe.train.precision not in ("auto", None) else precision
     views, config = (resolved := resolve(recipe)).views, resolved.config
     if getattr(config, "num_instances", None) == 0:
@@ -92,7 +94,7 @@ def plan(
         per_image = (more["forward and backward"] - need["forward and backward"]) / batch
         fits = math.floor(batch + (memory - need["forward and backward"]) / per_image)
         result["memory_gib"] = memory / GIB
-        result["largest_batch_per_process"] = max(0, fits) if need["optimiser's step"] <= memory else 0
+        result["largest_batch_per_process"] = max(0, fits) if need["optimizer's step"] <= memory else 0
         if need["peak"] > memory:
             notes.append(f"A batch of {batch} per process does not fit {memory / GIB:.0f} GiB.")
     if images_per_second is not None:
@@ -102,6 +104,11 @@ def plan(
         else:
             result |= {"images_per_second": images_per_second, "hours": images / images_per_second / 3600}
     return result
+
+
+def largest_batch(recipe: Recipe, memory: float) -> int:
+    """Images of one forward and backward pass that fit so many bytes on one process, by simulation."""
+    return plan(recipe, 1, precision="no", memory=memory)["largest_batch_per_process"]
 
 
 def _images(recipe: Recipe) -> float | None:
@@ -163,14 +170,14 @@ def _need(recipe, config, views: list[View], batch: int, shards, processes: int,
     kinds = {
         "parameters": shards["parameters"],
         "gradients": shards["gradients"] * seen["gradient_share"],  # the part allocated at the peak
-        "optimiser": shards["optimiser"],
+        "optimizer": shards["optimizer"],
         "gathered": seen["gathered"],
         "activations": seen["activations"],
         "buffers and images": seen["rest"],
     }
     both = sum(kinds.values())
-    step = shards["parameters"] + 2 * shards["gradients"] + shards["optimiser"] + seen["rest"]
-    return {**kinds, "forward and backward": both, "optimiser's step": step, "peak": max(both, step)}, seen["calls"]
+    step = shards["parameters"] + 2 * shards["gradients"] + shards["optimizer"] + seen["rest"]
+    return {**kinds, "forward and backward": both, "optimizer's step": step, "peak": max(both, step)}, seen["calls"]
 
 
 def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
@@ -247,7 +254,7 @@ def _shard_bytes(model: nn.Module, recipe: Recipe, processes: int) -> dict[str, 
 
     every = sum(largest(p) for p in model.parameters())
     learns = sum(largest(p) for p in model.parameters() if p.requires_grad)
-    return {"parameters": every, "gradients": learns, "optimiser": learns * _STATES.get(recipe.optim.name, 1)}
+    return {"parameters": every, "gradients": learns, "optimizer": learns * _STATES.get(recipe.optim.name, 1)}
 
 
 def _traffic(model: nn.Module, calls: Counter, processes: int, precision: str, accumulation: int) -> float:

@@ -9,7 +9,7 @@ from .data.modality import Modality, modality_of
 from .data.views import View, resolve_views
 from .errors import RecipeError
 from .methods import default_views, method_classes
-from .models import check_backbone
+from .models import SSLConfig, check_backbone
 from .recipe import Recipe, method_name, nearest
 
 
@@ -43,6 +43,8 @@ def resolve(recipe: Recipe) -> Resolved:
     config = model_config(recipe, image_size=views[0].size)
     modality = modality_of(config)
     modality.check_views(views)
+    modality.fit(views, config, "init_from" in recipe.model)
+    _check_backbone_keys(recipe, config)
     train, num_global = recipe.train, sum(not view.local for view in views)
     least = modality.smallest_batch * train.accumulation
     if train.batch_size < least:
@@ -55,6 +57,16 @@ def resolve(recipe: Recipe) -> Resolved:
     except ValueError as error:
         raise RecipeError(f"{method_name(recipe.method)}: {error}") from None
     return Resolved(recipe, views, config, modality)
+
+
+def _check_backbone_keys(recipe: Recipe, config: PreTrainedConfig) -> None:
+    """Raises RecipeError for keys about the one backbone of images where a method has two towers."""
+    for key, asked in (
+        ("optim.layer_decay", recipe.optim.layer_decay is not None),
+        ("train.freeze_backbone_epochs", recipe.train.freeze_backbone_epochs > 0),
+    ):
+        if asked and not isinstance(config, SSLConfig):
+            raise RecipeError(f"{key} is for methods with one backbone of images, not for {recipe.method}.")
 
 
 def model_config(recipe: Recipe, image_size: int):

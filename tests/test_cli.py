@@ -11,7 +11,10 @@ from accelerate import PartialState
 from PIL import Image as PILImage
 
 from hf_ssl import __version__
-from hf_ssl.cli import main
+from hf_ssl.cli import build_parser, main
+from hf_ssl.recipe import load_recipe
+from hf_ssl.resolve import resolve
+from hf_ssl.training.choices import stand_in
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
@@ -180,3 +183,33 @@ def test_recipes_lists_method_backbone_dataset_and_published_result(capsys):
     main(["recipes", "cifar10"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 8 and all("cifar10" in line.lower() for line in lines[1:])
+
+
+def test_every_recipe_is_listed_with_the_backbone_that_it_trains(capsys):
+    main(["recipes", "--json"])
+    for row in json.loads(capsys.readouterr().out):
+        recipe = load_recipe(row["name"])
+        assert row["backbone"] in ("auto", *resolve(stand_in(recipe)).config.backbones), row["name"]
+
+
+def test_what_ships_is_copied_and_never_over_a_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"my_images": "my_images.yaml", "byol/cifar10_resnet18": "cifar10_resnet18.yaml"}
+    names |= {name: f"recipes/{name}.yaml" for name in ("accelerate/ddp", "accelerate/fsdp2")}
+    for name, file in (names | {"cluster/seer": "recipes/cluster/seer.sbatch"}).items():
+        main(["recipes", name, "--copy"])
+        assert capsys.readouterr().out.strip() == file and (tmp_path / file).exists()
+    (tmp_path / "my_images.yaml").write_text("method: byol\ntrain: {epochs: 1}\n")
+    assert "exists already" in mistake(capsys, "recipes", "my_images", "--copy")
+    assert (tmp_path / "my_images.yaml").read_text().startswith("method: byol")
+    assert "my_images" in mistake(capsys, "recipes", "my_image", "--copy", "elsewhere")
+    assert load_recipe("cifar10_resnet18.yaml").train.epochs == 200
+
+
+def test_the_photographs_that_ship_are_data_by_name(tmp_path, monkeypatch):
+    args = build_parser().parse_args(["evaluate", "knn", "run", "--data", "quickstart"])
+    assert sorted(file.name for file in Path(args.data).glob("*.parquet")) == ["test.parquet", "train.parquet"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    args = build_parser().parse_args(["embed", "run", "--data", "quickstart"])
+    assert args.data == "quickstart", "a folder of one's own comes first"

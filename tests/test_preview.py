@@ -87,7 +87,7 @@ def test_a_label_says_what_was_applied_in_the_order_of_application():
         "contrast x 1.25",
         "gray",
         "blur, sigma 1.50 px",
-        "solarised from 0.5",
+        "solarized from 0.5",
     ]
     assert len(describe(ViewParams((3, 4, 50, 40), False, NEUTRAL), area=0.25)) == 2, "nothing else was applied"
 
@@ -116,7 +116,7 @@ def test_images_that_cannot_be_read_are_passed_over(digits, tmp_path):
         preview(recipe, 4, tmp_path / "grid.png", dataset=dataset(b"broken"))
 
 
-def test_grey_recipes_are_drawn_too(digits, tmp_path):
+def test_gray_recipes_are_drawn_too(digits, tmp_path):
     recipe = recipe_of(digits)
     recipe.model.update(num_channels=1, image_mean=[0.5], image_std=[0.25])
     canvas = np.asarray(Image.open(preview(recipe, 1, tmp_path / "grid.png")))

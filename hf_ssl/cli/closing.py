@@ -18,6 +18,8 @@ def closing(result: Any, k: int, start: str) -> Iterator[str]:
     folder = result.model_dir.parent
     yield ""
     yield f"Curves: {folder / 'metrics.jsonl'}"
+    if (folder / "report.html").is_file():
+        yield f"Report: {folder / 'report.html'}"
     yield f"Card:   {result.model_dir / 'README.md'}"
     yield f"The model is in {result.model_dir}. Load the encoder with"
     yield from (f"  {line}" for line in result.usage)

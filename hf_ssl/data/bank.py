@@ -27,7 +27,7 @@ _SEEN = ", {} seen in pretraining, without labels"
 _SEED = 0  # the same parts in every run, so that their figures can be compared
 
 
-def labelled_sources(
+def labeled_sources(
     data: DataConfig, monitor: MonitorConfig, kind: str = "image", *, trained_on: bool = True
 ) -> tuple[Source, Source] | tuple[None, None]:
     """Bank and queries for kNN: the splits of `monitor.path`, or of `data.path` when it has labels; see `paired`.
@@ -57,7 +57,7 @@ def labelled_sources(
     if not own and monitor.label_column is None and monitor.bank_split not in splits:
         return None, None
     try:
-        bank = labelled_source(where, monitor.bank_split, kind)
+        bank = labeled_source(where, monitor.bank_split, kind)
         queries = _queries(where, monitor, splits, kind)
         seen = data if trained_on and (not own or where.path == data.path) else None
         if queries is None:
@@ -73,7 +73,7 @@ def labelled_sources(
         return None, None
 
 
-def labelled_source(where: DataConfig, split: str, kind: str) -> Source:
+def labeled_source(where: DataConfig, split: str, kind: str) -> Source:
     """A split whose labels tell classes.
 
     Raises:
@@ -134,7 +134,7 @@ def held_out(source: Source, seen: str = "") -> tuple[Source, Source]:
 
 
 def part_held_out(source: Source, monitor: MonitorConfig) -> tuple[Source, Source] | tuple[None, None]:
-    """Bank and queries out of the source that is trained on, as `labelled_sources` makes them of a plain folder.
+    """Bank and queries out of the source that is trained on, as `labeled_sources` makes them of a plain folder.
 
     Raises:
         RecipeError: `monitor.label_column` is set but cannot be used.
@@ -183,7 +183,7 @@ def paired(bank: Source, queries: Source, monitor: MonitorConfig) -> tuple[Sourc
     return bank, queries
 
 
-def labelled_for_probe(
+def labeled_for_probe(
     source: Any, bank: Source | None, queries: Source | None, same_rows: bool
 ) -> tuple[Source, Source, Source]:
     """The images that are trained on, the bank and the queries with common class numbers, for a probe that learns from
@@ -256,7 +256,7 @@ def place_in_class(numbers: np.ndarray, seed: int = _SEED) -> tuple[np.ndarray, 
     return place, size
 
 
-def unlabelled_queries(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
+def unlabeled_queries(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
     """At most `max_queries` examples of the query split, with or without labels, for retrieval."""
     queries = with_usable_labels(load_source(where, monitor.query_split, kind))
     queries.part = monitor.query_split
@@ -271,7 +271,7 @@ def with_usable_labels(source: Source) -> Source:
         check_classes(source.classes(), source.label_column, source.split)
     except NoLabels as error:
         logger.warning(f"Labels are not used: {error}")
-        return source.unlabelled()
+        return source.unlabeled()
     return source
 
 

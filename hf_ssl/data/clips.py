@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Clips of videos with sound, in two stages as images: cut, crop and flip in the worker, colours and spectrogram on
-the device. All frames of a clip have the same crop, flip and colours.
+"""Clips of videos with sound, in two stages as images: cut, crop and flip in the worker, colors and spectrogram on
+the device. All frames of a clip have the same crop, flip and colors.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ class ClipViews:
     """Stage 1: an encoded video -> uint8 frames, what was drawn for stage 2, and sound.
 
     Args:
-        reference: do the colours here, frame by frame, in the published arithmetic.
+        reference: do the colors here, frame by frame, in the published arithmetic.
 
     Raises:
-        RecipeError: PyAV is not installed, or frames without colours are wanted.
+        RecipeError: PyAV is not installed, or frames without colors are wanted.
     """
 
     name: ClassVar[str] = "clips"
@@ -93,7 +93,7 @@ class ClipTransform:
     def normalize(
         self, frames: torch.Tensor | None, waveforms: torch.Tensor, device="cpu", params: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """The same without indices, for uint8 (B, T, S, S, C), if any, and (B, samples); colours only by `params`."""
+        """The same without indices, for uint8 (B, T, S, S, C), if any, and (B, samples); colors only by `params`."""
         self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
         sound = waveforms.to(device, non_blocking=True)
         inputs = {"input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes)}
@@ -179,7 +179,7 @@ def require_av() -> None:
 def eval_clip(
     record: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1, max_megapixels: float = 50.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inference clips of a video, evenly spaced: frames uint8 (n, T, S, S, C), centre-cropped, and sound (n, samples).
+    """Inference clips of a video, evenly spaced: frames uint8 (n, T, S, S, C), center-cropped, and sound (n, samples).
 
     Raises:
         MediaError: the file cannot be read.

@@ -1,15 +1,47 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Whether a network takes what a recipe will show it, found out on the meta device, which has shapes only."""
+"""Whether a network takes what a recipe will show it, or can be made to: found out on the meta device, which has
+shapes only.
+"""
 
 import copy
+import json
+from functools import lru_cache
 from typing import Any
 
+import timm
 import torch
 
 from ..data.views import View
 from ..models import SSLConfig
 from ..models.backbones_ssl import create_backbone
 from ..recipe import RecipeError
+
+
+def fit_sizes(views: list[View], config: SSLConfig, pretrained: bool) -> None:
+    """Give `backbone_args` what a network for images of one size (ViT, Swin ...) needs for those of the recipe.
+
+    The arguments are timm's and travel with the model: with `dynamic_img_size` it takes other sizes elsewhere, too.
+
+    Args:
+        pretrained: its weights have the positions of their own size, which stays `img_size`.
+    """
+    own = config.backbone_args or {}
+    if not _is_for_one_size(config.backbone):
+        return
+    sizes = list(dict.fromkeys([config.image_size, *(view.size for view in views)]))
+    size = {"img_size": _usual_size(config) if pretrained else views[0].size}
+    dynamic = size | {"dynamic_img_size": True}
+    for more in ({}, dynamic, dynamic | {"dynamic_img_pad": True}, {"img_size": views[0].size}):
+        changed = copy.deepcopy(config)
+        changed.backbone_args = {**more, **own} or None
+        if _first_refused(changed, sizes)[1] is None:
+            config.backbone_args = changed.backbone_args
+            return
+
+
+def _is_for_one_size(backbone: str) -> bool:
+    facts = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    return facts is not None and facts.fixed_input_size
 
 
 def check_fits(views: list[View], config: SSLConfig) -> None:
@@ -25,8 +57,10 @@ def check_fits(views: list[View], config: SSLConfig) -> None:
         return
     usual = _usual_size(config)
     if _first_refused(config, [usual])[1] is None:  # else it is not for the size
-        remedy = f"set {' and '.join(sizes.values())} to {usual}{_arguments(config, size, list(sizes))}"
-        raise RecipeError(f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); {remedy}.")
+        raise RecipeError(
+            f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); set "
+            f"{' and '.join(sizes.values())} to one size, such as {usual}, or take another model.backbone."
+        )
 
 
 def _usual_size(config: SSLConfig) -> int:
@@ -46,7 +80,22 @@ def _on_meta(config: SSLConfig) -> Any:
 
 def _first_refused(config: SSLConfig, sizes: list[int]) -> tuple[int, str | None]:
     """The first size that the backbone does not take, and what it says then; None where it takes all."""
-    size = sizes[0]
+    fields = (
+        "backbone",
+        "backbone_args",
+        "stem",
+        "padding",
+        "first_shortcut",
+        "num_channels",
+        "image_mean",
+        "image_std",
+    )
+    return _try(json.dumps({name: getattr(config, name) for name in fields}, sort_keys=True), tuple(sizes))
+
+
+@lru_cache  # a recipe is resolved several times
+def _try(fields: str, sizes: tuple[int, ...]) -> tuple[int, str | None]:
+    size, config = sizes[0], SSLConfig(**json.loads(fields))
     try:
         backbone = _on_meta(config)
         for size in sizes:
@@ -59,13 +108,3 @@ def _first_refused(config: SSLConfig, sizes: list[int]) -> tuple[int, str | None
 
 def _images(batch: tuple[int, ...], config: SSLConfig, size: int) -> torch.Tensor:
     return torch.empty(*batch, config.num_channels, size, size, device="meta")
-
-
-def _arguments(config: SSLConfig, wanted: int, sizes: list[int]) -> str:
-    """The end of the sentence: an argument of timm's with which the backbone takes all sizes, where there is one."""
-    for name, value in (("dynamic_img_size", True), ("img_size", wanted)):
-        changed = copy.deepcopy(config)
-        changed.backbone_args = {**(config.backbone_args or {}), name: value}
-        if _first_refused(changed, sizes)[1] is None:
-            return f", or model.backbone_args={{{name}: {str(value).lower()}}}"
-    return ""

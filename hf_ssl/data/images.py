@@ -12,7 +12,7 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 
 from ..recipe import Recipe, RecipeError
-from .fits import check_fits
+from .fits import check_fits, fit_sizes
 from .modality import Modality
 from .photometric import PARAMS, Photometric
 from .pixels import DEFAULT, Decoding, open_image
@@ -107,7 +107,7 @@ class ViewCollator:
     Args:
         views: see `resolve_views`.
         mean, std: a number a channel, of the model's config.
-        reference: colours per image as published.
+        reference: colors per image as published.
         decoding: how images become 8-bit pixels.
     """
 
@@ -181,6 +181,9 @@ class Images(Modality):
     def check_views(self, views: list[View]) -> None:
         if len(views) < 2 or all(view.local for view in views):
             raise RecipeError("An image needs at least two views, one of them global; raise views.first.count.")
+
+    def fit(self, views: list[View], config, pretrained: bool) -> None:
+        fit_sizes(views, config, pretrained)
 
     def check(self, views: list[View], config) -> None:
         check_fits(views, config)

@@ -41,7 +41,7 @@ class TrainLoader:
 
     Args:
         stage1: what a worker does to a record, see `Modality.stage1`; a list of views is `ImageViews` of them.
-        batch_size: images of one optimiser step over all processes and micro-batches, which must divide it.
+        batch_size: images of one optimizer step over all processes and micro-batches, which must divide it.
         max_failed_share: of the last 1,000 images of this process; counted once 100 were tried.
         shuffle_block: examples of a stream that are permuted together.
         state: where a stream continues, from `state()` of all processes.

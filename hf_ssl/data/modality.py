@@ -60,6 +60,9 @@ class Modality:
     def check_views(self, views: list[View]) -> None:
         """Raises RecipeError for a number of views that no method can have of such an example."""
 
+    def fit(self, views: list[View], config, pretrained: bool) -> None:
+        """Let the network take the views, where it can be told to; `pretrained`: with weights of another size."""
+
     def check(self, views: list[View], config) -> None:
         """Raises RecipeError where the network does not take the views."""
 

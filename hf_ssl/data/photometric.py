@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 2 of the views: colours, blur and normalisation.
+"""Stage 2 of the views: colors, blur and normalization.
 
 `Photometric` does a batch on its device; `reference_photometric` does one image with the published pipelines'
 arithmetic (Pillow, torchvision; DeepMind's colors for BYOL). All apply the same drawn numbers.
@@ -7,8 +7,8 @@ arithmetic (Pillow, torchvision; DeepMind's colors for BYOL). All apply the same
 On a CPU the batch is done image by image and step by step as published, see `photometric_cpu`: with the parameters of
 any preset it is 0.4 of 255 levels or less from the reference on average.
 
-On a GPU it is a few kernels: jitter and grayscale of an image are one affine map of its colours, blur is two products
-with a Gaussian matrix. One map does not clip between the steps, and turns the hue about the grey axis. With BYOL's
+On a GPU it is a few kernels: jitter and grayscale of an image are one affine map of its colors, blur is two products
+with a Gaussian matrix. One map does not clip between the steps, and turns the hue about the gray axis. With BYOL's
 parameters, on a hundred images of the quickstart at 64 pixels, its colors are 3.3 of 255 levels from the reference on
 average, where the reference's are 40 from the image. The saturation of HSV is no such map, and torchvision's stands
 in: alone it is 1.4 levels off, about as much as it changes (1.5). tests/data/test_photometric.py measures these
@@ -32,11 +32,11 @@ from .photometric_cpu import LUMA, Steps, adjust
 PARAMS = (
     "multiply",  # brightness factor (torchvision)
     "add",  # brightness shift, for pixels in 0..1 (BYOL)
-    "contrast",  # factor of the distance to the image's mean grey
-    "saturation",  # factor of the distance to the pixel's grey
+    "contrast",  # factor of the distance to the image's mean gray
+    "saturation",  # factor of the distance to the pixel's gray
     "hue",  # shift in turns
     "order",  # of these four: index into ORDERS
-    "gray",  # 1: colours are lost
+    "gray",  # 1: colors are lost
     "sigma",  # of the Gaussian blur, in pixels; 0: none
     "threshold",  # from which on pixels (0..1) are inverted; 2: never
     "deepmind",  # 1: contrast around each channel's own mean, saturation and hue in HSV, without rounding (BYOL)
@@ -47,7 +47,7 @@ _CHUNK = {"cpu": 2**19, "cuda": 2**26}  # values worked on at once: what the cac
 
 
 class Photometric:
-    """Batches of uint8 views and their drawn numbers -> normalised model inputs.
+    """Batches of uint8 views and their drawn numbers -> normalized model inputs.
 
     What must be done is read from the drawn numbers while they are on the CPU: a GPU is never waited for.
 
@@ -58,7 +58,7 @@ class Photometric:
 
     def __init__(self, mean, std, arithmetic: Literal["auto", "torch"] = "auto"):
         if arithmetic not in ("auto", "torch"):
-            raise ValueError(f"The arithmetic of colours is 'auto' or 'torch', not {arithmetic!r}.")
+            raise ValueError(f"The arithmetic of colors is 'auto' or 'torch', not {arithmetic!r}.")
         self.mean, self.std, self.arithmetic = torch.tensor(mean), torch.tensor(std), arithmetic
 
     def __call__(self, pixels: torch.Tensor, rows: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -70,7 +70,7 @@ class Photometric:
         return self._batched(pixels, rows, device)
 
     def _on_cpu(self, pixels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Image by image in whole levels, which are normalised while the cache holds them."""
+        """Image by image in whole levels, which are normalized while the cache holds them."""
         side, channels = pixels.shape[2:]
         out = np.empty(pixels.shape, np.float32)  # NumPy asks for huge pages: a third of the time of torch.empty
         scale, shift = (1 / (255 * self.std)).repeat(side), (-self.mean / self.std).repeat(side)
@@ -92,7 +92,7 @@ class Photometric:
         rows_there = rows.to(device, non_blocking=True)
         out, maps = pixels.float().div_(255), None
         if (rows[:, :5] != torch.from_numpy(NEUTRAL[:5])).any() or rows[:, 6].any():
-            maps = colour_maps(rows_there, out.mean((1, 2)))
+            maps = color_maps(rows_there, out.mean((1, 2)))
         count = max(1, _CHUNK.get(device.type, 2**26) // pixels[0].numel())
         for start in range(0, len(pixels), count):
             part = slice(start, start + count)
@@ -120,7 +120,7 @@ def _steps(row: list[float]) -> Steps:
 
 @lru_cache
 def _constants(device: torch.device, channels: int) -> list[torch.Tensor]:
-    """Luma (C,), identity (C, C), ORDERS (24, 4), and as (3, 3) the cross product with the direction of grey.
+    """Luma (C,), identity (C, C), ORDERS (24, 4), and as (3, 3) the cross product with the direction of gray.
 
     They live where they are used: making them there anew would stall a GPU.
     """
@@ -129,30 +129,30 @@ def _constants(device: torch.device, channels: int) -> list[torch.Tensor]:
     return [t.to(device) for t in made]
 
 
-def colour_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def color_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Jitter in the drawn order, then grayscale, as one affine map an image: x -> matrix x + offset.
 
-    Hue turns the colours about the grey axis (on photographs nearer to Pillow's hue than a turn in YIQ). Contrast
-    pulls towards the mean grey that the image has by then, or with `deepmind` towards each channel's own mean. Nothing
+    Hue turns the colors about the gray axis (on photographs nearer to Pillow's hue than a turn in YIQ). Contrast
+    pulls towards the mean gray that the image has by then, or with `deepmind` towards each channel's own mean. Nothing
     is clipped in between.
 
     Args:
         rows: (N, P) drawn numbers.
-        mean: (N, C) mean colour of every image.
+        mean: (N, C) mean color of every image.
 
     Returns:
         matrix (N, C, C) and offset (N, C).
     """
     n, channels = mean.shape
     luma, eye, orders, cross = _constants(mean.device, channels)
-    to_grey = luma.expand(channels, channels)  # every row is the luma
+    to_gray = luma.expand(channels, channels)  # every row is the luma
     multiply, add, contrast, saturation, hue = (rows[:, i].view(n, 1, 1) for i in range(5))
     cos, sin = (2 * math.pi * hue).cos(), (2 * math.pi * hue).sin()
     linear = torch.stack(
         [
             multiply * eye,
             contrast * eye,
-            saturation * eye + (1 - saturation) * to_grey,
+            saturation * eye + (1 - saturation) * to_gray,
             cos * eye + (1 - cos) / 3 + sin * cross if channels == 3 else eye.expand(n, 1, 1),
         ],
         1,
@@ -168,12 +168,12 @@ def colour_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, t
         chosen = linear[every, order[:, slot]]
         matrix, offset = chosen @ matrix, chosen @ offset + shift
     gray = rows[:, 6].view(n, 1, 1)
-    final = gray * to_grey + (1 - gray) * eye
+    final = gray * to_gray + (1 - gray) * eye
     return final @ matrix, (final @ offset).squeeze(2)
 
 
 def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """(N, S, S, C), one sigma (N,) in pixels an image -> blurred; weights are renormalised at the borders."""
+    """(N, S, S, C), one sigma (N,) in pixels an image -> blurred; weights are renormalized at the borders."""
     n, side, _, channels = x.shape
     position = torch.arange(side, device=x.device, dtype=x.dtype)
     distance = (position[:, None] - position).square()
@@ -185,7 +185,7 @@ def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def reference_photometric(image: Image.Image, params: np.ndarray) -> Image.Image:
-    """One image with the published order and arithmetic: jitter in the drawn order, grayscale, blur, solarise."""
+    """One image with the published order and arithmetic: jitter in the drawn order, grayscale, blur, solarize."""
     sigma, threshold, deepmind = (float(p) for p in params[7:])
     image = _deepmind_colors(image, params) if deepmind else _torchvision_colors(image, params)
     if sigma:
@@ -197,7 +197,7 @@ def reference_photometric(image: Image.Image, params: np.ndarray) -> Image.Image
 
 def _torchvision_colors(image: Image.Image, params: np.ndarray) -> Image.Image:
     multiply, add, contrast, saturation, hue, order, gray = (float(p) for p in params[:7])
-    colour = image.mode == "RGB"
+    color = image.mode == "RGB"
     for op in ORDERS[int(order)]:
         if op == 0 and multiply != 1:
             image = TF.adjust_brightness(image, multiply)
@@ -206,31 +206,31 @@ def _torchvision_colors(image: Image.Image, params: np.ndarray) -> Image.Image:
             image = Image.fromarray((brighter * 255).round().astype(np.uint8))
         elif op == 1 and contrast != 1:
             image = TF.adjust_contrast(image, contrast)
-        elif op == 2 and saturation != 1 and colour:
+        elif op == 2 and saturation != 1 and color:
             image = TF.adjust_saturation(image, saturation)
-        elif op == 3 and hue != 0 and colour:
+        elif op == 3 and hue != 0 and color:
             image = TF.adjust_hue(image, hue)
-    return image.convert("L").convert("RGB") if gray and colour else image
+    return image.convert("L").convert("RGB") if gray and color else image
 
 
 def _deepmind_colors(image: Image.Image, params: np.ndarray) -> Image.Image:
     """DeepMind's: clipped to 0..1 after each step, and rounded to whole levels once."""
     multiply, add, contrast, saturation, hue, order, gray = (float(p) for p in params[:7])
     pixels = np.asarray(image) / 255
-    colour = image.mode == "RGB"
+    color = image.mode == "RGB"
     for op in ORDERS[int(order)]:
         if op == 0:
             pixels = pixels * multiply + add
         elif op == 1:
             mean = pixels.mean((0, 1))
             pixels = contrast * (pixels - mean) + mean
-        elif op == 2 and saturation != 1 and colour:
+        elif op == 2 and saturation != 1 and color:
             pixels = _saturate(pixels, saturation)
-        elif op == 3 and hue != 0 and colour:
+        elif op == 3 and hue != 0 and color:
             turned = TF.adjust_hue(torch.from_numpy(pixels).permute(2, 0, 1), hue)
             pixels = turned.permute(1, 2, 0).numpy()
         pixels = pixels.clip(0, 1)
-    if gray and colour:
+    if gray and color:
         pixels = (pixels @ np.array(LUMA))[:, :, None].repeat(3, 2)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 

@@ -288,12 +288,12 @@ def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bo
     parts = [part if part.features is not None else part._resolve_features() for part in parts]
     labels = [None if only_media else find_label_column(part.features, data.label_column) for part in parts]
     types = [part.features[label] if label else None for part, label in zip(parts, labels, strict=True)]
-    labelled = types[0] is not None and all(one == types[0] for one in types)
+    labeled = types[0] is not None and all(one == types[0] for one in types)
     listed_alike = all(isinstance(part, Dataset) for part in parts)
     uniform = []
     for part, label, place in zip(parts, labels, data.places, strict=True):
         columns = find_columns(part.features, wanted_columns(data, kind), place.path)
-        names = {column: name for name, column in columns.items()} | ({label: "label"} if labelled else {})
+        names = {column: name for name, column in columns.items()} | ({label: "label"} if labeled else {})
         part = part.select_columns(list(names))
         for name, column in columns.items():
             part = part.cast_column(column, MEDIA[name].feature(decode=False))

@@ -40,6 +40,7 @@ class Source:
         part: what a person calls the examples.
         rows: their numbers in the dataset that they were selected from.
         trained_on: whether they, or some, are known to be among the examples of pretraining, of the same rows.
+        boxes: (left, top, right, bottom) that its images are cut by; None for whole ones.
 
     Raises:
         RecipeError: a column that is not there, or several that it could be, or no map-style dataset.
@@ -64,6 +65,7 @@ class Source:
         self.split = str(dataset.split or "the dataset")
         self.part, self.rows, self.trained_on = self.split, np.arange(len(dataset)), False
         self.max_megapixels, self.decoding = max_megapixels, decoding
+        self.boxes: list[tuple[int, int, int, int]] | None = None
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
         self._numbers: np.ndarray | None = None
 
@@ -76,8 +78,11 @@ class Source:
         return self._records
 
     def record(self, index: int) -> dict[str, Any] | None:
-        """The encoded file, see `record_of`."""
-        return record_of(self._records[index], self.columns)
+        """The encoded file, see `record_of`; of `boxes` the image that is cut out."""
+        record = record_of(self._records[index], self.columns)
+        if record is None or self.boxes is None:
+            return record
+        return {**record, "bytes": None, "image": open_image(record, self.max_megapixels).crop(self.boxes[index])}
 
     def image(self, index: int) -> Image.Image:
         """The image, opened but not yet decoded; see `open_image`."""
@@ -107,7 +112,7 @@ class Source:
         copied._numbers = numbers
         return copied
 
-    def unlabelled(self) -> Self:
+    def unlabeled(self) -> Self:
         """The source without its labels."""
         copied = copy.copy(self)
         copied.label_column = copied._labels = copied._numbers = None
@@ -142,6 +147,7 @@ class Source:
         part._records = self._records.select(indices)
         part._labels = None if self._labels is None else self._labels.select(indices)
         part._numbers = None if self._numbers is None else self._numbers[list(indices)]
+        part.boxes = None if self.boxes is None else [self.boxes[index] for index in indices]
         return part
 
 

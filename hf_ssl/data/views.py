@@ -2,7 +2,7 @@
 """Stage 1 of the views, in the loader's worker: decode an image once, take all crops from it, flip them.
 
 Everything random is drawn here from a generator of (seed, epoch, example), a row of numbers a view, so that neither
-the number of workers nor of processes changes what the network sees. The colours are left to `photometric`, which
+the number of workers nor of processes changes what the network sees. The colors are left to `photometric`, which
 applies the drawn numbers on the device.
 """
 
@@ -34,7 +34,7 @@ class View:
         jitter_prob: probability of the jitter.
         brightness: "multiply" (torchvision) or "add" (BYOL).
         colors: "torchvision", or "deepmind" (BYOL): contrast around each channel's own mean, saturation in HSV.
-        grayscale: probability of losing the colours.
+        grayscale: probability of losing the colors.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its standard deviation in pixels.
         solarize: probability of inverting everything above the threshold.
@@ -120,7 +120,7 @@ def _check(view: View, where: str) -> None:
         if not 0 <= getattr(view, key) <= 1:
             raise RecipeError(f"{where}.{key} is a probability between 0 and 1, not {getattr(view, key)}.")
     if not 0 <= view.solarize_threshold <= 1:
-        raise RecipeError(f"{where}.solarize_threshold is a grey between 0 and 1, not {view.solarize_threshold}.")
+        raise RecipeError(f"{where}.solarize_threshold is a gray between 0 and 1, not {view.solarize_threshold}.")
     if view.size <= 0 or not 0 < view.scale[0] <= view.scale[1] <= 1 or not 0 < view.ratio[0] <= view.ratio[1]:
         raise RecipeError(f"{where} needs size > 0, a rising scale in 0..1 and a rising positive ratio.")
     if min(view.jitter) < 0 or view.jitter[3] > 0.5 or not 0 < view.blur_sigma[0] <= view.blur_sigma[1]:
@@ -208,7 +208,7 @@ def make_views(
     Args:
         image: opened, perhaps not yet decoded.
         key: (seed, epoch, example).
-        reference: also do the colours here, per image, in the published arithmetic; the returned rows are neutral
+        reference: also do the colors here, per image, in the published arithmetic; the returned rows are neutral
             then.
         decoding: how the file becomes 8-bit pixels.
 

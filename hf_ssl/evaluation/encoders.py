@@ -91,6 +91,20 @@ class Encoder:
         nothing: dict[str, Any] = {"model": nn.Identity(), "folder": None, "layer": None}
         return replace(self, name="raw pixels", embed=raw_pixel_embedding, **nothing)
 
+    def random_projection(self, seed: int = 0) -> "Encoder":
+        """The raw pixels in as many numbers as the encoder gives, by a Gaussian matrix."""
+        with torch.no_grad():
+            blank = self.transform.inputs(*self.transform.blank(None), device=torch.device("cpu"))  # type: ignore[arg-type]
+            self.model.cpu()
+            pixels, width = (one(blank)[""].shape[1] for one in (raw_pixel_embedding, self.embed))
+        linear = nn.Linear(pixels, width, bias=False).requires_grad_(False)
+        nn.init.normal_(linear.weight, std=width**-0.5, generator=torch.Generator().manual_seed(seed))
+
+        def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"": linear(raw_pixel_embedding(inputs)[""])}
+
+        return replace(self, name="random projection", embed=embed, model=linear, folder=None, layer=None)
+
 
 def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, pooler: bool = True) -> Encoder:
     """An encoder in evaluation mode with its own preprocessing.

@@ -159,7 +159,7 @@ def render_converted(
     """README.md of a repo folder converted from an original checkpoint; it has no figures.
 
     Args:
-        origin: the checkpoint's `file`, its `project` ("" if unknown) and `licence`, and the `command`.
+        origin: the checkpoint's `file`, its `project` ("" if unknown) and `license`, and the `command`.
         left_out: entries of the file that were not converted.
         subfolders: those of "pretraining" and "classification" that exist.
     """
@@ -282,9 +282,9 @@ def _duration(seconds: float) -> str:
 
 _UNNAMED = "a dataset given from Python"
 
-_LICENSED = "The weights' licence is `{license}`, as whoever shares them has said."
+_LICENSED = "The weights' license is `{license}`, as whoever shares them has said."
 
 _UNLICENSED = (
-    "The weights carry no licence of their own until whoever shares them adds one to the metadata above\n"
+    "The weights carry no license of their own until whoever shares them adds one to the metadata above\n"
     "(`hf-ssl card FOLDER --license apache-2.0`)."
 )

@@ -3,6 +3,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from ..files import read_json
 
 logger = logging.getLogger(__name__)
 
-_TITLES = {"knn": "kNN", "linear": "linear classifier", "lowshot": "low-shot", "retrieval": "retrieval by class"}
+_TITLES = {"knn": "kNN", "linear": "linear classifier", "lowshot": "low-shot", "retrieval": "retrieval"}
+_TITLES |= {"dense": "dense linear probe"}
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -85,13 +87,19 @@ def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
                 continue
             found.append(
                 EvalResult(
-                    task_type="image-classification",
+                    task_type="image-segmentation" if one["protocol"] == "dense" else "image-classification",
                     dataset_type=data,
                     dataset_name=data,
                     dataset_split=one["measured"].get("queries", "test"),
-                    metric_type="mean_average_precision" if key == "map" else "accuracy",
+                    metric_type=_metric(key),
                     metric_name=f"{title(one)}: {key}",
                     metric_value=round(100 * value, 2),
                 )
             )
     return found
+
+
+def _metric(key: str) -> str:
+    """What the Hub calls a figure."""
+    kinds = {"map": "mean_average_precision", "mp": "precision", "miou": "mean_iou"}
+    return next((name for start, name in kinds.items() if re.match(rf"{start}(\d|_|$)", key)), "accuracy")

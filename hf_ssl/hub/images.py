@@ -11,7 +11,7 @@ from ..models.image_processing_ssl import image_processor
 PIPELINE_TAG = "image-feature-extraction"
 
 PURPOSE = (
-    "It turns an image of {config.image_size} pixels into a feature vector for nearest-neighbour search, "
+    "It turns an image of {config.image_size} pixels into a feature vector for nearest-neighbor search, "
     "linear classifiers or fine-tuning."
 )
 

@@ -42,7 +42,7 @@ def refresh_card(
     folder = Path(place)
     folder = folder / "model" if (folder / "model" / "results.json").exists() else folder
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise RecipeError(f"{license!r} is no licence's name on the Hub, such as apache-2.0, cc-by-nc-4.0 or other.")
+        raise RecipeError(f"{license!r} is no license's name on the Hub, such as apache-2.0, cc-by-nc-4.0 or other.")
     try:
         for dataset in filter(None, datasets or ()):
             validate_repo_id(dataset)

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import timm.optim
 import torch
 from torch import nn
 
@@ -14,30 +15,43 @@ def param_groups(model: nn.Module, optim: OptimConfig, batch_size: int) -> list[
     """Parameter groups of a model, with `peak_lr`, `fixed_lr` and `weight_decay`.
 
     Names that start with `target_` are never optimized, whatever their `requires_grad`. One-dimensional tensors
-    (biases and norms) get their own groups if the recipe treats them differently, and so does the predictor.
+    (biases and norms) get their own groups if the recipe treats them differently, and so do the predictor
+    and, with `layer_decay`, each layer of the backbone.
 
     Args:
         batch_size: global batch size, which scales learning rates given per `lr_per` images.
     """
     scale = batch_size / optim.lr_per if optim.lr_per else 1.0
     apart = optim.exclude_bias_and_norm or optim.lr_bias_and_norm is not None
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    depth = _layer_scales(model, optim.layer_decay)
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name.startswith("target_") or not parameter.requires_grad:
             continue
-        key = (apart and parameter.ndim <= 1, optim.fixed_predictor_lr and name.startswith("predictor."))
+        fixed = optim.fixed_predictor_lr and name.startswith("predictor.")
+        key = (apart and parameter.ndim <= 1, fixed, depth.get(name, 1.0))
         groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "peak_lr": scale * _lr(optim, vector),
-            "lr": scale * _lr(optim, vector),
+            "peak_lr": layer * scale * _lr(optim, vector),
+            "lr": layer * scale * _lr(optim, vector),
             "fixed_lr": fixed,
             "weight_decay": 0.0 if vector and optim.exclude_bias_and_norm else optim.weight_decay,
             "excluded": vector and optim.exclude_bias_and_norm,
         }
-        for (vector, fixed), parameters in groups.items()
+        for (vector, fixed, layer), parameters in groups.items()
     ]
+
+
+def _layer_scales(model: nn.Module, decay: float | None) -> dict[str, float]:
+    """Name of every parameter of the encoder -> the share of the rate with which its layer learns, as timm has it."""
+    if decay is None:
+        return {}
+    backbone: Any = model.get_submodule("encoder.backbone")
+    names = {parameter: f"encoder.backbone.{name}" for name, parameter in backbone.named_parameters()}
+    groups = timm.optim.param_groups_layer_decay(backbone, layer_decay=decay)
+    return {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
 def _lr(optim: OptimConfig, vector: bool) -> float:

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What will the network see? A PNG: a row for each image, each view labelled with what was applied to it.
+"""What will the network see? A PNG: a row for each image, each view labeled with what was applied to it.
 
-The views come from the very code that trains, so what is drawn is what is learnt from.
+The views come from the very code that trains, so what is drawn is what is learned from.
 """
 
 import logging
@@ -15,6 +15,7 @@ from ..data.streams import open_stream
 from ..errors import UserError
 from ..recipe import Recipe, RecipeError
 from ..resolve import resolve
+from ..training.choices import stand_in
 from .pictures import CELL, INK, Picture, font_of, writable
 
 
@@ -33,7 +34,7 @@ def preview(
 ) -> Path:
     """Draw the first images of a run's first epoch with all their views; the crops are framed in the original.
 
-    Of videos with sound: the frames of a clip, and its normalised spectrogram, from low to high.
+    Of videos with sound: the frames of a clip, and its normalized spectrogram, from low to high.
 
     Args:
         seed: other images and other views than those of `recipe.train.seed`.
@@ -47,7 +48,7 @@ def preview(
     """
     if num_images <= 0:
         raise RecipeError("The number of images must be greater than 0.")
-    resolved = resolve(recipe)
+    resolved = resolve(recipe := stand_in(recipe))
     views, modality, medium = resolved.views, resolved.modality, resolved.modality.medium
     drawing, stage1 = modality.half(__package__), modality.stage1(views, resolved.config, recipe)
     if recipe.data.streaming:

@@ -24,7 +24,7 @@ _FONTS = (  # with letters of many languages, where systems have them; Pillow's 
 
 
 @cache
-def font_of(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The first font of the system that has more than English letters, or Pillow's."""
     for name in _FONTS:
         with suppress(OSError):
@@ -32,7 +32,7 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
 
 
-def writable(text: str, font: ImageFont.FreeTypeFont) -> str:
+def writable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text with letters that the font lacks in their plain form (\u00fc as u), or as a question mark."""
     return "".join(_in_font(letter, font) for letter in text)
 

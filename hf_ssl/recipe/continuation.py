@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "train.keep",
     "train.keep_every",
     "train.log_every",
+    "train.minutes",
     "train.output_dir",
     "train.push_every",
     "train.push_private",

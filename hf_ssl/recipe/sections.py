@@ -6,11 +6,17 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from ..errors import RecipeError
+
+
+# Of a number that a recipe may leave open: hf_ssl.training.choices replaces `auto` before anything else reads it.
+AUTO = "auto"
+WholeOrAuto = Annotated[int, AUTO]
+NumberOrAuto = Annotated[float, AUTO]
 
 
 def _set(section: Any, **values: Any) -> None:
@@ -66,7 +72,7 @@ class DataConfig:
     max_megapixels: float = 50.0  # larger images are skipped
     value_range: Literal["full"] | tuple[float, float] | None = None  # black and white of files with over 8 bits
     exif: Literal["apply", "ignore"] = "apply"  # whether to rotate photos according to EXIF
-    num_workers: int = 4  # loader processes per training process
+    num_workers: WholeOrAuto = 4  # loader processes per training process
     max_failed_share: float = 0.1  # stop if more than this share of the last 1,000 images cannot be read
 
     def __post_init__(self):
@@ -95,7 +101,7 @@ class ViewOverride:
     """Overrides for one view; `None` keeps the preset's value. See `hf_ssl.data.views.View` for the fields."""
 
     count: int | None = None  # number of such views per image
-    size: int | None = None
+    size: WholeOrAuto | None = None
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] | None = None
     crop: Literal["retry", "clip"] | None = None
@@ -147,11 +153,12 @@ class OptimConfig:
     momentum: float = 0.9  # SGD, LARS and LARC
     betas: tuple[float, float] = (0.9, 0.999)  # Adam and AdamW
     trust_coefficient: float = 0.001  # LARS and LARC
+    layer_decay: float | None = None  # factor on the learning rate from each backbone layer to the one before it
     clip_grad_norm: float | None = None  # maximum norm of all gradients together; default: no clipping
     schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after the warm-up
     cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it starts at step 0 (VISSL)
     schedule_by: Literal["step", "epoch"] = "step"  # how often the learning rate changes
-    warmup_epochs: float = 0.0  # length of the linear warm-up
+    warmup_epochs: NumberOrAuto = 0.0  # length of the linear warm-up
     warmup_steps: int | None = None  # instead of warmup_epochs
     warmup_lr_fraction: float = 0.0  # learning rate at the start of the warm-up, as a fraction of the peak
     warmup_reaches_peak: bool = False  # the last warm-up step is already at the peak (SwAV)
@@ -165,9 +172,10 @@ class TrainConfig:
 
     output_dir: str | None = None  # default: runs/<recipe name>
     init_from: str | None = None  # start from weights of the same method: a run's folder or an exported model
-    epochs: float | None = None  # length of the run
+    epochs: NumberOrAuto | None = None  # length of the run
+    minutes: float = 15.0  # length of the run with epochs: auto and no GPU
     steps: int | None = None  # instead of epochs
-    batch_size: int = 256  # images per optimizer step over all processes
+    batch_size: WholeOrAuto = 256  # images per optimizer step over all processes
     accumulation: int = 1  # micro-batches per optimizer step
     seed: int = 0  # of weights, data order and views
     precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"  # null: from `accelerate launch`
@@ -175,8 +183,9 @@ class TrainConfig:
     compile: bool = False  # torch.compile
     sync_batchnorm: bool = True  # BatchNorm statistics over all processes
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+    freeze_backbone_epochs: float = 0.0  # train only the heads for so many epochs at first
     log_every: int = 10  # steps between log lines
-    checkpoint_every: float = 1.0  # epochs between checkpoints
+    checkpoint_every: NumberOrAuto = 1.0  # epochs between checkpoints
     checkpoint_minutes: float | None = None  # also checkpoint at least this often, in minutes
     keep: int = 2  # number of newest checkpoints to keep
     keep_every: float | None = None  # epochs between checkpoints kept for good, with their models in milestones/
@@ -201,7 +210,7 @@ class TrainConfig:
 class MonitorConfig:
     """Measurements during training; kNN needs a labeled dataset, the collapse diagnostics do not."""
 
-    every: float = 1.0  # epochs between measurements; 0: only before and after training
+    every: NumberOrAuto = 1.0  # epochs between measurements; 0: only before and after training
     path: str | None = None  # labeled dataset; default: data.path if it has labels
     name: str | None = None  # configuration of a Hub dataset
     bank_split: str = "train"  # split whose labels vote

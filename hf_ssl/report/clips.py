@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..data.bank import labelled_sources, limited, unlabelled_queries
+from ..data.bank import labeled_sources, limited, unlabeled_queries
 from ..data.sources import Source, available_splits
 from ..evaluation.encoders import Encoder
 from ..evaluation.features import Features
@@ -61,10 +61,10 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
 
 def _examples(data: DataConfig, monitor: MonitorConfig) -> Source:
     """Unseen clips where there are any, else some that were trained on."""
-    _, queries = labelled_sources(data, monitor, "video")
+    _, queries = labeled_sources(data, monitor, "video")
     if queries is None:
         split = monitor.query_split if monitor.query_split in available_splits(data, "video") else data.split
-        queries = unlabelled_queries(data, replace(monitor, query_split=split), "video")
+        queries = unlabeled_queries(data, replace(monitor, query_split=split), "video")
     return limited(queries, _CLIPS)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.bank import balanced_sample, labelled_sources
+from ..data.bank import balanced_sample, labeled_sources
 from ..data.sources import Source, load_source
 from ..data.streams import open_stream
 from ..evaluation.encoders import Encoder
@@ -55,7 +55,7 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
 
 def _examples(data: DataConfig, monitor: MonitorConfig) -> tuple[Source, Source]:
     """Bank and queries with labels where there are any; else the same images on both sides."""
-    bank, queries = (None, None) if data.streaming else labelled_sources(data, monitor, trained_on=True)
+    bank, queries = (None, None) if data.streaming else labeled_sources(data, monitor, trained_on=True)
     if bank is None or queries is None:
         source: Any = open_stream(data).head(BANK) if data.streaming else load_source(data)
         return source, source

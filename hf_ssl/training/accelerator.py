@@ -62,7 +62,11 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         project_dir=train.output_dir,
         step_scheduler_with_optimizer=False,
     )
-    accelerator.ddp_handler = _OwnBuffers(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator.ddp_handler = _OwnBuffers(
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=train.freeze_backbone_epochs > 0,  # those of the backbone while it is frozen
+    )
     if alone:
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         logger.warning(
@@ -72,19 +76,21 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     if accelerator.distributed_type != DistributedType.FSDP:
         return accelerator
     if not accelerator.is_fsdp2:
-        raise RecipeError("FSDP 1 is not supported; launch with recipes/accelerate/fsdp2.yaml (fsdp_version: 2).")
+        raise RecipeError("FSDP 1 is not supported; launch with `hf-ssl recipes accelerate/fsdp2 --copy`'s file.")
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RecipeError(
             "fsdp_activation_checkpointing would move BatchNorm statistics twice a step; set it to false in the file "
             "of `accelerate launch`, and train.gradient_checkpointing=true."
         )
+    if train.freeze_backbone_epochs:
+        raise RecipeError("train.freeze_backbone_epochs does not go with FSDP yet; set it to 0, or launch with DDP.")
     if train.compile:
         raise RecipeError("train.compile does not go with FSDP yet; set train.compile=false.")
     return accelerator
 
 
 def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:
-    """Memory format, synchronised BatchNorm, checkpointing and compilation, in this order, before `prepare`.
+    """Memory format, synchronized BatchNorm, checkpointing and compilation, in this order, before `prepare`.
 
     FSDP shards contiguous weights only; images are channels_last all the same, and convolutions follow them.
     """
@@ -104,7 +110,7 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
 def prepare(
     model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model as it is called in training (DDP's wrapper, or sharded in place), and its optimiser."""
+    """The model as it is called in training (DDP's wrapper, or sharded in place), and its optimizer."""
     if accelerator.is_fsdp2:
         shard(model, accelerator)
         return model, accelerator.prepare_optimizer(make_optimizer(model), device_placement=False)
@@ -142,12 +148,12 @@ class CpuSyncBatchNorm(_BatchNorm):
         count = x.numel() // x.shape[1] * world_size()
         values = at_least_float32(x)
         mean = all_reduce_sum(values.sum(dims)) / count  # (C,)
-        centred = values - mean.view(shape)
-        var = all_reduce_sum((centred * centred).sum(dims)) / count
+        centered = values - mean.view(shape)
+        var = all_reduce_sum((centered * centered).sum(dims)) / count
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean.detach(), self.momentum)
         self.running_var.lerp_(var.detach() * count / max(count - 1, 1), self.momentum)
-        out = centred * torch.rsqrt(var + self.eps).view(shape)
+        out = centered * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(x.dtype)

@@ -196,7 +196,7 @@ class Checkpoints:
         own = {"cpu_rng": torch.get_rng_state(), **own}
         if self.accelerator.device.type != "cpu":
             own["device_rng"] = torch.get_device_module(self.accelerator.device).get_rng_state()
-        if rank > 0:  # BatchNorm buffers differ between processes when they are not synchronised
+        if rank > 0:  # BatchNorm buffers differ between processes when they are not synchronized
             norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
             own["buffers"] = {f"{name}.{k}": b.cpu() for name, norm in norms for k, b in norm.named_buffers()}
         _save(own, folder.rank(rank))
@@ -258,7 +258,9 @@ class Checkpoints:
         if folder.shards.exists():
             content["metadata"] = SafeReader(folder.shards).read_metadata()
         elif is_sharded(model):
-            raise RecipeError(f"{folder.path} was made without FSDP; continue it with recipes/accelerate/ddp.yaml.")
+            raise RecipeError(
+                f"{folder.path} was made without FSDP; continue it with accelerate/ddp (see `hf-ssl recipes`)."
+            )
         else:
             content["model"] = load_file(folder.weights)
             if "optimizer" not in content["saved"]:

@@ -11,12 +11,12 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig
 
 from ..data.bank import (
-    labelled_for_probe,
-    labelled_sources,
+    labeled_for_probe,
+    labeled_sources,
     measured_on,
     paired_by_hand,
     part_held_out,
-    unlabelled_queries,
+    unlabeled_queries,
 )
 from ..data.fingerprint import difference, fingerprint
 from ..data.loader import steps_in_epoch
@@ -37,7 +37,7 @@ class Examples:
         measured: which examples these are, see `hf_ssl.data.bank.measured_on`.
         fingerprint: of the source, see `hf_ssl.data.fingerprint`.
         count: of the source's examples; None for a stream of unknown length.
-        num_steps, steps_per_epoch: of the run.
+        counted: when the run began, which goes on with epochs of that length.
     """
 
     source: Source | ImageStream
@@ -46,8 +46,7 @@ class Examples:
     measured: dict[str, Any]
     fingerprint: dict[str, Any]
     count: int | None
-    num_steps: int
-    steps_per_epoch: int
+    counted: int | None
 
     @property
     def streamed(self) -> bool:
@@ -76,7 +75,7 @@ def open_examples(
         bank, queries = _monitor_sources(recipe, dataset, bank, queries, modality)
         if recipe.monitor.probe:
             same_rows = dataset is not None or isinstance(recipe.data.path, str)
-            source, bank, queries = labelled_for_probe(source, bank, queries, same_rows)
+            source, bank, queries = labeled_for_probe(source, bank, queries, same_rows)
     measured = measured_on(bank, queries, recipe.monitor.k)
     count = source.num_examples if isinstance(source, ImageStream) else len(source)
     own = fingerprint(source, dataset is not None) if accelerator.is_main_process else None
@@ -90,7 +89,7 @@ def open_examples(
         _refuse_other_data(recipe, state, data, None if isinstance(source, ImageStream) else count)
     # The epoch stays as long as it was when a shard has become unreadable since.
     counted = state.stream["num_examples"] if state and state.stream else count
-    return Examples(source, bank, queries, measured, data, count, *count_steps(recipe.train, counted))
+    return Examples(source, bank, queries, measured, data, count, counted)
 
 
 def _training_source(recipe: Recipe, dataset, modality: Modality) -> Source | ImageStream:
@@ -120,14 +119,14 @@ def _monitor_sources(
     where = replace(data, path=monitor.path or data.path, max_examples=None)
     unlabeled = not modality.needs_labels and monitor.query_split in available_splits(where, medium)
     try:
-        found = labelled_sources(data, monitor, medium)
+        found = labeled_sources(data, monitor, medium)
     except RecipeError:
         if monitor.label_column is not None or not unlabeled:
             raise
         found = None, None
     if found[1] is not None or not unlabeled:
         return found
-    return None, unlabelled_queries(where, monitor, medium)
+    return None, unlabeled_queries(where, monitor, medium)
 
 
 def _count_instances(config: PreTrainedConfig, instances: int, state: RunState | None, folder: Path) -> None:

@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""FSDP2: weights, gradients and optimiser states of a model shared out over processes, whatever its backbone.
+"""FSDP2: weights, gradients and optimizer states of a model shared out over processes, whatever its backbone.
 
 Units, inside out, as SEER had them: every BatchNorm, in float32; every layer of 100 million parameters or more; every
 residual block; every part of the method (encoder, target, projector, prototypes ..., the prototypes in float32); the
 whole. Elsewhere weights are gathered and used in the run's precision, and gradients are summed in float32.
 
 `Accelerator.prepare` is not used for it: it takes its units by class name, knows one precision, and finds the
-optimiser's parameters by their address, which empty shards (a short bias on many processes) share.
+optimizer's parameters by their address, which empty shards (a short bias on many processes) share.
 
 Weights are made as without FSDP, on the main process, whose host memory holds them once; the others build the model
 without memory, and every tensor is then sent and cut on its own. So a seed gives the same weights in every setting.
@@ -44,7 +44,7 @@ def build_once(accelerator: Accelerator) -> AbstractContextManager:
 def shard(model: nn.Module, accelerator: Accelerator) -> None:
     """Share a model, which was built under `build_once`, out over the processes, in place.
 
-    Offloading, resharding and the mesh (HSDP) are those of `accelerate launch`; an optimiser is made afterwards.
+    Offloading, resharding and the mesh (HSDP) are those of `accelerate launch`; an optimizer is made afterwards.
     """
     plugin, mesh = accelerator.state.fsdp_plugin, accelerator.torch_device_mesh
     if mesh is None:
@@ -115,7 +115,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def _reshard_without_backward(model: nn.Module, args, output) -> None:
-    """After an evaluation nothing else would: the parameters that a module names are again those of the optimiser."""
+    """After an evaluation nothing else would: the parameters that a module names are again those of the optimizer."""
     if not torch.is_grad_enabled():
         for module in model.modules():
             if isinstance(module, FSDPModule):

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Is the representation getting better, or collapsing? Measured while training.
 
-kNN accuracy on a labelled dataset, where there is one, and label-free diagnostics of the last training batches:
+kNN accuracy on a labeled dataset, where there is one, and label-free diagnostics of the last training batches:
 standard deviation of the unit embeddings against 1/sqrt(d) (https://huggingface.co/papers/2011.10566, section 4.1),
 effective rank (RankMe, https://huggingface.co/papers/2210.02885, eq. 1), alignment and uniformity
 (https://huggingface.co/papers/2005.10242, section 4.2).
@@ -154,7 +154,7 @@ class Monitor:
             logger.warning(f"{len(failed)} file(s) could not be read for the monitor, the first is {failed[0]}.")
         if self.accelerator.num_processes == 1:
             return found
-        padding = -2  # no label, not even that of an unlabelled example
+        padding = -2  # no label, not even that of an unlabeled example
         labels = self.accelerator.pad_across_processes(first.labels, dim=0, pad_index=padding)
         vectors = self.accelerator.pad_across_processes({name: one.vectors for name, one in found.items()})
         vectors, labels = self.accelerator.gather((vectors, labels))
@@ -174,7 +174,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def effective_rank(features: torch.Tensor, eps: float = 1e-7) -> float:
-    """exp of the entropy of the normalised singular values of (N, D); between 1 and min(N, D)."""
+    """exp of the entropy of the normalized singular values of (N, D); between 1 and min(N, D)."""
     values = torch.linalg.svdvals(features.float())
     p = values / values.sum() + eps
     return (-(p * p.log()).sum()).exp().item()

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..optim import set_learning_rates
 from ..recipe import Recipe
+from .memory import enough_memory
 from .run import NonFiniteLoss, PretrainResult, Run
 from .setup import build, open_run
 from .signals import Interrupted, StopSignals
@@ -52,7 +53,8 @@ def train(run: Run, report: bool = False) -> PretrainResult:
             done = step + 1
             log_now = run.due(done, run.recipe.train.log_every)
             # Step, or stop before it.
-            output, norm = train_step(run, run.micro_batches(batches, stop, step), step, log_now)
+            with enough_memory(run.recipe, run.accelerator):
+                output, norm = train_step(run, run.micro_batches(batches, stop, step), step, log_now)
             run.monitor.observe(output, run.index)
             progress.update()
             # Once in a while: log.
@@ -82,6 +84,7 @@ def train_step(
         if micro == 0:
             set_learning_rates(run.optimizer, optim, *now)
             run.model.before_step(*now)
+            run.freeze_backbone(step)
         # Sharded gradients add up where they are; unsharded ones would need the memory that FSDP saves.
         synchronize = micro == accumulation - 1 or accelerator.is_fsdp2
         with nullcontext() if synchronize else accelerator.no_sync(run.wrapped):

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm.utils
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -33,7 +34,7 @@ from ..models import SSLPreTrainedModel, rebuildable_by_timm
 from ..recipe import Recipe
 from .accelerator import on_main
 from .checkpoint import Checkpoints, Found, RunState
-from .examples import Examples
+from .examples import Examples, count_steps
 from .finite import all_finite, features_finite
 from .fsdp import full_state_dict
 from .metrics import MetricsLogger, RunTotals, Throughput, peak_memory
@@ -106,13 +107,14 @@ class Run:
 
     def __post_init__(self):
         self.folder = self.checkpoints.folder.parent
-        self.num_steps, self.steps_per_epoch = self.examples.num_steps, self.examples.steps_per_epoch
+        self.num_steps, self.steps_per_epoch = count_steps(self.recipe.train, self.examples.counted)
         self.every_checkpoint = max(1, round(self.recipe.train.checkpoint_every * self.steps_per_epoch))
         self.every_monitor = round(self.recipe.monitor.every * self.steps_per_epoch) or self.num_steps
         self._bad_step = torch.full((), -1, device=self.accelerator.device, dtype=torch.long)
         self._checked, self._saved_at = -1, time.monotonic()
         self._inputs: dict[str, torch.Tensor] | None = None
         self.index: torch.Tensor | None = None
+        self._frozen = False
 
     def due(self, done: int, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens after `done` steps."""
@@ -194,6 +196,16 @@ class Run:
             self.metrics.close()
             raise failure or RunError("This process stops because another one could not go on.")
         return batch
+
+    def freeze_backbone(self, step: int) -> None:
+        """`train.freeze_backbone_epochs`: its parameters get no gradient, and no step of the optimizer, until then."""
+        epochs = self.recipe.train.freeze_backbone_epochs
+        frozen = step < round(epochs * self.steps_per_epoch)
+        if frozen != self._frozen:
+            change = timm.utils.freeze if frozen else timm.utils.unfreeze
+            # The statistics of its BatchNorms follow the new images all the same.
+            change(self.model.get_submodule("encoder.backbone"), include_bn_running_stats=False)
+            self._frozen = frozen
 
     def inputs_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs; what could not be read is counted."""

@@ -2,11 +2,14 @@
 """Everything before the loop: a recipe -> a `Run` with its data, model, optimizer, and the state that it resumes."""
 
 import os
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +30,7 @@ from ..recipe import Recipe, RecipeError, changed_keys, continued, method_name
 from ..resolve import resolve
 from .accelerator import build_accelerator, fit_model, on_main, prepare
 from .checkpoint import Checkpoints, Found
-from .choices import choose
+from .choices import choose, choose_for, say, stand_in
 from .examples import open_examples
 from .fsdp import build_once
 from .lock import run_lock
@@ -40,6 +43,8 @@ from .warm_start import warm_start
 
 logger = get_logger(__name__)
 
+MEASURED_SECONDS = 4.0  # of training, to know what fits into train.minutes
+
 
 @contextmanager
 def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[Run]:
@@ -51,9 +56,9 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
     if dataset is not None:  # what the recipe names was not trained on, and no card may say so
         recipe = replace(recipe, data=replace(recipe.data, path=None))
     modality = modality_of(load_method(recipe.method)[0])
-    recipe = choose(recipe)
+    asked, recipe = recipe, choose(recipe)
     if "init_from" not in recipe.model:  # else its weights decide what the recipe leaves open
-        resolve(recipe)
+        resolve(stand_in(recipe))
     if dataset is None:
         check_source(recipe.data, kind=modality.medium)
     accelerator = build_accelerator(recipe.train)
@@ -67,15 +72,21 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
             recipe, encoder = _pretrained_encoder(recipe, accelerator)
         else:
             recipe = _continued(recipe, found)
-        resolved = resolve(recipe)
-        resolved.per_process_batch(accelerator.num_processes)
+        resolved = resolve(stand_in(recipe))
         views, config = resolved.views, resolved.config
         modality.check(views, config)
         state = found.state if found else None
         examples = open_examples(recipe, (dataset, bank, queries), modality, config, state, accelerator)
+        make_run = partial(Run, examples=examples, modality=modality, views=views, config=config, encoder=encoder)
+        if found is None:
+            measure = partial(_images_per_second, make_run, accelerator)
+            recipe, reasons = choose_for(recipe, resolved, examples.count, accelerator, measure)
+            say(asked, recipe, reasons)
+        resolve(recipe).per_process_batch(accelerator.num_processes)
+        run = make_run(recipe, accelerator, checkpoints, found)
         if recipe.train.keep_every is not None:
-            checkpoints.keep_every = max(1, round(recipe.train.keep_every * examples.steps_per_epoch))
-        yield Run(recipe, accelerator, checkpoints, found, examples, modality, views, config, encoder)
+            checkpoints.keep_every = max(1, round(recipe.train.keep_every * run.steps_per_epoch))
+        yield run
 
 
 def build(run: Run) -> None:
@@ -131,6 +142,29 @@ def build(run: Run) -> None:
     run.metrics = MetricsLogger(recipe, accelerator, run.steps_per_epoch, *before)
     on_main(accelerator, run.metrics.begin)
     run.throughput = Throughput(accelerator, run.start, own.get("meter"))
+
+
+def _images_per_second(make_run: partial, accelerator: Accelerator, recipe: Recipe) -> float:
+    """Of real steps of a model that is thrown away; `build` seeds anew, so that nothing of it is left."""
+    from .pretrain import train_step  # which builds on this module
+
+    with tempfile.TemporaryDirectory() as folder:
+        train = replace(recipe.train, epochs=None, steps=10**9, output_dir=folder, push_to_hub=None, track=())
+        recipe = stand_in(replace(recipe, train=train))
+        run = make_run(recipe, accelerator, Checkpoints(Path(folder) / "checkpoints", 1, accelerator), None)
+        build(run)
+        warm, done, start = False, 0, time.monotonic()
+        with closing(iter(run.loader)) as batches:
+            while True:
+                train_step(run, islice(batches, train.accumulation), done, False)
+                done, seconds = done + 1, time.monotonic() - start
+                late = gather_object([seconds > MEASURED_SECONDS])[0]
+                if late:
+                    break
+                if not warm:  # the first is slower than all others
+                    warm, done, start = True, 0, time.monotonic()
+    accelerator.free_memory()
+    return done * train.batch_size / seconds
 
 
 def _loader_of(run: Run, workers: int) -> partial:

@@ -23,7 +23,7 @@ def write_clip(
     seconds: float = 2.0,
     fps: int = 8,
     times=None,
-    greys=None,
+    grays=None,
     sound=None,
     audio: bool = True,
     video: bool = True,
@@ -32,18 +32,18 @@ def write_clip(
     layout: str = "mono",
     codec: str | None = None,
 ) -> Path:
-    """A video of flat grey frames.
+    """A video of flat gray frames.
 
     Args:
         times: seconds at which the frames begin, for a variable rate.
-        greys: of every frame; by default frame i is 8 * i.
+        grays: of every frame; by default frame i is 8 * i.
         sound: in -1..1, at the container's rate, the same in every channel of `layout`; a tone of 500 Hz by default.
         codec: of the sound, in place of the container's usual one.
     """
     container, video_codec, audio_codec, rate = CODECS[file.suffix[1:]]
     audio_codec = codec or audio_codec
     times = np.arange(round(seconds * fps)) / fps if times is None else times
-    greys = [8 * i % 256 for i in range(len(times))] if greys is None else greys
+    grays = [8 * i % 256 for i in range(len(times))] if grays is None else grays
     sound = 0.3 * np.sin(2 * np.pi * 500 * np.arange(int(seconds * rate)) / rate) if sound is None else sound
     with av.open(str(file), "w", format=container) as out:
         pictures = out.add_stream(video_codec, rate=fps, options=options) if video else None
@@ -54,8 +54,8 @@ def write_clip(
             base = Fraction(1, fps) if video_codec == "mpeg4" else Fraction(1, 1000)
             pictures.codec_context.time_base = base
             pictures.codec_context.max_b_frames = 0  # AVI has no time stamps to put them in order
-            for time, grey in zip(times, greys, strict=True):
-                frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), grey, np.uint8), format="rgb24")
+            for time, gray in zip(times, grays, strict=True):
+                frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), gray, np.uint8), format="rgb24")
                 frame.pts, frame.time_base = round(Fraction(float(time)) / base), base
                 out.mux(pictures.encode(frame))
             out.mux(pictures.encode(None))
@@ -77,8 +77,8 @@ def flash_and_beep(file: Path, at: float, seconds: float = 3.0, fps: int = 20) -
     first, length = round(at * rate), rate // fps
     sound = np.zeros(int(seconds * rate))
     sound[first : first + length] = np.sin(2 * np.pi * 1000 * np.arange(length) / rate)
-    greys = [255 * (i == round(at * fps)) for i in range(round(seconds * fps))]
-    return write_clip(file, seconds=seconds, fps=fps, greys=greys, sound=sound)
+    grays = [255 * (i == round(at * fps)) for i in range(round(seconds * fps))]
+    return write_clip(file, seconds=seconds, fps=fps, grays=grays, sound=sound)
 
 
 def truncate(source: Path, file: Path, share: float = 0.6) -> Path:

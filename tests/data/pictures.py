@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 
-def grey(shade: int, side: int = 8) -> Image.Image:
+def gray(shade: int, side: int = 8) -> Image.Image:
     return Image.new("RGB", (side, side), (shade, shade, shade))
 
 

@@ -92,11 +92,11 @@ def test_another_seed_is_another_run(source):
     )
 
 
-def test_grey_images_come_with_one_channel(source):
+def test_gray_images_come_with_one_channel(source):
     assert batches(source, num_steps=1, channels=1)[0]["views"].shape == (2, 12, 16, 16, 1)
 
 
-def test_reference_colours_are_done_by_the_loader(source):
+def test_reference_colors_are_done_by_the_loader(source):
     plain, done = batches(source, num_steps=1)[0], batches(source, num_steps=1, reference=True)[0]
     assert torch.equal(plain["index"], done["index"])
     assert (done["params"] == done["params"][0, 0]).all() and not (plain["params"] == plain["params"][0, 0]).all()

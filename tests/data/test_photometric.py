@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 2: the colours of a CPU and of a GPU against the published per-image arithmetic, on two photographs."""
+"""Stage 2: the colors of a CPU and of a GPU against the published per-image arithmetic, on two photographs."""
 
 import colorsys
 import io
@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 from hf_ssl.data import photometric
 from hf_ssl.data.images import ImageTransform
-from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, colour_maps, reference_photometric
+from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, color_maps, reference_photometric
 from hf_ssl.data.views import resolve_views, sample_views
 from hf_ssl.recipe import ViewsConfig, recipes_folder
 
@@ -128,30 +128,30 @@ def test_on_a_cpu_the_hue_is_the_published_one(crops, hue):
 
 @both
 @pytest.mark.parametrize("hue", [-0.2, -0.1, 0.1, 0.2])
-def test_a_turn_about_grey_is_nearer_to_pillows_hue_than_no_or_the_opposite_turn(crops, hue, arithmetic):
+def test_a_turn_about_gray_is_nearer_to_pillows_hue_than_no_or_the_opposite_turn(crops, hue, arithmetic):
     wanted = reference(crops, same(row(hue=hue)))
     distance = {h: np.abs(fast(crops, same(row(hue=h)), arithmetic) - wanted).mean() for h in (hue, 0, -hue)}
     assert distance[hue] < 0.85 * distance[0] < 0.85 * distance[-hue]
 
 
-def test_a_third_of_a_turn_exchanges_the_pure_colours():
-    colours = [Image.new("RGB", (4, 4), c) for c in ("red", "lime", "blue")]
+def test_a_third_of_a_turn_exchanges_the_pure_colors():
+    colors = [Image.new("RGB", (4, 4), c) for c in ("red", "lime", "blue")]
     wanted = [[0, 255, 0], [0, 0, 255], [255, 0, 0]]
-    assert np.allclose(fast(colours, [row(hue=1 / 3)] * 3, "torch")[:, 0, 0], wanted, atol=0.01)
-    assert np.allclose(fast(colours, [row(hue=1 / 3, deepmind=1)] * 3)[:, 0, 0], wanted, atol=0.01)
-    # Half a level of Pillow's 255 levels of hue is 3 levels of a pure colour.
-    assert np.allclose(fast(colours, [row(hue=1 / 3)] * 3)[:, 0, 0], wanted, atol=3.01)
+    assert np.allclose(fast(colors, [row(hue=1 / 3)] * 3, "torch")[:, 0, 0], wanted, atol=0.01)
+    assert np.allclose(fast(colors, [row(hue=1 / 3, deepmind=1)] * 3)[:, 0, 0], wanted, atol=0.01)
+    # Half a level of Pillow's 255 levels of hue is 3 levels of a pure color.
+    assert np.allclose(fast(colors, [row(hue=1 / 3)] * 3)[:, 0, 0], wanted, atol=3.01)
 
 
 @pytest.mark.parametrize("order", range(24))
 def test_one_map_is_the_four_jitter_operations_one_after_the_other_in_the_drawn_order(order):
     pixels = torch.rand(500, 3, generator=torch.Generator().manual_seed(order))
     changes = {"add": 0.2, "contrast": 0.5, "saturation": 1.6, "hue": 0.15}
-    matrix, offset = colour_maps(torch.from_numpy(row(**changes, order=order))[None], pixels.mean(0)[None])
+    matrix, offset = color_maps(torch.from_numpy(row(**changes, order=order))[None], pixels.mean(0)[None])
     together = pixels @ matrix[0].T + offset[0]
     for op in ORDERS[order]:
         name = ("add", "contrast", "saturation", "hue")[op]
-        matrix, offset = colour_maps(torch.from_numpy(row(**{name: changes[name]}))[None], pixels.mean(0)[None])
+        matrix, offset = color_maps(torch.from_numpy(row(**{name: changes[name]}))[None], pixels.mean(0)[None])
         pixels = pixels @ matrix[0].T + offset[0]
     assert torch.allclose(together, pixels, atol=1e-5)
 
@@ -167,7 +167,7 @@ def test_the_order_of_hue_and_saturation_is_seen(crops, arithmetic):
 
 @both
 @pytest.mark.parametrize("preset", ["barlow_twins", "byol", "simsiam", "swav"])
-def test_over_many_drawn_views_the_fast_colours_have_the_published_moments(crops, preset, arithmetic):
+def test_over_many_drawn_views_the_fast_colors_have_the_published_moments(crops, preset, arithmetic):
     view = resolve_views(ViewsConfig(preset=preset), preset)[1]
     drawn = [[d.params for d in sample_views([view] * 16, 48, 48, (0, 0, i))] for i in range(30)]
     ours = np.concatenate([fast(crops, rows, arithmetic) for rows in drawn])
@@ -177,7 +177,7 @@ def test_over_many_drawn_views_the_fast_colours_have_the_published_moments(crops
         "spread of all pixels": (lambda x: x.std(), 3.0),
         "contrast of an image": (lambda x: x.std((1, 2)).mean(), 2.5),
         "brightness of images": (lambda x: x.mean((1, 2, 3)).std(), 2.5),
-        "colourfulness": (lambda x: (x.max(-1) - x.min(-1)).mean(), 3.0),
+        "colorfulness": (lambda x: (x.max(-1) - x.min(-1)).mean(), 3.0),
         "sharpness": (lambda x: np.abs(np.diff(x, axis=2)).mean(), 0.6),
         "share of black, in percent": (lambda x: 100 * (x < 2).mean(), 3.0),
         "share of white, in percent": (lambda x: 100 * (x > 253).mean(), 3.0),
@@ -274,7 +274,7 @@ def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
 
 
 @both
-def test_neutral_rows_are_normalised_and_nothing_else(crops, arithmetic):
+def test_neutral_rows_are_normalized_and_nothing_else(crops, arithmetic):
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     out = Photometric(mean, std, arithmetic)(pixels_of(crops)[0], torch.from_numpy(np.stack(same(NEUTRAL))))
     expected = (pixels_of(crops)[0].numpy() / 255 - mean) / std
@@ -309,12 +309,12 @@ def test_an_image_looks_the_same_alone_in_a_batch_and_in_small_chunks(crops, pre
 
 def test_on_a_cpu_views_are_the_same_numbers_with_any_count_of_threads(crops):
     rows = torch.from_numpy(np.stack(same(row(contrast=0.7, hue=0.1, sigma=1.0)))).repeat(40, 1)
-    pixels, normalised = pixels_of(crops)[0].repeat(40, 1, 1, 1), Photometric([0.4, 0.5, 0.6], [0.2, 0.3, 0.23])
+    pixels, normalized = pixels_of(crops)[0].repeat(40, 1, 1, 1), Photometric([0.4, 0.5, 0.6], [0.2, 0.3, 0.23])
     before, made = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
-            made.append(normalised(pixels, rows))
+            made.append(normalized(pixels, rows))
         finally:
             torch.set_num_threads(before)
     assert torch.equal(*made)
@@ -335,20 +335,20 @@ def test_an_unknown_arithmetic_is_named():
 
 @both
 @pytest.mark.parametrize("deepmind", [0, 1])
-def test_grey_images_keep_one_channel_and_have_no_colour_operations(crops, deepmind, arithmetic):
-    grey = [crop.convert("L") for crop in crops]
+def test_gray_images_keep_one_channel_and_have_no_color_operations(crops, deepmind, arithmetic):
+    gray = [crop.convert("L") for crop in crops]
     changes = {"multiply": 1.2, "contrast": 0.7, "sigma": 1.0, "threshold": 0.6, "deepmind": deepmind}
     rows, without = same(row(saturation=0.2, hue=0.2, gray=1, **changes)), same(row(**changes))
-    made = fast(grey, rows, arithmetic)
+    made = fast(gray, rows, arithmetic)
     assert made.shape == (16, 48, 48, 1)
-    assert np.allclose(made, fast(grey, without, arithmetic), atol=0.01)
-    assert np.median(np.abs(made - reference(grey, rows))) < 2
+    assert np.allclose(made, fast(gray, without, arithmetic), atol=0.01)
+    assert np.median(np.abs(made - reference(gray, rows))) < 2
     plain = same(row(multiply=1.2, contrast=0.7, deepmind=deepmind))
-    assert arithmetic == "torch" or np.abs(fast(grey, plain) - reference(grey, plain)).max() < 2.01
+    assert arithmetic == "torch" or np.abs(fast(gray, plain) - reference(gray, plain)).max() < 2.01
 
 
 @both
-def test_solarising_comes_after_blur_and_colour(crops, arithmetic):
+def test_solarizing_comes_after_blur_and_color(crops, arithmetic):
     rows = same(row(multiply=0.7, gray=1, sigma=1.5, threshold=0.3))
     before = fast(crops, same(row(multiply=0.7, gray=1, sigma=1.5)), arithmetic)
     wanted = np.where(before >= 0.3 * 255, 255 - before, before)
@@ -371,4 +371,4 @@ def test_a_gpu_gives_the_same_views_and_is_never_waited_for(crops):
     on_cpu.photometric = Photometric([0.5] * 3, [0.2] * 3, "torch")
     expected = on_cpu(batch)["pixel_values"]
     close = (views.cpu() - expected).abs() < 1e-2
-    assert close.float().mean() > 0.999  # solarising turns a rounding at its threshold into a large difference
+    assert close.float().mean() > 0.999  # solarizing turns a rounding at its threshold into a large difference

@@ -16,18 +16,18 @@ from datasets import Image as ImageFeature
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from hf_ssl.cli import build_parser
-from hf_ssl.data.bank import labelled_sources
+from hf_ssl.data.bank import labeled_sources
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.places import expand_braces
 from hf_ssl.data.sources import check_source, load_source
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError, load_recipe, recipe_from_dict
-from tests.data.pictures import encoded, grey
+from tests.data.pictures import encoded, gray
 
 
 def png(shade: int) -> bytes:
-    return encoded(grey(shade))
+    return encoded(gray(shade))
 
 
 def parquet(path: Path, shades, **columns) -> Path:
@@ -185,9 +185,9 @@ def test_labels_of_several_places_are_kept_where_all_have_the_same_classes_and_c
         {"method": "byol", "train": {"steps": 1}, "data": {"path": [{"path": str(a), "weight": 3}, str(b)]}}
     ).data
     assert len(load_source(weighted)) == 16
-    bank, queries = labelled_sources(weighted, MonitorConfig())
+    bank, queries = labeled_sources(weighted, MonitorConfig())
     assert len(bank) + len(queries) == 8
-    assert labelled_sources(DataConfig(path=[str(a), str(other)]), MonitorConfig()) == (None, None)
+    assert labeled_sources(DataConfig(path=[str(a), str(other)]), MonitorConfig()) == (None, None)
 
 
 # ---------------------------------------------------------------------------------------------- patterns and URLs

@@ -12,7 +12,7 @@ from hf_ssl.data.sources import source_of
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View
 from hf_ssl.recipe import DataConfig, RecipeError
-from tests.data.pictures import grey as picture
+from tests.data.pictures import gray as picture
 
 
 PLAIN = View(size=8, scale=(1.0, 1.0), jitter_prob=0, grayscale=0, blur=0, flip=0)

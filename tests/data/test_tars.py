@@ -13,11 +13,11 @@ from hf_ssl.data.sources import load_source
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import resolve_views
 from hf_ssl.recipe import DataConfig, RecipeError, ViewsConfig
-from tests.data.pictures import encoded, grey
+from tests.data.pictures import encoded, gray
 
 
 def picture(shade: int, kind: str = "PNG") -> bytes:
-    return encoded(grey(shade), kind)
+    return encoded(gray(shade), kind)
 
 
 def write(path: Path, *members: tuple[str, bytes], compress: str = "") -> Path:

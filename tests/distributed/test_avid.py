@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""AVID and CMA do not depend on the number of processes: loss, gradients, memories, normalisers, positive sets."""
+"""AVID and CMA do not depend on the number of processes: loss, gradients, memories, normalizers, positive sets."""
 
 import os
 from functools import partial
@@ -57,7 +57,7 @@ def oracles() -> dict:
 
 
 def training(cma: bool) -> list[dict]:
-    """Steps under DDP with synchronised BatchNorm, in float64; an instance comes twice in a batch."""
+    """Steps under DDP with synchronized BatchNorm, in float64; an instance comes twice in a batch."""
     torch.manual_seed(0)
     objective = {"cma": cma, "num_positives": 5, "num_negatives_within": 4, "positives_every_epochs": 1}
     options = {"head_batch_norm": True, "partition": "per_term", "exclude_anchor": True, "num_instances": CLIPS}
@@ -100,7 +100,7 @@ def ranks(request, tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.parametrize("path", cases("avid_ranks"), ids=lambda p: p.stem)
-def test_loss_normaliser_and_memories_are_the_published_ones_on_any_number_of_processes(path, ranks):
+def test_loss_normalizer_and_memories_are_the_published_ones_on_any_number_of_processes(path, ranks):
     case = np.load(path)
     z = case["z_by_world"][case["worlds"].tolist().index(len(ranks))]
     for name in ("grad_video", "grad_audio"):

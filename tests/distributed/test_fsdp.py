@@ -170,7 +170,7 @@ def test_blocks_that_end_in_batchnorm_are_recomputed_rightly(tmp_path):
 
 @pytest.mark.slow
 def test_bf16_keeps_statistics_prototypes_and_weights_in_float32(tmp_path, monkeypatch):
-    # On CPUs with AVX-512 (AMX or not) oneDNN 3.12.0, in torch 2.14.1, leaves uninitialised memory in a bf16 gradient:
+    # On CPUs with AVX-512 (AMX or not) oneDNN 3.12.0, in torch 2.14.1, leaves uninitialized memory in a bf16 gradient:
     # in the taps of a kernel that meet only padding, where a stride goes over a map one pixel wide (crops of 16 pixels
     # reach that in the last stage). Held to AVX2 it leaves bf16 to torch's own kernels.
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")

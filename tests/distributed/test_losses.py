@@ -54,7 +54,7 @@ def _swav(z: torch.Tensor) -> torch.Tensor:
 
 LOSSES = {
     "barlow_twins": lambda z: barlow_twins_loss(z[0], z[1]),
-    "barlow_twins_uncentred": lambda z: barlow_twins_loss(z[0], z[1], center=False),
+    "barlow_twins_uncentered": lambda z: barlow_twins_loss(z[0], z[1], center=False),
     "barlow_twins_without_matrix": lambda z: barlow_twins_loss(*(z[:2] @ unit(20, 5).T), explicit_matrix=False),
     "byol": lambda z: byol_loss(z[0], z[1], z[2] - 1, z[3] - 1),
     "simsiam": lambda z: simsiam_loss(z[0], z[1], z[2] - 1, z[3] - 1),
@@ -213,7 +213,7 @@ def build(method: str):
 
 
 def whole_models() -> dict:
-    """One step of every method under DDP, with synchronised BatchNorm, in float64."""
+    """One step of every method under DDP, with synchronized BatchNorm, in float64."""
     found = {}
     for method in IMAGE_METHODS:
         torch.manual_seed(0)
@@ -374,7 +374,7 @@ def test_training_with_a_queue_stays_on_the_course_of_one_process(ranks, one):
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_synchronised_batchnorm_on_cpus_is_batchnorm_over_the_whole_batch(name, ranks, one):
+def test_synchronized_batchnorm_on_cpus_is_batchnorm_over_the_whole_batch(name, ranks, one):
     ours, expected = [rank["batch_norms"][name] for rank in ranks], one["batch_norms"][name]
     assert_close(torch.cat([rank["out"] for rank in ours]), expected["out"], 2e-6)
     assert_close(torch.cat([rank["eval"] for rank in ours]), expected["eval"], 2e-6)

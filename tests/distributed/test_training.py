@@ -84,7 +84,7 @@ def test_knn_counts_every_image_once_on_any_number_of_processes(method, one_proc
     assert knn[0] == knn[1]  # before the first step the weights are the same
 
 
-def test_two_processes_without_synchronised_batchnorm_equal_two_micro_batches(tmp_path):
+def test_two_processes_without_synchronized_batchnorm_equal_two_micro_batches(tmp_path):
     """The losses that are means over images do not see how a batch is split; BatchNorm does, and here alike."""
     micro = train(tmp_path / "micro", 1, "train.accumulation=2")
     split = train(tmp_path / "split", 2, "train.sync_batchnorm=false")

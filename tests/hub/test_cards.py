@@ -16,6 +16,7 @@ from hf_ssl.hub.published import differences, published_rows
 from hf_ssl.hub.refresh import refresh_card
 from hf_ssl.recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 from hf_ssl.resolve import model_config
+from hf_ssl.training.choices import stand_in
 from model_cards.make_cards import published_configurations, render
 from tests.hub.test_export import trained
 
@@ -71,7 +72,7 @@ def test_a_cards_numbers_are_those_of_the_recipe(name):
     optim = recipe.optim
     peak = optim.lr * (recipe.train.batch_size / optim.lr_per if optim.lr_per else 1)
     assert float(re.match(r"[\d.]+", rows["Learning rate"])[0]) == pytest.approx(peak, rel=1e-5)
-    assert float(re.search(r"weight decay ([\d.e-]+)", rows["Optimiser"])[1]) == recipe.optim.weight_decay
+    assert float(re.search(r"weight decay ([\d.e-]+)", rows["Optimizer"])[1]) == recipe.optim.weight_decay
     for key in (key for key in rows if key.startswith("`model.")):
         field = key.strip("`").removeprefix("model.")
         if field in recipe.model and not isinstance(recipe.model[field], list):
@@ -92,7 +93,7 @@ def test_a_cards_commands_are_commands(name):
 
 def card_of(name: str, overrides=(), final=None, card=None, measured=None) -> ModelCard:
     """The card of a hypothetical run on 100 images."""
-    recipe = load_recipe(name, overrides)
+    recipe = stand_in(load_recipe(name, overrides))
     final = {"loss": 1.0, "embedding_std": 0.9} if final is None else final
     results = Results({}, final, 100, 5, 90.0, "1 CPU process(es)", {"Python": "3"}, card or {}, measured or {})
     return ModelCard(render_card(model_config(recipe, 224), recipe.shareable(), results))

@@ -25,7 +25,7 @@ from hf_ssl import SimSiamConfig, SimSiamModel, pretrain
 from hf_ssl.hub.encoders import copy_by_execution, start_from_encoder
 from hf_ssl.models import AvidForAudioClassification, AvidForPreTraining
 from hf_ssl.recipe import RecipeError, recipe_from_dict
-from tests.conftest import digit_dataset, randomised
+from tests.conftest import digit_dataset, randomized
 from tests.hub.test_publish import simsiam
 from tests.methods import fields
 
@@ -35,18 +35,18 @@ def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
     images = torch.randn(2, 3, 32, 32)
     place, more = tmp_path / "encoder", []
     if kind == "ours":
-        model = randomised(SimSiamModel(SimSiamConfig(backbone="resnet10t", stem="small", image_mean=(0.1, 0.2, 0.3))))
+        model = randomized(SimSiamModel(SimSiamConfig(backbone="resnet10t", stem="small", image_mean=(0.1, 0.2, 0.3))))
         model.save_pretrained(place)
     elif kind == "timm-format":
         before = pretrain(simsiam(tmp_path, f"train.output_dir={place}"), dataset=digit_dataset(0, 48))
         place, model = before.model_dir, AutoModel.from_pretrained(before.model_dir)
     elif kind == "resnet":
         config = ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic")
-        model, more = randomised(ResNetModel(config)), ["model.backbone=resnet18"]
+        model, more = randomized(ResNetModel(config)), ["model.backbone=resnet18"]
         model.save_pretrained(place)
     else:
         config = RegNetConfig(hidden_sizes=[48, 104, 208, 440], depths=[1, 3, 6, 6], groups_width=8, layer_type="y")
-        model, more = randomised(RegNetModel(config)), ["model.backbone=regnety_004"]
+        model, more = randomized(RegNetModel(config)), ["model.backbone=regnety_004"]
         model.save_pretrained(place)
     recipe = simsiam(tmp_path, f"model.init_from={place}", "optim.lr=0", "train.steps=1", *more)
     if kind in ("ours", "timm-format"):
@@ -73,7 +73,7 @@ def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
 
 def test_a_vit_of_transformers_becomes_timms(tmp_path):
     config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
-    model = randomised(ViTModel(config))
+    model = randomized(ViTModel(config))
     model.save_pretrained(tmp_path)
     fields = {"init_from": str(tmp_path), "backbone": "vit_tiny_patch16_224"}
     tensors, _ = start_from_encoder(recipe_from_dict({"method": "byol", "model": fields, "train": {"steps": 1}}))
@@ -88,7 +88,7 @@ def test_a_vit_of_transformers_becomes_timms(tmp_path):
 def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
     create, source = (
         timm.create_model,
-        randomised(timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=0)),
+        randomized(timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=0)),
     )
 
     def offline(name, pretrained=False, **kwargs):
@@ -190,7 +190,7 @@ FAST = {"DeiT", "Swin", "Beit", "Dinov2WithRegisters", "CLIPVision"}
 )
 def test_an_encoder_of_transformers_becomes_timms(name):
     fields, network, arguments, size = ENCODERS[name]
-    source = randomised(getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**fields)))
+    source = randomized(getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**fields)))
     target = timm.create_model(network, num_classes=0, **arguments)
     copy_by_execution(source, target, size)
     images = torch.randn(1, 3, size, size)
@@ -204,7 +204,7 @@ def test_an_encoder_of_transformers_becomes_timms(name):
 
 
 def test_layers_of_the_same_sizes_that_compute_something_else_are_refused():
-    source = randomised(ViTModel(ViTConfig(**VIT, hidden_act="relu")))
+    source = randomized(ViTModel(ViTConfig(**VIT, hidden_act="relu")))
     target = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2)
     with pytest.raises(ValueError, match="compute something else"):
         copy_by_execution(source, target, 224)
@@ -226,7 +226,7 @@ def test_the_vision_half_of_clip_starts_and_a_text_model_does_not(tmp_path):
 
 
 def test_avids_video_tower_starts_from_an_encoder_of_images(tmp_path, monkeypatch):
-    source = randomised(timm.create_model("test_resnet", num_classes=0))
+    source = randomized(timm.create_model("test_resnet", num_classes=0))
     create = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, pretrained=False, **k: source if pretrained else create(name, **k)

@@ -290,7 +290,7 @@ def test_cma_without_positive_sets_is_refused():
 
 
 @pytest.mark.parametrize("partition", ["shared", "per_term"])
-def test_normalisers(partition):
+def test_normalizers(partition):
     torch.manual_seed(0)
     model = AvidForPreTraining(tiny(cma=True, num_positives=3, partition=partition, within_coeff=1.0))
     model.before_step(0, 1, 1)

@@ -71,7 +71,7 @@ def test_barlow_twins_keeps_the_running_statistics_of_the_released_batchnorm(pat
     assert_close(model.bn.running_var, case["bn_running_var"], 5e-6)
 
 
-def test_barlow_twins_does_not_see_a_shift_unless_uncentred():
+def test_barlow_twins_does_not_see_a_shift_unless_uncentered():
     torch.manual_seed(0)
     z_a = torch.randn(256, 64)
     z_b = z_a + 0.5 * torch.randn(256, 64)
@@ -79,7 +79,7 @@ def test_barlow_twins_does_not_see_a_shift_unless_uncentred():
     assert barlow_twins_loss(z_a + 3, z_b + 3, center=False) > 5 * barlow_twins_loss(z_a, z_b, center=False)
 
 
-def test_barlow_twins_uncentred_is_the_cosine_along_the_batch():
+def test_barlow_twins_uncentered_is_the_cosine_along_the_batch():
     torch.manual_seed(0)
     z_a, z_b = torch.randn(32, 8).double() + 1, torch.randn(32, 8).double()
     c = F.normalize(z_a, dim=0).T @ F.normalize(z_b, dim=0)

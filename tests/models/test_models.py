@@ -454,7 +454,7 @@ def test_the_default_networks_have_the_published_sizes():
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_nfnet", "test_convnext", "test_vit", "test_vit_relpos"])
 @pytest.mark.parametrize("method", ["byol", "swav"])
-def test_built_without_memory_and_then_initialised_no_tensor_keeps_what_memory_held(method, backbone):
+def test_built_without_memory_and_then_initialized_no_tensor_keeps_what_memory_held(method, backbone):
     fields = {"backbone": backbone, "zero_init_residual": True}
     if method == "swav":
         fields["queue_length"] = 8
@@ -580,7 +580,7 @@ def test_simsiam_with_a_target_copies_it_at_the_end_of_an_epoch_only():
 # ---------------------------------------------------------------------------------------------- SwAV
 
 
-def test_prototypes_are_normalised_before_every_step():
+def test_prototypes_are_normalized_before_every_step():
     model = build("swav").train()
     optimizer = learner(model)
     step(model, optimizer, {"pixel_values": views()}, 0)

@@ -67,7 +67,7 @@ def test_the_spectrogram_is_the_one_of_transformers(kind):
         assert got.max() - got.min() <= 100.001
 
 
-def test_normalisation_is_per_band_and_a_batch_is_its_parts():
+def test_normalization_is_per_band_and_a_batch_is_its_parts():
     sound, options = waveforms(2, 4000), {"sampling_rate": 8000, "num_frames": 50, "n_fft": 128, "hop_length": 80}
     raw = log_spectrogram(sound, num_bands=17, std=1 - 1e-5, **options)
     mean, std = [float(i) for i in range(17)], [2.0 + i for i in range(17)]

@@ -161,7 +161,7 @@ def test_sharded_over_two_processes_it_learns_and_warms_up_the_same(videos, tmp_
     assert kept.keys() == expected.keys()
     for name in ("video_memory", "audio_memory"):
         assert torch.nn.functional.cosine_similarity(kept[name], expected[name]).min() > 0.99, name
-    # CMA from the sharded checkpoint, on one process: its memories and normalisers are taken over.
+    # CMA from the sharded checkpoint, on one process: its memories and normalizers are taken over.
     run_in_float64(
         tmp_path / "cma", videos, f"train.init_from={sharded}", "model.cma=true", "optim.lr=0", "train.steps=1"
     )
@@ -193,11 +193,12 @@ def test_evaluate_both_towers_and_retrieval(avid, videos, capsys):
     for protocol, keys in (
         ("knn", {"knn_video", "knn_audio", "bank", "queries"}),
         ("linear", {"linear_video", "linear_audio"}),
-        ("retrieval", {"video_to_audio_r1", "audio_to_video_p1", "examples"}),
+        ("retrieval", {"video_to_audio_r1", "audio_to_video_p1", "examples", "map_video", "map_audio"}),
     ):
         main(["evaluate", protocol, *common])
         found = json.loads(capsys.readouterr().out)
         assert keys <= found.keys() and not found["failed"]
+        assert keys - {"bank", "queries", "examples"} <= found["errors"].keys()
         assert all(0 <= value <= 1 for key, value in found.items() if key in keys and key.startswith(protocol))
 
 

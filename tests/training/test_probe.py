@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 
-from hf_ssl.data.bank import labelled_for_probe, part_held_out
+from hf_ssl.data.bank import labeled_for_probe, part_held_out
 from hf_ssl.data.images import LabeledViews
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.views import View
@@ -145,11 +145,11 @@ def _png(number: int) -> dict:
 def test_what_is_held_out_as_queries_is_not_learned_from():
     source = ImageSource(digit_dataset(0, 100))
     bank, queries = part_held_out(ImageSource(digit_dataset(0, 100)), MonitorConfig())
-    taught, bank, queries = labelled_for_probe(source, bank, queries, same_rows=True)
+    taught, bank, queries = labeled_for_probe(source, bank, queries, same_rows=True)
     assert sorted([*bank.rows, *queries.rows]) == list(range(100))
     assert (taught.numbers[queries.rows] == -1).all() and (taught.numbers[bank.rows] >= 0).all()
     with pytest.raises(RecipeError, match="data.path is a list; set monitor.path"):
-        labelled_for_probe(source, bank, queries, same_rows=False)
+        labeled_for_probe(source, bank, queries, same_rows=False)
 
 
 def test_data_without_labels_are_refused_in_one_sentence(tmp_path, digits, videos):

@@ -86,7 +86,7 @@ def test_killed_and_continued_with_other_workers_it_equals_the_uninterrupted_run
     assert trained_on(whole, processes) == trained_on(broken, processes)
     assert_same_weights(whole / "model/pretraining/model.safetensors", broken / "model/pretraining/model.safetensors")
 
-    # 48 steps of 16 take 192 from each of the four partitions: every example as often as its neighbours.
+    # 48 steps of 16 take 192 from each of the four partitions: every example as often as its neighbors.
     counts = Counter(index for step in trained_on(broken, processes) for index in step)
     assert len(counts) == sum(LENGTHS)
     for partition in range(PARTITIONS):

@@ -83,20 +83,20 @@ def convert(
         heads = {name for name in expected if not name.startswith("encoder.")}
         encoder_only = bool(heads) and heads.isdisjoint(found.tensors)
         account(found, {n: t for n, t in expected.items() if not (encoder_only and n in heads)}, layout)
-        labelled = _labelled(config, head, layout) if head or classifier else None
+        labeled = _labeled(config, head, layout) if head or classifier else None
     except ValueError as error:  # a RecipeError, or a configuration's error on odd values
         raise RecipeError(f"{path}: {error}") from error
 
     tensors = _own(rename_backbone(found.tensors, backbone) | head)
 
     def add(partial: Path) -> None:
-        if labelled is not None:
-            save_pretraining(labelled, tensors, partial, "classification")
+        if labeled is not None:
+            save_pretraining(labeled, tensors, partial, "classification")
         if found.remainder:
             save_file(found.remainder, partial / "original.safetensors")
 
     facts = {"file": path.name, "layout": layout.name, "left_out": found.left_out, **found.facts}
-    subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labelled is not None)
+    subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labeled is not None)
     origin = _origin(path, method, statistics, layout)
     card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
     logger.info("Left out: %s.", ", ".join(found.left_out) or "nothing")
@@ -114,7 +114,7 @@ def _origin(path: Path, method: str, statistics: Path | str | None, layout: Layo
     """Origin of a model, for its card."""
     command = f"hf-ssl convert {path.name} --method {method}"
     command += f" --statistics {Path(statistics).name}" if statistics is not None else ""
-    return {"file": path.name, "project": layout.project, "licence": layout.licence, "command": command}
+    return {"file": path.name, "project": layout.project, "license": layout.license, "command": command}
 
 
 def _output_folder(folder: Path) -> Path:
@@ -170,15 +170,15 @@ def _read(path: Path, method: str) -> tuple[Layout, Original]:
     said = f"it is not laid out as a checkpoint of {method}."
     try:
         for layout in LAYOUTS.values():
-            if layout.method in (method, "") and layout.recognises(content):
+            if layout.method in (method, "") and layout.recognizes(content):
                 return layout, layout.read(content, path)
     except RecipeError as error:
         said = str(error)
-    others = [layout.name for layout in _LAYOUTS if layout.method not in (method, "") and layout.recognises(content)]
+    others = [layout.name for layout in _LAYOUTS if layout.method not in (method, "") and layout.recognizes(content)]
     raise RecipeError(f"{path}: {said}" + "".join(f" It is laid out as one of {name}." for name in others[:1]))
 
 
-def _labelled(config: Any, head: Tensors, layout: Layout) -> Any:
+def _labeled(config: Any, head: Tensors, layout: Layout) -> Any:
     """An `XForImageClassification` on the meta device, with the shapes of the linear classifier `head`."""
     config = copy.deepcopy(config)
     config.num_labels = max((tensor.shape[0] for tensor in head.values() if tensor.dim()), default=1)

@@ -1,15 +1,13 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """google-deepmind/deepmind-research, folder byol: a dill pickle of Haiku trees.
 
-A pickle is a program. `read_pickle` runs it in an interpreter that knows only arrays, plain containers and a few named
-records, which it builds itself: it imports nothing and refuses all other names. dill writes some names as calls of its
-own functions; these are read as the data that they represent.
+`read_pickle` builds a few named records, see `hf_ssl.hub.pickles`. dill writes some names as calls of its own
+functions; these are read as the data that they represent.
 
 Haiku pads strided convolutions as TensorFlow does, hence `padding="same"`. Its zero-debiased averages are BatchNorm's
 running statistics, and their update counter is `num_batches_tracked`.
 """
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ import numpy as np
 import torch
 
 from ...recipe import RecipeError
+from .. import pickles
+from ..pickles import NUMPY, Refused
 from .common import Layout, Original, Tensors, head_widths, left_out, unreadable
 
 
@@ -52,18 +52,10 @@ _OF_NORM = re.compile(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.")  # o
 
 _RECORDS = {"_ByolExperimentState", "ScaleByLarsState", "AddWeightDecayState", "ScaleState", "EmptyState"}
 _MAPPINGS = {"frozendict", "FlatMap", "FlatMapping"}  # Haiku's mappings in different versions
-_DATA = {
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "collections.OrderedDict": dict,
-    "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # protocol 2 writes bytes so
-}
-for _core in ("numpy.core", "numpy._core"):
-    _DATA[f"{_core}.multiarray._reconstruct"] = np._core.multiarray._reconstruct
-    _DATA[f"{_core}._multiarray_umath._reconstruct"] = np._core.multiarray._reconstruct  # where dill looks for it
-    _DATA[f"{_core}.multiarray.scalar"] = np._core.multiarray.scalar
+_DATA = NUMPY | {"collections.OrderedDict": dict}
+for _core in ("numpy.core", "numpy._core"):  # where dill looks for it
+    _DATA[f"{_core}._multiarray_umath._reconstruct"] = np._core.multiarray._reconstruct
     _DATA[f"{_core}._multiarray_umath.scalar"] = np._core.multiarray.scalar
-    _DATA[f"{_core}.numeric._frombuffer"] = np._core.numeric._frombuffer
 
 
 class _Record(tuple):
@@ -84,28 +76,24 @@ class _Module(str):
     """Stand-in for a module, by name."""
 
 
-class _Refused(pickle.UnpicklingError):
-    pass
-
-
 def _named(module: Any, name: Any) -> Any:
     """The stand-in for `module.name`."""
     if name in _RECORDS or name in _MAPPINGS:
         return type(name, (_Record if name in _RECORDS else _Mapping,), {})
     if f"{module}.{name}" not in _DATA:
-        raise _Refused(f"{module}.{name}")
+        raise Refused(f"{module}.{name}")
     return _DATA[f"{module}.{name}"]
 
 
 def _dill_attribute(module: Any, name: Any) -> Any:
     if not isinstance(module, _Module):
-        raise _Refused(f"the attribute {name} of a {type(module).__name__}")
+        raise Refused(f"the attribute {name} of a {type(module).__name__}")
     return _named(module, name)
 
 
 def _dill_array(function: Any, arguments: tuple, state: tuple, attributes: Any = None) -> np.ndarray:
     if function is not np._core.multiarray._reconstruct or attributes:
-        raise _Refused("an array that another function makes")
+        raise Refused("an array that another function makes")
     array = function(*arguments)
     array.__setstate__(state)
     return array
@@ -119,33 +107,22 @@ _DATA |= {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return _named(module, name)
-
-
 def read_pickle(path: Path) -> Any:
     """Read the content of the pickle.
 
     Raises:
         RecipeError: the file is missing, truncated, or needs more than such a checkpoint does.
     """
-    if not path.is_file():
-        raise RecipeError(f"There is no file {path}.")
     try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()
-    except _Refused as error:
-        raise RecipeError(
-            f"{path} asks for {error}, which no checkpoint of BYOL needs; reading it could execute anything, which "
-            "hf-ssl never does."
-        ) from error
+        return pickles.read_pickle(path, "checkpoint of BYOL", _named)
+    except RecipeError:
+        raise
     except Exception as error:  # broken or hostile files may raise anything
         raise unreadable(path, error) from error
 
 
 class Byol(Layout):
-    def recognises(self, content: Any) -> bool:
+    def recognizes(self, content: Any) -> bool:
         return isinstance(content, dict) and "experiment_state" in content
 
     def read(self, content: Any, path: Path) -> Original:

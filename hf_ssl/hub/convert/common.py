@@ -79,7 +79,7 @@ class Layout:
 
     Args:
         method: hf_ssl's method, or "" for an encoder only.
-        licence: license text for the card.
+        license: license text for the card.
         mark: prefix of a name that only this layout has.
         pairs: pairs of names, theirs and ours.
         fields: (tensors with our names, content of the file) -> configuration fields.
@@ -93,7 +93,7 @@ class Layout:
     name: str
     method: str
     project: str
-    licence: str
+    license: str
     mark: str
     pairs: tuple[Pair, ...]
     fields: Callable[[Tensors, Any], dict[str, Any]] = lambda tensors, content: {}
@@ -106,7 +106,7 @@ class Layout:
     def theirs(self, name: str) -> str | None:
         return rename(name, ((ours, theirs) for theirs, ours in self.pairs))
 
-    def recognises(self, content: Any) -> bool:
+    def recognizes(self, content: Any) -> bool:
         return any(str(name).removeprefix("module.").startswith(self.mark) for name in weights_of(content)[0])
 
     def read(self, content: Any, path: Path) -> Original:

@@ -46,7 +46,7 @@ class Vissl(Layout):
 
     grouped: bool = False
 
-    def recognises(self, content: Any) -> bool:
+    def recognizes(self, content: Any) -> bool:
         return isinstance(content, dict) and not {"classy_state_dict", "layers", "shards"}.isdisjoint(content)
 
     def read(self, content: Any, path: Path) -> Original:
@@ -110,8 +110,8 @@ def _slice(place: str, path: Path) -> Any:
 _LAYOUT = {
     "method": "swav",
     "project": "https://github.com/facebookresearch/vissl",
-    "licence": "The project's code is under the MIT licence; SEER's weights have a non-commercial one of their own "
-    "(the SEER licence). For these weights, see the original.",
+    "license": "The project's code is under the MIT license; SEER's weights have a non-commercial one of their own "
+    "(the SEER license). For these weights, see the original.",
     "mark": "",
     "pairs": (
         (f"{_T}conv1.stem.0.{{*x}}", f"{_B}stem.conv.{{*x}}"),
