@@ -236,7 +236,7 @@ def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bo
         if others:
             other, count = others.most_common(1)[0]
             said = f"{count:,} {other}s; {instead(kind, other)}"
-            raise RecipeError(f"data.path={data.path} holds no {kind}s, but {said}.")
+            raise RecipeError(f"data.path={data.path} has no {kind} column or file, but {said}.")
         raise RecipeError(f"data.path={data.path} holds no {kind}s ({there}); give {_FORMS} with {kind}s.")
     try:
         return load_dataset(str(path), name=data.name, streaming=streaming)

@@ -7,6 +7,7 @@ adds what self-supervised learning needs: no buffer broadcast, and BatchNorm ove
 
 import os
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import timm.layers
@@ -29,6 +30,16 @@ from .fsdp import shard
 logger = get_logger(__name__)
 
 
+class _OwnBuffers(DistributedDataParallelKwargs):
+    """DDP's options, of which the one for buffers has another name from torch 2.14 on."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        kwargs = super().to_kwargs()
+        if "forward_sync_buffers" in signature(nn.parallel.DistributedDataParallel).parameters:
+            kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers")
+        return kwargs
+
+
 def build_accelerator(train: TrainConfig) -> Accelerator:
     """An Accelerator for a recipe's `train` section.
 
@@ -49,14 +60,12 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         mixed_precision=best_precision() if train.precision == "auto" else train.precision,
         log_with=list(train.track) or None,
         project_dir=train.output_dir,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=train.freeze_backbone_epochs > 0,  # a frozen backbone gets no gradients
-            )
-        ],
         step_scheduler_with_optimizer=False,
+    )
+    accelerator.ddp_handler = _OwnBuffers(
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=train.freeze_backbone_epochs > 0,  # those of the backbone while it is frozen
     )
     if alone:
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
