@@ -55,9 +55,10 @@ def _spent(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _skipped(summary: dict[str, Any]) -> str:
-    if not summary["skipped_files"]:
-        return "every file could be read"
-    return f"{summary['skipped_files']:,} file(s) could not be read, {summary['skipped']:,} times in all"
+    said = "every file could be read"
+    if summary["skipped_files"]:
+        said = f"{summary['skipped_files']:,} file(s) could not be read, {summary['skipped']:,} times in all"
+    return said + (f"; {summary['ignored']:,} other file(s) were ignored" if summary["ignored"] else "")
 
 
 def _time(seconds: float) -> str:

@@ -74,6 +74,14 @@ class Contents:
     again: int = 0  # symbolic links to folders that were listed already
 
 
+_ignored: dict[str, int] = {}  # files by the folder that was listed
+
+
+def ignored_below(root: str) -> int:
+    """Number of files below a folder that are not read: other types, unusable names, pipes. 0 if it was not listed."""
+    return _ignored.get(str(Path(root).absolute()), 0)
+
+
 def walk(root: Path, kind: str) -> Contents:
     """List everything below `root`. Each folder is visited once even if symlinked; hidden entries are skipped."""
     found, known = Contents(), set()
@@ -103,6 +111,7 @@ def walk(root: Path, kind: str) -> Contents:
     found.shards.sort()
     found.tables.sort()
     found.odd.sort()
+    _ignored[str(root.absolute())] = len(found.others) + len(found.odd) + len(found.special)
     _say_what_is_left_out(found, root)
     return found
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from ..data.bank import measured_line
+from ..data.folders import ignored_below
 from ..data.loader import TrainLoader
 from ..data.modality import Modality, Stage2
 from ..data.streams import merge_states
@@ -321,6 +322,7 @@ class Run:
         self.metrics.close()
         images = (self.num_steps * self.recipe.train.batch_size, self.modality.name)
         summary = self.totals.summary(*images) | {"examples": measured.num_examples}
+        summary["ignored"] = sum(map(ignored_below, self.recipe.data.paths if self.recipe.data.path else ()))
         return self._result(measured.baseline, measured.final, measured.measured, summary)
 
     def _result(
