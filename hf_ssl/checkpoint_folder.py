@@ -1,10 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The folder of a checkpoint, `checkpoints/step_00001234/`: which files are in it, and whether they are whole.
+"""The files of a checkpoint folder, `checkpoints/step_00001234/`, and their verification.
 
-`model.safetensors` has the weights and every buffer that the method remembers, `optimizer.pt` the optimizer,
-`rank_N.pt` a process's random states and BatchNorm buffers, `state.json` a `RunState`, and `digests.json` a digest of
-each of them. Under FSDP, `shards/` stands for the first two. Nothing in it is executed: tensors are read with
-`weights_only=True`.
+`model.safetensors` has the weights and all buffers of the method, `optimizer.pt` the optimizer, `rank_N.pt` the random
+states and BatchNorm buffers of a process, `state.json` a `RunState`, and `digests.json` a digest of every file. Under
+FSDP, `shards/` replaces the first two. Loading executes no code: tensors are read with `weights_only=True`.
 """
 
 import json
@@ -15,18 +14,18 @@ from typing import Any, ClassVar
 from .disk import DIGESTS, first_damage, first_line, read_digests
 
 
-# Of a checkpoint. 1: without digests, `data`, `monitor` and the format's number; 2: colors on a CPU as on a GPU.
+# Checkpoint format. 1: no digests, `data`, `monitor` or format number; 2: colors on a CPU computed as on a GPU.
 FORMAT = 3
 
 
 @dataclass
 class RunState:
-    """`state.json`: what a run knows beside its tensors.
+    """`state.json`: the state of a run, except its tensors.
 
-    `recipe`: all of it, as plain data. `totals`: counters over all restarts. `results`: measurements so far, see
-    `hf_ssl.hub.card.Results`. `data`: the fingerprint of what is trained on. `stream`: where a stream stands.
-    `num_instances`: rows of AVID's memories. `code`: digest of the file of a method that is not hf_ssl's. `began`: the
-    format in which the run began, whose meaning of the recipe it keeps.
+    `recipe`: the whole recipe, as plain data. `totals`: counters over all restarts. `results`: measurements so far
+    (`hf_ssl.hub.card.Results`). `data`: fingerprint of the training data. `stream`: position of a stream.
+    `num_instances`: rows of AVID's memories. `code`: digest of a user's method file. `began`: format in which the run
+    began; it decides how the recipe is interpreted.
     """
 
     step: int
@@ -45,14 +44,14 @@ class RunState:
 
     @classmethod
     def from_json(cls, text: str) -> "RunState":
-        """Raises ValueError for what is no such state."""
+        """Raise ValueError if the text is not such a state."""
         content = json.loads(text)
         known = {one.name for one in fields(cls)}
         if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
             raise ValueError("it holds no recipe")
         if not isinstance(content.get("step"), int) or not isinstance(content.get("format", 1), int):
             raise ValueError("it holds no step")
-        if not {"skipped", "skipped_names", "seconds"} >= content.get("totals", {}).keys() or not isinstance(
+        if not {"skipped", "skipped_names", "seconds", "waited"} >= content.get("totals", {}).keys() or not isinstance(
             content.get("results", {}), dict
         ):
             raise ValueError("it holds other counters")
@@ -74,7 +73,7 @@ class CheckpointFolder:
 
     @classmethod
     def complete(cls, checkpoints: Path) -> list[Path]:
-        """The checkpoints of a run's folder of them, oldest first."""
+        """All complete checkpoints in a run's `checkpoints` folder, oldest first."""
         return sorted(checkpoints.glob(cls.PATTERN))
 
     @property
@@ -98,18 +97,18 @@ class CheckpointFolder:
         return self.path / "shards"
 
     def rank(self, process: int) -> Path:
-        """What a process remembers for itself."""
+        """File with the state of one process."""
         return self.path / f"rank_{process}.pt"
 
     def read_state(self) -> RunState:
-        """Raises OSError, ValueError, TypeError, AttributeError or RecursionError for what is no such state."""
+        """Raises OSError, ValueError, TypeError, AttributeError or RecursionError if the file is not a valid state."""
         return RunState.from_json(self.state.read_text(encoding="utf-8"))
 
     def verify(self, part: int = 0, parts: int = 1) -> tuple[RunState | None, bool, str | None]:
-        """Compare every `parts`-th file from `part` on with its digest.
+        """Compare every `parts`-th file, starting at `part`, with its digest.
 
         Returns:
-            The state, whether digests vouch for the files (those of an old version have none), and what is wrong.
+            The state, whether the files have digests (old versions wrote none), and the first fault.
         """
         state = digests = fault = None
         try:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Plain data, as YAML gives it, into dataclasses: every key and type is checked, and a mistake is one sentence."""
+"""Build dataclasses from plain YAML data: check every key and type, and report errors in one sentence."""
 
 import difflib
 import math
@@ -10,17 +10,17 @@ import typing
 from contextlib import suppress
 from dataclasses import is_dataclass
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from .errors import RecipeError
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-_LARGEST = 2**53  # above it floats are no exact whole numbers
+_LARGEST = 2**53  # above this, floats are not exact integers
 
 
 def nearest(name: str, valid, prefix: str = "") -> str:
-    """The end of a sentence about a name that does not exist: the valid ones next to it, or all."""
+    """End of an error sentence about an unknown name: the closest valid names, or all of them."""
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(prefix + c for c in close)}?"
@@ -28,21 +28,21 @@ def nearest(name: str, valid, prefix: str = "") -> str:
 
 
 def listed(names) -> str:
-    """Names for a sentence: not more than ten."""
+    """Comma-separated names, ten at most."""
     names = list(map(str, names))
     return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def build(cls, content: Any, prefix: str = ""):
-    """An instance of the dataclass `cls` from nested dicts; `prefix` is what messages put before its keys.
+    """Build an instance of the dataclass `cls` from nested dicts; `prefix` precedes its keys in messages.
 
     Raises:
-        RecipeError: an unknown key or a wrong type.
+        RecipeError: unknown key or wrong type.
     """
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {_shown(content)}.")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
     for key, value in content.items():
         if key not in hints:
@@ -52,10 +52,12 @@ def build(cls, content: Any, prefix: str = ""):
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint`. YAML reads 1e-6 as text and 1 as an int: both are accepted as floats."""
+    """Convert `value` to the type `hint`. YAML reads 1e-6 as text and 1 as an int; both are accepted as floats."""
     if is_dataclass(hint):
         return build(hint, value, f"{key}.")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:  # a number, or one of the words beside it
+        return value if value in args[1:] else _coerce(value, args[0], key)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
@@ -87,7 +89,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
 
 
 def _coerce_union(value: Any, hints: list, key: str) -> Any:
-    """`value` as the first of the types that takes it."""
+    """Convert `value` to the first type that accepts it."""
     *others, last = hints
     for hint in others:
         with suppress(RecipeError):
@@ -112,7 +114,7 @@ def _coerce_tuple(value: Any, args: tuple, key: str) -> tuple:
 
 
 def _numbers(value: Any, key: str) -> Any:
-    """Free-form sections: text that is a number in YAML 1.2 (1e-6) becomes one."""
+    """In free-form sections, convert text that is a number in YAML 1.2 (1e-6)."""
     if isinstance(value, dict):
         return {k: _numbers(v, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, list):
@@ -123,7 +125,7 @@ def _numbers(value: Any, key: str) -> Any:
 
 
 def _possible(value: Any, key: str) -> Any:
-    """The value, unless it is a number or a text that no run can have."""
+    """Return the value, unless it is a number or text that no run can use."""
     if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{key} must be a finite number, not {value}.")
     if isinstance(value, int) and abs(value) > _LARGEST:
@@ -134,5 +136,5 @@ def _possible(value: Any, key: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """The value as a message has it, cut where it is long."""
+    """The value for a message, shortened if long."""
     return reprlib.repr(value)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The processes that were launched, and what their machine is best at: precision and memory layout."""
+"""Launched processes, and the best precision and memory layout for the machine."""
 
 import os
 from contextlib import suppress
@@ -13,35 +13,41 @@ from torch import nn
 from .errors import RecipeError
 
 
-CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux
+CPU_FLAGS = Path("/proc/cpuinfo")  # Linux only
 
 
 def on_cpu() -> bool:
-    """Whether processes that were launched have nothing but CPUs, whatever the launcher's file says."""
-    several = int(os.environ.get("WORLD_SIZE", "0")) > 1  # set by every launcher of several processes
+    """Whether several processes were launched on a machine with CPUs only, whatever the launch config says."""
+    several = int(os.environ.get("WORLD_SIZE", "0")) > 1  # set by every multi-process launcher
     return several and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ
 
 
+def has_gpu() -> bool:
+    """Whether a run here is on an accelerator, as far as can be told before it starts."""
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return torch.accelerator.is_available() and not told
+
+
 def process_state() -> PartialState:
-    """The processes that were launched, which may talk with each other from here on.
+    """Initialize the process group.
 
     Raises:
-        RecipeError: Accelerate knows fewer; each would work apart from the others.
+        RecipeError: Accelerate found fewer processes than were launched; each would train on its own.
     """
     state = PartialState(cpu=on_cpu() or None)
     launched = int(os.environ.get("WORLD_SIZE", "0"))
     if launched and state.num_processes != launched:
         raise RecipeError(
             f"{launched} processes were launched, and Accelerate knows {state.num_processes}: they would work apart "
-            "from each other. Launch with a file of recipes/accelerate, or with --num_processes 1."
+            "from each other. Launch with ddp.yaml (`hf-ssl recipes accelerate/ddp --copy`) or with --num_processes 1."
         )
     return state
 
 
 def best_precision() -> Any:
-    """What `train.precision=auto` stands for here: bf16 where the processor multiplies matrices of it, else "no".
+    """Value of `train.precision=auto` on this machine: bf16 if the hardware multiplies bf16 matrices, else "no".
 
-    Whatever `accelerate launch` says comes first: then it is what that says, or None for what a recipe cannot say.
+    `accelerate launch` takes precedence; None if its precision is not one that a recipe can name.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     if launched is not None:
@@ -57,8 +63,9 @@ def best_precision() -> Any:
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Store the weights of 2-D convolutions as they are used fastest, in place."""
+    """Convert the weights of 2-D convolutions to channels_last, in place."""
     for parameter in model.parameters():
-        if parameter.ndim == 4:  # `Module.to` refuses a model that has 3-D convolutions, too
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        if parameter.ndim == 4:  # `Module.to` raises for models that also have 3-D convolutions
+            # `contiguous` would leave 1x1 convolutions as they are, whose gradients then have other strides.
+            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
     return model

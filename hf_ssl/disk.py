@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Files that are whole or absent, and that say when they were changed: flushes, atomic replacement, digests."""
+"""Durable file writes: fsync, atomic replacement, and digests to detect changes."""
 
 import ctypes
 import json
@@ -16,10 +16,10 @@ from .errors import UserError
 
 DIGESTS = "digests.json"
 _CHUNK = 1 << 22  # bytes
-_EXCHANGE = 2  # RENAME_EXCHANGE of Linux
-_HERE = -100  # AT_FDCWD: paths are relative to the working folder
+_EXCHANGE = 2  # RENAME_EXCHANGE on Linux
+_HERE = -100  # AT_FDCWD: paths are relative to the working directory
 
-# What safetensors and torch say when the system refuses a write; their classes are no OSError.
+# Messages of safetensors and torch when the system refuses a write; they do not raise OSError.
 _REFUSED_WRITES = (
     *("no space left", "os error", "i/o error", "file write failed", "writing file", "unexpected pos"),
     *("file cannot be opened", "parent directory", "disk quota", "read-only file system"),
@@ -27,8 +27,8 @@ _REFUSED_WRITES = (
 
 
 def flush(path: Path) -> None:
-    """Have a file, or a folder's entries where the platform can, on the disk before this returns."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    """Flush a file, or a folder's entries if the platform supports it, to disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
@@ -38,7 +38,7 @@ def flush(path: Path) -> None:
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write a text file that is either as before or as given, whenever the process is killed."""
+    """Write a text file so that it is old or new, never partial, even if the process is killed."""
     partial = path.with_name(f".partial_{path.name}")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -52,18 +52,18 @@ def atomic_write(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write a file, and others that belong to it, which then replace `path` and its like; nothing is left of
-    them when that fails.
+    """Yield a temporary path to write to. On success, that file and any others written next to it replace `path` and
+    files of their names; on failure they are removed.
 
     Raises:
-        UserError: the disk refused it.
+        UserError: the disk refused the write.
     """
     partial = path.with_name(f".partial_{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         yield partial / path.name
-        for file in sorted(partial.iterdir(), reverse=True):  # what belongs to it first
+        for file in sorted(partial.iterdir(), reverse=True):  # `path` last, after files like `path`.data
             flush(file)
             os.replace(file, path.with_name(file.name))
     except Exception as error:
@@ -76,10 +76,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old`, which may exist, and remove what was there.
+    """Move the folder `new` to `old`, replacing it if it exists.
 
-    Linux exchanges both in one step. Where it cannot, and on other systems, `old` is moved aside first; a process
-    killed in between leaves it there, and `recover_folder` brings it back.
+    Linux exchanges the two atomically. Elsewhere, or if the file system cannot, `old` is moved aside first; if the
+    process is killed in between, `recover_folder` moves it back.
     """
     aside = _aside(old)
     shutil.rmtree(aside, ignore_errors=True)
@@ -105,7 +105,7 @@ def _aside(folder: Path) -> Path:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one step; False where the system or the file system cannot."""
+    """Swap two paths atomically; False if the system or file system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -114,7 +114,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def digest(path: Path) -> str:
-    """Of a file's content. It tells accidents, and is no protection against forgery."""
+    """Digest of a file's content. It detects accidents, not forgery."""
     state = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -127,20 +127,20 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def write_digests(folder: Path, digests: dict[str, str]) -> None:
-    """The list of a folder's digests, and one of its own."""
+    """Write a folder's digests, with a digest of the list itself."""
     listed = json.dumps(digests, sort_keys=True)
     content = {"files": digests, "self": xxhash.xxh3_128_hexdigest(listed.encode())}
     (folder / DIGESTS).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def files_below(folder: Path) -> list[str]:
-    """Relative names of all files that a folder's digests are of, sorted."""
+    """Sorted relative names of all files in a folder, except the digests."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if name != DIGESTS)
 
 
 def read_digests(folder: Path) -> dict[str, str] | None:
-    """Name -> digest of a folder's files; None where nobody wrote any.
+    """Map from file name to digest; None if the folder has no digests.
 
     Raises:
         ValueError: the list itself is damaged.
@@ -159,8 +159,8 @@ def read_digests(folder: Path) -> dict[str, str] | None:
 
 
 def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
-    """What is wrong with the files of a folder that `digests` names, or None."""
-    there = set(files_below(folder))  # a list that names what lies elsewhere is not followed
+    """Describe the first missing or damaged file named in `digests`; None if there is none."""
+    there = set(files_below(folder))  # do not follow names that point outside the folder
     for name, expected in sorted(digests.items()):
         if name not in there:
             return f"{name} is missing"
@@ -174,7 +174,7 @@ def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
 
 
 def refused_write(error: BaseException | None) -> OSError | None:
-    """The system's refusal of a write that an exception stands for, as libraries wrap it into classes of their own."""
+    """The OSError of a refused write behind an exception, since libraries wrap it in their own classes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -187,5 +187,5 @@ def refused_write(error: BaseException | None) -> OSError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its class."""
+    """First line of an exception's message, or its class name."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Text, JSON and YAML that somebody else may have written: of bounded size, in UTF-8, and plain data only."""
+"""Read untrusted text, JSON and YAML: bounded size, UTF-8, plain data only."""
 
 import json
 import zipfile
@@ -13,16 +13,16 @@ from .errors import RecipeError
 
 
 MOST_BYTES = 64 * 2**20
-_MOST_YAML_BYTES = 256 * 2**10  # the parser takes some 10 s a megabyte
+_MOST_YAML_BYTES = 256 * 2**10  # the parser takes about 10 s per megabyte
 _MOST_YAML_VALUES = 50_000
 _MOST_DEPTH = 100
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a file of at most `most` bytes.
+    """Read a text file of at most `most` bytes.
 
     Raises:
-        RecipeError: there is none, or it is too large, of another kind, or not UTF-8.
+        RecipeError: the file is missing, too large, not a regular file, or not UTF-8.
     """
     try:
         if not path.is_file():
@@ -37,10 +37,10 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read a JSON object.
 
     Raises:
-        RecipeError: as of `read_text`, or no JSON object.
+        RecipeError: as in `read_text`, or not a JSON object.
     """
     text = read_text(path, most)
     try:
@@ -53,11 +53,13 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """The plain values in a YAML document, in which aliases (`*name`) have become copies.
+    """Parse a YAML document of plain values; aliases (`*name`) become copies.
+
+    Args:
+        name: name of the text for messages.
 
     Raises:
-        RecipeError: no valid YAML, or values that contain themselves or are too many or nested too deeply; `name`
-            stands for the text.
+        RecipeError: invalid YAML, or values that contain themselves, are too many or nested too deeply.
     """
     if len(text) > _MOST_YAML_BYTES:
         raise RecipeError(f"{name} is longer than any recipe ({len(text):,} characters).")
@@ -79,16 +81,16 @@ def read_yaml(text: str, name: str) -> Any:
 
 
 def refuse_compressed(file: IO[bytes] | Path, size: int) -> None:
-    """Raise ValueError for a zip archive of torch, `size` bytes, that unpacks to more: torch never compresses."""
+    """Raise ValueError if a torch zip archive of `size` bytes unpacks to more; torch never compresses."""
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise ValueError("it unpacks to more than it holds, as no file of torch does")
 
 
 def weigh(value: Any, parts: Callable[[Any], Iterable[Any]], own: Callable[[Any], int] = lambda value: 1) -> int:
-    """The sum of `own` over a value and all its parts, those that are used twice counted twice.
+    """Sum of `own` over a value and all its parts; shared parts count each time.
 
     Raises:
-        ValueError: values that contain themselves, or are nested too deeply.
+        ValueError: values contain themselves, or are nested too deeply.
     """
     known: dict[int, int] = {}
 

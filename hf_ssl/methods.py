@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Methods by the name that a recipe gives: those of hf_ssl, and a person's own.
+"""Look up a recipe's method: one of hf_ssl's, or the user's own.
 
-One's own is "path/to/file.py:MyForPreTraining" or "package.module:MyForPreTraining": a config and an `XForPreTraining`
-in one file, see docs/new_method.md. Its code is imported by `load_method` alone, for a recipe that was named on the
+A user's method is "path/to/file.py:MyForPreTraining" or "package.module:MyForPreTraining": a config and an
+`XForPreTraining` in one file, see docs/new_method.md. Only `load_method` imports its code, for recipes named on the
 command line or passed in Python; never because a checkpoint, a model folder or a repository names it.
 """
 
@@ -25,22 +25,22 @@ from .models.modeling_ssl import SSLPreTrainedModel
 from .recipe import RecipeError, method_name
 
 
-_PACKAGE = "hf_ssl_own_methods"  # of modules that are imported from files
+_PACKAGE = "hf_ssl_own_methods"  # parent package of methods imported from files
 
 Classes = tuple[type[PreTrainedConfig], type[SSLPreTrainedModel]]
 
 
 def load_method(name: str) -> Classes:
-    """The config and the `XForPreTraining` of a method; code of one's own is imported.
+    """The config and `XForPreTraining` of a method; imports a user's code.
 
     Raises:
-        RecipeError: there is no such code, it fails, or it is no method.
+        RecipeError: the code does not exist, fails, or does not define a method.
     """
     if _key(name) not in METHODS:
         place, _, class_name = name.rpartition(":")
         try:
             module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        except Exception as error:  # whatever a person's own code raises
+        except Exception as error:  # user code may raise anything
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise RecipeError(f"method={name}: {place} could not be imported ({said}).") from error
         METHODS[_key(name)] = _classes(name, module, class_name)
@@ -48,11 +48,7 @@ def load_method(name: str) -> Classes:
 
 
 def method_classes(name: str) -> Classes:
-    """The same of a method whose code has been imported.
-
-    Raises:
-        RecipeError: it has not; what a folder names is not imported.
-    """
+    """As `load_method`, but never imports code; RecipeError if it has not been imported yet."""
     if _key(name) not in METHODS:
         raise RecipeError(
             f"The code of the method {name} is not imported because a folder names it; give it with --method."
@@ -61,40 +57,40 @@ def method_classes(name: str) -> Classes:
 
 
 def default_views(name: str) -> str:
-    """The preset of views that a method uses where the recipe names none."""
+    """The method's default views preset."""
     return method_classes(name)[1].views
 
 
 def without_memory(model_class: type, config: PreTrainedConfig) -> Any:
-    """A model on torch's meta device: the names and shapes of its tensors."""
+    """A model on torch's meta device, for the names and shapes of its tensors."""
     with torch.device("meta"):
         return model_class(config)
 
 
 def source_file(name: str) -> Path | None:
-    """The file of one's own method; None for one of hf_ssl."""
+    """File of a user's method; None for hf_ssl's methods."""
     return Path(inspect.getfile(method_classes(name)[1])) if ":" in name else None
 
 
 def code_digest(name: str) -> str | None:
-    """Digest of `source_file`, for a checkpoint."""
+    """Digest of `source_file`, stored in checkpoints."""
     file = source_file(name)
     return None if file is None else xxhash.xxh3_128_hexdigest(file.read_bytes())
 
 
 def _key(name: str) -> str:
-    """What a method is called wherever its file lies."""
+    """Name of a method, independent of the folder of its file."""
     return method_name(name) if ":" in name else name
 
 
 def shipped_code(file: Path) -> tuple[str, list[Path]]:
-    """The code of one's own method as it travels with a model: imports of hf_ssl's models name the files beside it.
+    """A user's method as shipped with a model, with imports of `hf_ssl.models` made relative.
 
     Returns:
-        The text, and the files of `hf_ssl/models` that it names.
+        The source text, and the files of `hf_ssl/models` that it imports.
 
     Raises:
-        RecipeError: it imports something of hf_ssl that does not travel.
+        RecipeError: it imports a part of hf_ssl that is not shipped.
     """
     text, needed = file.read_text(encoding="utf-8"), []
     lines = text.splitlines(keepends=True)
@@ -117,7 +113,7 @@ def shipped_code(file: Path) -> tuple[str, list[Path]]:
 
 
 def _sibling(file: Path, node: ast.ImportFrom, name: str) -> str:
-    """The file of hf_ssl/models that has a name."""
+    """Name of the module in hf_ssl/models that defines `name`."""
     place = node.module or ""
     if place.startswith("hf_ssl.models."):
         return place.removeprefix("hf_ssl.models.")
@@ -131,7 +127,7 @@ def _sibling(file: Path, node: ast.ImportFrom, name: str) -> str:
 
 
 def _from_file(file: Path) -> ModuleType:
-    """Import a file under a name that ends with its own, as transformers needs it to save the code."""
+    """Import a file as a module with the same base name, which transformers needs to save the code."""
     if _PACKAGE not in sys.modules:
         sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
         sys.modules[_PACKAGE].__path__ = []
@@ -170,7 +166,7 @@ def _classes(name: str, module: ModuleType, class_name: str) -> Classes:
         raise RecipeError(
             f"method={name}: model_type={config.model_type!r} of {prefix}Config must be a name of its own."
         )
-    shipped_code(Path(inspect.getfile(module)))  # what cannot be shared is better known before training
+    shipped_code(Path(inspect.getfile(module)))  # fail before training if the code cannot be shared
     register(config, model)
     METHODS[config.model_type] = (config, model)
     return config, model

@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What one process of a run would need, without the machines: a step on tensors that have shapes but no memory.
+"""Estimate what one process of a run needs, by simulating a step on tensors that have shapes but no memory.
 
 torch's memory tracker follows one forward and backward pass of the recipe's model, sharded by FSDP2 as in training,
-under FakeTensorMode and a fake process group. What depends on the number of processes, the shards, is counted from the
-shapes, so the simulation itself runs on two fake processes however many are planned.
+under FakeTensorMode and a fake process group. Shard sizes, which depend on the number of processes, are computed from
+shapes, so the simulation itself always runs on two fake processes.
 
-Not in the figures: what CUDA, NCCL and cuDNN take for themselves, fragmentation, and the loader's host memory. The
-simulated device is a CPU, whose BatchNorm keeps what SyncBatchNorm keeps on a GPU.
+Not included: memory of CUDA, NCCL and cuDNN, fragmentation, and the loader's host memory. The simulated device is a
+CPU, whose BatchNorm saves the same tensors as SyncBatchNorm on a GPU.
 """
 
 import math
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -28,15 +29,17 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from .data.modality import modality_of
 from .data.views import View
+from .devices import best_precision
 from .methods import method_classes, without_memory
 from .recipe import Recipe, RecipeError
 from .resolve import resolve
+from .training.choices import stand_in
 from .training.fsdp import HALF, fully_shard_units, in_float32, units
 
 
 GIB = 2**30
-_SIMULATED = 2  # processes of the simulation
-_STATES = {"adam": 2, "adamw": 2}  # tensors that an optimiser keeps for each parameter; the others keep one
+_SIMULATED = 2  # simulated processes
+_STATES = {"adam": 2, "adamw": 2}  # optimizer tensors per parameter; others keep one
 _SMALL_NORM_BATCH = 32
 
 
@@ -48,18 +51,19 @@ def plan(
     memory: float | None = None,
     images_per_second: float | None = None,
 ) -> dict[str, Any]:
-    """Memory, traffic and time of one of `processes` under FSDP2 (plain for one process), as plain data.
+    """Memory, traffic and time per process under FSDP2 (no sharding for one process), as plain data.
 
     Args:
-        precision: "bf16", "fp16" or "no"; the recipe's own comes first.
-        memory: bytes of a device; adds the largest batch that fits.
-        images_per_second: of all processes together; adds the hours of the recipe.
+        precision: "bf16", "fp16" or "no"; the recipe's own setting takes precedence.
+        memory: bytes per device; adds the largest batch that fits.
+        images_per_second: over all processes; adds the recipe's duration in hours.
 
     Raises:
         RecipeError: impossible values, here or in the recipe.
     """
     if processes < 1:
         raise RecipeError(f"--processes must be at least 1, not {processes}.")
+    recipe = stand_in(recipe)
     precision = recipe.train.precision if recipe.train.precision not in ("auto", None) else precision
     views, config = (resolved := resolve(recipe)).views, resolved.config
     if getattr(config, "num_instances", None) == 0:
@@ -90,7 +94,7 @@ def plan(
         per_image = (more["forward and backward"] - need["forward and backward"]) / batch
         fits = math.floor(batch + (memory - need["forward and backward"]) / per_image)
         result["memory_gib"] = memory / GIB
-        result["largest_batch_per_process"] = max(0, fits) if need["optimiser's step"] <= memory else 0
+        result["largest_batch_per_process"] = max(0, fits) if need["optimizer's step"] <= memory else 0
         if need["peak"] > memory:
             notes.append(f"A batch of {batch} per process does not fit {memory / GIB:.0f} GiB.")
     if images_per_second is not None:
@@ -102,8 +106,13 @@ def plan(
     return result
 
 
+def largest_batch(recipe: Recipe, memory: float) -> int:
+    """Images of one forward and backward pass that fit so many bytes on one process, by simulation."""
+    return plan(recipe, 1, precision="no", memory=memory)["largest_batch_per_process"]
+
+
 def _images(recipe: Recipe) -> float | None:
-    """That a run is shown in all, if the recipe tells."""
+    """Total number of images shown during a run, or None if unknown."""
     train, num_examples = recipe.train, recipe.data.num_examples
     if train.steps is not None:
         return train.steps * train.batch_size
@@ -111,7 +120,7 @@ def _images(recipe: Recipe) -> float | None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A plan as a person reads it."""
+    """Format a plan as a table."""
     gib = result["gib"]
     lines = [
         f"One of {result['processes']} process(es), {result['batch_per_process']} images each, {result['precision']}",
@@ -134,12 +143,17 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parse_memory(text: str) -> float:
-    """ "80GiB", "80GB" or "80" (GiB) -> bytes.
+def this_machine() -> tuple[int, float, str]:
+    """Processes that run here, one a GPU or one on the CPU; bytes of each one's memory; the precision of `auto`."""
+    precision = best_precision() or "no"
+    if not torch.cuda.is_available():
+        return max(1, torch.accelerator.device_count()), psutil.virtual_memory().total, precision
+    devices = range(torch.cuda.device_count())
+    return len(devices), min(torch.cuda.get_device_properties(i).total_memory for i in devices), precision
 
-    Raises:
-        RecipeError: something else.
-    """
+
+def parse_memory(text: str) -> float:
+    """ "80GiB", "80GB" or "80" (GiB) -> bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|)", text, flags=re.IGNORECASE)
     if not match:
         raise RecipeError(f"--memory {text!r} is no size; write for example 80GiB.")
@@ -147,23 +161,23 @@ def parse_memory(text: str) -> float:
 
 
 def _need(recipe, config, views: list[View], batch: int, shards, processes: int, precision: str) -> tuple:
-    """Bytes by kind on one of `processes` when the optimiser has its state, and how often each part is called.
+    """Bytes by kind on one of `processes` once the optimizer has its state, and how often each module is called.
 
-    The kinds are those of the forward and backward pass at its peak; the optimiser's step, which scales the gradients
-    into a copy, can need more.
+    The kinds describe the peak of the forward and backward pass; the optimizer step, which scales the gradients into a
+    copy, can need more.
     """
     seen = _simulate(recipe, config, views, batch, min(processes, _SIMULATED), precision)
     kinds = {
         "parameters": shards["parameters"],
-        "gradients": shards["gradients"] * seen["gradient_share"],  # those that are there at the peak
-        "optimiser": shards["optimiser"],
+        "gradients": shards["gradients"] * seen["gradient_share"],  # the part allocated at the peak
+        "optimizer": shards["optimizer"],
         "gathered": seen["gathered"],
         "activations": seen["activations"],
         "buffers and images": seen["rest"],
     }
     both = sum(kinds.values())
-    step = shards["parameters"] + 2 * shards["gradients"] + shards["optimiser"] + seen["rest"]
-    return {**kinds, "forward and backward": both, "optimiser's step": step, "peak": max(both, step)}, seen["calls"]
+    step = shards["parameters"] + 2 * shards["gradients"] + shards["optimizer"] + seen["rest"]
+    return {**kinds, "forward and backward": both, "optimizer's step": step, "peak": max(both, step)}, seen["calls"]
 
 
 def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int, precision: str) -> dict[str, float]:
@@ -186,7 +200,7 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
             tracker.track_inputs(tuple(inputs))
         else:
             tracker.track_external(model, *inputs)
-        # Sharded weights are gathered in the run's precision, so that training uses autocast only where they are not.
+        # FSDP gathers weights in the run's precision, so training uses autocast only for unsharded models.
         half = torch.autocast("cpu", HALF.get(precision), enabled=world == 1 and precision in HALF)
         calls: Counter[str] = Counter()
         for name, child in model.named_children():
@@ -214,14 +228,14 @@ def _simulate(recipe: Recipe, config, views: list[View], batch: int, world: int,
 
 
 def track_frozen(model: nn.Module) -> None:
-    """torch's plain tracker hooks every gradient, which a frozen parameter refuses; a target gets none anyway."""
+    """torch's plain tracker hooks every parameter's gradient, which fails for frozen ones; targets get none anyway."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 
 
 @contextmanager
 def _fake_processes(world: int) -> Iterator[DeviceMesh | None]:
-    """The mesh of a process group whose collectives do nothing; none for one process."""
+    """Device mesh of a process group whose collectives do nothing; None for one process."""
     if world == 1:
         yield None
         return
@@ -233,22 +247,22 @@ def _fake_processes(world: int) -> Iterator[DeviceMesh | None]:
 
 
 def _shard_bytes(model: nn.Module, recipe: Recipe, processes: int) -> dict[str, float]:
-    """Float32 bytes of the largest share: FSDP2 cuts the first dimension, rounded up."""
+    """Float32 bytes of the largest shard: FSDP2 splits the first dimension, rounded up."""
 
     def largest(p: nn.Parameter) -> int:
         return math.ceil(p.shape[0] / processes) * p[0].numel() * 4 if p.ndim else 4
 
     every = sum(largest(p) for p in model.parameters())
     learns = sum(largest(p) for p in model.parameters() if p.requires_grad)
-    return {"parameters": every, "gradients": learns, "optimiser": learns * _STATES.get(recipe.optim.name, 1)}
+    return {"parameters": every, "gradients": learns, "optimizer": learns * _STATES.get(recipe.optim.name, 1)}
 
 
 def _traffic(model: nn.Module, calls: Counter, processes: int, precision: str, accumulation: int) -> float:
-    """Bytes that a process sends in a step: weights gathered in every pass, gradients reduced once, in float32.
+    """Bytes that a process sends per step: weights gathered in each pass, gradients reduced once, in float32.
 
-    Around a ring each costs (N - 1) / N of the whole. An encoder that is called once for the global and once for the
-    small crops is gathered for both, forwards and backwards; BatchNorms stay gathered in between. The sums of
-    SyncBatchNorm and Sinkhorn are small beside it and not counted.
+    In a ring, each costs (N - 1) / N of the whole. An encoder that is called once for global and once for local crops
+    is gathered for both, forward and backward; BatchNorms stay gathered in between. The all-reduces of SyncBatchNorm
+    and Sinkhorn are small in comparison and not counted.
     """
     total, owned = 0.0, set()
     part_of = {id(p): name for name, child in model.named_children() for p in child.parameters()}

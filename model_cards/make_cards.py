@@ -45,9 +45,9 @@ LIMITS = (
     "figures hold for the protocols of their source."
 )
 
-LICENCE = (
-    "The original code ({code}) is under {code_licence}. {weights} The recipe is hf_ssl's, under Apache-2.0. Weights "
-    "that you train yourself are under the licence that you give them; mind that of the training data."
+LICENSE = (
+    "The original code ({code}) is under {code_license}. {weights} The recipe is hf_ssl's, under Apache-2.0. Weights "
+    "that you train yourself are under the license that you give them; mind that of the training data."
 )
 
 CORPORA = {
@@ -93,7 +93,7 @@ def render(name: str) -> str:
         convert=CONVERT.format(**convert) if family["convert"] else "",
         notes="\n".join(_fill(note, "- ") for note in notes),
         limits=_fill(LIMITS.format(data=CORPORA[header["Dataset"].split(" (")[0].split(",")[0]])),
-        licence=_fill(LICENCE.format(**family | {"weights": _weights_licence(family)})),
+        license=_fill(LICENSE.format(**family | {"weights": _weights_license(family)})),
         citation=bibtex(family_name),
     )
     return re.sub(r"\n{3,}", "\n\n", text)  # where a section is empty
@@ -105,9 +105,9 @@ def _fill(text: str, bullet: str = "") -> str:
     return textwrap.fill(" ".join(text.split()), initial_indent=bullet, subsequent_indent=indent, **how)
 
 
-def _weights_licence(family: dict[str, Any]) -> str:
-    if family.get("weights_licence"):
-        return f"The original weights are under {family['weights_licence']}."
+def _weights_license(family: dict[str, Any]) -> str:
+    if family.get("weights_license"):
+        return f"The original weights are under {family['weights_license']}."
     if "None were released" in family["weights"]:
         return ""
     return "For that of the original weights see where they are from."
@@ -116,9 +116,9 @@ def _weights_licence(family: dict[str, Any]) -> str:
 def _metadata(recipe: Recipe, family_name: str, family: dict[str, Any], trust: bool) -> ModelCardData:
     clips = recipe.method == "avid"
     return ModelCardData(
-        license=family.get("licence"),
-        license_name=family.get("licence_name"),
-        license_link=family.get("licence_link"),
+        license=family.get("license"),
+        license_name=family.get("license_name"),
+        license_link=family.get("license_link"),
         library_name="transformers" if trust else "timm",
         pipeline_tag="feature-extraction" if clips else "image-feature-extraction",
         tags=["timm", "transformers", "self-supervised-learning", recipe.method, "hf_ssl"]
@@ -151,7 +151,7 @@ def _settings(recipe: Recipe, config, family: dict[str, Any], header: dict[str, 
         "Views": _views(recipe, config),
         "Length": f"{train.epochs:g} epochs" if train.epochs else f"{train.steps:,} steps",
         "Batch": f"{train.batch_size:,} {'clips' if clips else 'images'} over all processes",
-        "Optimiser": f"{OPTIMIZERS[optim.name]}, {momentum}, weight decay {optim.weight_decay:g}"
+        "Optimizer": f"{OPTIMIZERS[optim.name]}, {momentum}, weight decay {optim.weight_decay:g}"
         + (", neither decay nor adaptation for biases and BatchNorm" if optim.exclude_bias_and_norm else ""),
         "Learning rate": _learning_rate(recipe),
         "Hardware of the authors": header["Hardware"],
@@ -197,8 +197,8 @@ def _commands(name: str, recipe: Recipe) -> str:
     data = " data.path=path/to/videos" if avid else " data.path=path/to/shards" if config == "fsdp2" else ""
     run = f"accelerate launch --config_file recipes/accelerate/{config}.yaml -m hf_ssl pretrain \\\n    {name}{data}"
     first = [run.replace("_cma ", "_avid ") + "  # unless it has been run"] if recipe.train.init_from else []
-    labelled = "path/to/labelled/videos" if avid else "ILSVRC/imagenet-1k --query-split validation"
-    return "\n".join([*first, run, f"hf-ssl evaluate linear runs/{stem} --data {labelled}"])
+    labeled = "path/to/labeled/videos" if avid else "ILSVRC/imagenet-1k --query-split validation"
+    return "\n".join([*first, run, f"hf-ssl evaluate linear runs/{stem} --data {labeled}"])
 
 
 def _notes(path: Path) -> list[str]:

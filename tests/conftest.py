@@ -36,8 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def digit_images(count: int, side: int = 32) -> tuple[list[PILImage.Image], list[int]]:
     """The first `count` digits as RGB images."""
     digits = load_digits()
-    grey = (digits.images[:count] * 15.9).astype(np.uint8)
-    images = [PILImage.fromarray(g).resize((side, side), PILImage.Resampling.BILINEAR).convert("RGB") for g in grey]
+    gray = (digits.images[:count] * 15.9).astype(np.uint8)
+    images = [PILImage.fromarray(g).resize((side, side), PILImage.Resampling.BILINEAR).convert("RGB") for g in gray]
     return images, digits.target[:count].tolist()
 
 
@@ -49,7 +49,7 @@ def digit_dataset(start: int, stop: int) -> Dataset:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """A folder with train.parquet (128 labelled images) and test.parquet (64)."""
+    """A folder with train.parquet (128 labeled images) and test.parquet (64)."""
     folder = tmp_path_factory.mktemp("digits")
     digit_dataset(0, 128).to_parquet(folder / "train.parquet")
     digit_dataset(128, 192).to_parquet(folder / "test.parquet")
@@ -74,10 +74,10 @@ def videos(tmp_path_factory) -> Path:
             label, generator = i % 2, np.random.default_rng(i + 100 * (split == "test"))
             place = folder / split / ("high", "low")[label]
             place.mkdir(parents=True, exist_ok=True)
-            greys = [int(g) for g in generator.integers(0, 100, 8) + 155 * label]
+            grays = [int(g) for g in generator.integers(0, 100, 8) + 155 * label]
             time = np.arange(16000) / 16000
             sound = 0.3 * np.sin(2 * np.pi * (2000, 300)[label] * time) + 0.02 * generator.standard_normal(16000)
-            write_clip(place / f"{i:02}.mp4", seconds=1.0, greys=greys, sound=sound)
+            write_clip(place / f"{i:02}.mp4", seconds=1.0, grays=grays, sound=sound)
     return folder
 
 
@@ -98,7 +98,7 @@ def elsewhere(tmp_path_factory):
         yield started
 
 
-def randomised(model):
+def randomized(model):
     """Statistics and scales that would betray a wrong order of layers."""
     torch.manual_seed(0)
     for tensor in model.state_dict().values():

@@ -4,10 +4,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from accelerate import PartialState
+from PIL import Image as PILImage
 
-from hf_ssl.cli import main
+from hf_ssl import __version__
+from hf_ssl.cli import build_parser, main
+from hf_ssl.recipe import load_recipe
+from hf_ssl.resolve import resolve
+from hf_ssl.training.choices import stand_in
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
@@ -32,6 +39,23 @@ def recipe(tmp_path, digits):
         f"train: {{epochs: 1, batch_size: 16, output_dir: {tmp_path / 'run'}}}\n"
     )
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder of a model that has not been trained."""
+    from hf_ssl.hub.card import Results
+    from hf_ssl.hub.export import export
+    from hf_ssl.recipe import recipe_from_dict
+    from hf_ssl.resolve import resolve
+    from hf_ssl.training.setup import new_model
+
+    content = {"method": "simsiam", "model": {"backbone": "test_resnet"}, "train": {"steps": 1}}
+    recipe = recipe_from_dict(content | {"views": {"all": {"size": 32}}})
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    model = new_model(recipe, resolve(recipe).config)
+    export(model, recipe, folder, tensors=model.state_dict(), results=Results({}, {}, None, 1, 0.0, "here", {}))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -63,8 +87,60 @@ def test_a_wrong_recipe_is_one_sentence_naming_the_key(capsys, recipe, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_recipe_gets_the_nearest_name(capsys):
+def test_an_unknown_recipe_gets_the_three_nearest_names(capsys):
     assert "quickstart" in mistake(capsys, "pretrain", "quikstart")
+    text = mistake(capsys, "pretrain", "byol_imagenet")
+    assert "byol/imagenet" in text and text.split("`")[0].count(",") == 2
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+def photos(folder: Path, *names: str) -> str:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (40, 40), (20 * i, 90, 90)).save(folder / name)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrain", "my_images", "data.path=TEXTS"], "holds no images (1 .txt)"),
+        (["pretrain", "avid/my_clips", "data.path=PHOTOS"], "has no video column or file, but 2 images; give videos"),
+        (["pretrain", "my_images", "data.path=phtos"], "did you mean photos?"),
+        (["pretrain", "my_images", "data.path=someone/photos"], "HF_HUB_OFFLINE=1"),
+        (["pretrain", "my_images", "data.path=PHOTOS/0.png"], "give the folder"),
+        (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=someone/model"], "HF_HUB_OFFLINE=1"),
+        (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=timm/resnet18.a1_in1k"], "HF_HUB_OFFLINE=1"),
+        (["evaluate", "knn", "someone/model", "--data", "PHOTOS"], "HF_HUB_OFFLINE=1"),
+        (["evaluate", "knn", "timm:resnet1x", "--data", "PHOTOS"], "resnet18"),
+        (["push", "nowhere", "user/name"], "There is no folder nowhere"),
+        (["preview", "my_images", "data.path=PHOTOS", "--output", "PHOTOS/0.png"], "--overwrite"),
+    ],
+)
+def test_what_a_beginner_may_get_wrong_is_one_sentence_with_the_remedy(tmp_path, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", "0.png", "1.png")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("words")
+    PartialState()  # what is chosen for a run may be told before
+    with pytest.raises(SystemExit) as stopped:
+        main([word.replace("PHOTOS", "photos").replace("TEXTS", "texts") for word in words])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and last.startswith("hf-ssl: ") and expected in last
+
+
+def test_evaluate_names_its_own_options(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "flat", "train/0.png", "test/1.png")
+    said = mistake(capsys, "evaluate", "knn", str(exported), "--data", "flat")
+    assert "a folder for each class" in said and "monitor." not in said
+    assert "--data nowhere:" in mistake(capsys, "evaluate", "knn", str(exported), "--data", "nowhere")
+    assert "--data nowhere:" in mistake(capsys, "embed", str(exported), "--data", "nowhere")
 
 
 def test_a_model_that_is_not_there_is_said(capsys, digits, tmp_path):
@@ -107,3 +183,33 @@ def test_recipes_lists_method_backbone_dataset_and_published_result(capsys):
     main(["recipes", "cifar10"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 8 and all("cifar10" in line.lower() for line in lines[1:])
+
+
+def test_every_recipe_is_listed_with_the_backbone_that_it_trains(capsys):
+    main(["recipes", "--json"])
+    for row in json.loads(capsys.readouterr().out):
+        recipe = load_recipe(row["name"])
+        assert row["backbone"] in ("auto", *resolve(stand_in(recipe)).config.backbones), row["name"]
+
+
+def test_what_ships_is_copied_and_never_over_a_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"my_images": "my_images.yaml", "byol/cifar10_resnet18": "cifar10_resnet18.yaml"}
+    names |= {name: f"recipes/{name}.yaml" for name in ("accelerate/ddp", "accelerate/fsdp2")}
+    for name, file in (names | {"cluster/seer": "recipes/cluster/seer.sbatch"}).items():
+        main(["recipes", name, "--copy"])
+        assert capsys.readouterr().out.strip() == file and (tmp_path / file).exists()
+    (tmp_path / "my_images.yaml").write_text("method: byol\ntrain: {epochs: 1}\n")
+    assert "exists already" in mistake(capsys, "recipes", "my_images", "--copy")
+    assert (tmp_path / "my_images.yaml").read_text().startswith("method: byol")
+    assert "my_images" in mistake(capsys, "recipes", "my_image", "--copy", "elsewhere")
+    assert load_recipe("cifar10_resnet18.yaml").train.epochs == 200
+
+
+def test_the_photographs_that_ship_are_data_by_name(tmp_path, monkeypatch):
+    args = build_parser().parse_args(["evaluate", "knn", "run", "--data", "quickstart"])
+    assert sorted(file.name for file in Path(args.data).glob("*.parquet")) == ["test.parquet", "train.parquet"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    args = build_parser().parse_args(["embed", "run", "--data", "quickstart"])
+    assert args.data == "quickstart", "a folder of one's own comes first"

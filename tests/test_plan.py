@@ -90,13 +90,13 @@ def measured_on_a_rank() -> float:
 def test_one_process_needs_what_a_real_step_needs(method):
     recipe = small(method)
     gib = plan(recipe, 1, precision="no")["gib"]
-    assert gib["forward and backward"] - gib["optimiser"] == pytest.approx(measured(recipe, 16), rel=0.02)
+    assert gib["forward and backward"] - gib["optimizer"] == pytest.approx(measured(recipe, 16), rel=0.02)
 
 
 def test_one_of_two_needs_what_a_real_sharded_step_needs(tmp_path):
     gib = plan(small(), 2, precision="no")["gib"]
     for real in run_on_ranks(measured_on_a_rank, 2, tmp_path):
-        assert gib["forward and backward"] - gib["optimiser"] == pytest.approx(real, rel=0.02)
+        assert gib["forward and backward"] - gib["optimizer"] == pytest.approx(real, rel=0.02)
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_shares_traffic_and_hours_are_arithmetic():
     count = two["parameters"]
     assert two["state_gib_of_all_processes"] * GIB == pytest.approx(12 * count)
     for result, processes in ((two, 2), (four, 4)):
-        for kind in ("parameters", "optimiser"):
+        for kind in ("parameters", "optimizer"):
             assert result["gib"][kind] * GIB == pytest.approx(4 * count / processes, rel=0.01)
     # Gradients once; heads twice; the encoder four times, for global and small crops, there and back.
     encoder = four["encoder_parameters"]
@@ -134,11 +134,11 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not():
     assert any("does not fit" in note for note in of_batch(8, memory=0.001 * GIB)["warnings"])
 
 
-def test_where_the_optimiser_needs_most_the_batch_is_still_a_number():
+def test_where_the_optimizer_needs_most_the_batch_is_still_a_number():
     """A large head and tiny images: twice the batch does not change the peak."""
     recipe = small(model={**FEW_LAYERS, "projector_dims": [4096, 4096, 64]}, train={"batch_size": 2})
     result = plan(recipe, 1, precision="no", memory=2 * GIB)
-    assert result["gib"]["peak"] == result["gib"]["optimiser's step"] > result["gib"]["forward and backward"]
+    assert result["gib"]["peak"] == result["gib"]["optimizer's step"] > result["gib"]["forward and backward"]
     assert result["largest_batch_per_process"] > 2
     assert plan(recipe, 1, precision="no", memory=0.1 * GIB)["largest_batch_per_process"] == 0
 
@@ -175,3 +175,11 @@ def test_ten_billion_parameters_on_496_processes(capsys):
     assert result["state_gib_of_all_processes"] == pytest.approx(107.6, abs=0.05)
     assert result["gib"]["parameters"] == pytest.approx(107.6 / 3 / 496, rel=0.05)  # rounded up to rows
     assert result["gib"]["peak"] < 40, "it was trained on cards of 40 GB"
+
+
+def test_without_processes_it_is_this_machine(capsys):
+    overrides = ["model.backbone=test_resnet", "views.all.size=32", "train.batch_size=8"]
+    main(["plan", "my_images", *overrides, "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["processes"] == max(1, torch.accelerator.device_count()) and told["memory_gib"] > 0
+    assert told["largest_batch_per_process"] > 8

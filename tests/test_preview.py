@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import Image, ImageFont
 
+from hf_ssl.cli import main
 from hf_ssl.data.clips import ClipViews
 from hf_ssl.data.images import ImageTransform, ImageViews
 from hf_ssl.data.loader import TrainLoader
@@ -18,7 +19,7 @@ from hf_ssl.data.views import ViewParams, resolve_views
 from hf_ssl.errors import UserError
 from hf_ssl.preview import preview
 from hf_ssl.preview.images import describe
-from hf_ssl.preview.pictures import CELL
+from hf_ssl.preview.pictures import CELL, font_of, writable
 from hf_ssl.recipe import Recipe, RecipeError, recipe_from_dict
 from hf_ssl.resolve import model_config
 
@@ -86,7 +87,7 @@ def test_a_label_says_what_was_applied_in_the_order_of_application():
         "contrast x 1.25",
         "gray",
         "blur, sigma 1.50 px",
-        "solarised from 0.5",
+        "solarized from 0.5",
     ]
     assert len(describe(ViewParams((3, 4, 50, 40), False, NEUTRAL), area=0.25)) == 2, "nothing else was applied"
 
@@ -115,7 +116,7 @@ def test_images_that_cannot_be_read_are_passed_over(digits, tmp_path):
         preview(recipe, 4, tmp_path / "grid.png", dataset=dataset(b"broken"))
 
 
-def test_grey_recipes_are_drawn_too(digits, tmp_path):
+def test_gray_recipes_are_drawn_too(digits, tmp_path):
     recipe = recipe_of(digits)
     recipe.model.update(num_channels=1, image_mean=[0.5], image_std=[0.25])
     canvas = np.asarray(Image.open(preview(recipe, 1, tmp_path / "grid.png")))
@@ -144,3 +145,20 @@ def test_a_row_of_a_clip_is_its_frames_as_trained_and_its_sound(videos, tmp_path
     pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert len(pixels) == 6 and all(contains(canvas, picture) for picture in pixels)
     assert canvas.shape[1] > 4 * CELL, "three frames and a spectrogram"
+
+
+def test_a_picture_that_is_there_is_kept_and_letters_of_other_languages_are_written(digits, tmp_path, capsys):
+    font = font_of(13)
+    box = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != box for letter in writable("Größe ½ naïve", font) if letter != " ")
+    assert writable("Größe", ImageFont.load_default(size=13)).isascii(), "plain letters where the font has no others"
+    file = tmp_path / "grid.png"
+    words = ["preview", "my_images", f"data.path={digits}", "--images", "1", "--output", str(file)]
+    words.append("views.all.size=32")  # keys may stand behind options
+    main(words)
+    before = file.read_bytes()
+    with pytest.raises(SystemExit):
+        main([*words, "train.seed=5"])
+    assert "--overwrite" in capsys.readouterr().err and file.read_bytes() == before
+    main([*words, "train.seed=5", "--overwrite"])
+    assert file.read_bytes() != before

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""recipes/slurm/seer.sbatch, with stand-ins for Slurm's commands that write down how they were called."""
+"""recipes/cluster/seer.sbatch, with stand-ins for Slurm's commands that write down how they were called."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 from hf_ssl.recipe import recipes_folder
 
 
-SCRIPT = recipes_folder() / "slurm" / "seer.sbatch"
+SCRIPT = recipes_folder() / "cluster" / "seer.sbatch"
 
 COMMANDS = {
     # Two machines, one after the other: each evaluates the command with its own number.

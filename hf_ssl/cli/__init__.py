@@ -4,6 +4,7 @@
 Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the recipe, 128+n stopped by signal n.
 """
 
+import argparse
 import errno
 import logging
 import signal
@@ -16,11 +17,22 @@ from .parser import build_parser
 _UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)  # paths that no command can use
 
 
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; keys of a recipe may also stand behind options, where argparse would not look for them."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if unknown := [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
     if argv is None:  # a command of its own: Ctrl-C ends it at once, without a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    args = build_parser().parse_args(argv)
+    args = _parsed(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(logging.INFO)
     try:

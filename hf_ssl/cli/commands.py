@@ -8,15 +8,13 @@ import argparse
 import gc
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
+from ..recipe import RecipeError, copy_shipped, load_recipe, recipe_header, shipped_recipes
 
 
 @contextmanager
@@ -37,40 +35,21 @@ def pretrain_command(args: argparse.Namespace) -> None:
         from ..training.signals import Interrupted
 
     try:
-        result = pretrain(recipe)
+        result = pretrain(recipe, report=True)
     except Interrupted as stop:
         sys.stderr.write(f"hf-ssl: {stop}\n")
         sys.exit(128 + stop.signum)
     PartialState().destroy_process_group()
     if result.is_main_process:
-        _print_result(result, recipe.monitor.k, recipe.start)
+        from .closing import closing
 
-
-def _print_result(result, k: int, start: str) -> None:
-    if "knn" in result.final and "knn" in result.baseline:
-        print(f"\nkNN accuracy (k={k})")
-        if result.measured:  # unknown of a model of before
-            print(f"  on {result.measured['num_queries']:,} images: {result.measured['queries']}")
-        print(f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}")
-        print(f"  {f'{start} network':18}{result.baseline['knn']:6.1%}")
-        print(f"  trained network   {result.final['knn']:6.1%}")
-        if "probe" in result.final:
-            print(f"Linear probe, trained online\n  trained network   {result.final['probe']:6.1%}")
-    elif "video_to_audio_r1" in result.final:
-        from ..hub.card import ROWS
-
-        print(f"\n{'':47}{start:>10}  trained")
-        for key, label, form in ROWS:
-            if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
-                before = form.format(result.baseline[key]) if key in result.baseline else ""
-                print(f"  {label:46}{before:>9}{form.format(result.final[key]):>9}")
-    print(f"\nThe model is in {result.model_dir}. Load the encoder with")
-    trust = ", trust_remote_code=True" if result.needs_code else ""
-    print(f'  AutoModel.from_pretrained("{result.model_dir}"{trust})')
+        print("\n".join(closing(result, recipe.monitor.k, recipe.start)))
 
 
 def preview_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    if Path(args.output).exists() and not args.overwrite:
+        raise RecipeError(f"{args.output} is there already; add --overwrite, or name another file with --output.")
     from ..preview import preview
 
     print(preview(recipe, num_images=args.images, output=args.output))
@@ -78,13 +57,14 @@ def preview_command(args: argparse.Namespace) -> None:
 
 def plan_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
-    from ..plan import parse_memory, plan, table
+    from ..plan import parse_memory, plan, table, this_machine
 
-    memory = None if args.memory is None else parse_memory(args.memory)
+    processes, memory, precision = this_machine() if args.processes is None else (args.processes, None, "bf16")
+    memory = memory if args.memory is None else parse_memory(args.memory)
     result = plan(
         recipe,
-        args.processes,
-        precision=args.precision,
+        processes,
+        precision=args.precision or precision,
         memory=memory,
         images_per_second=args.images_per_second,
     )
@@ -143,13 +123,18 @@ def push_command(args: argparse.Namespace) -> None:
 
 
 def recipes_command(args: argparse.Namespace) -> None:
+    if args.copy is not None:
+        if not args.word:
+            raise RecipeError("Name what to copy: a recipe, accelerate/ddp, accelerate/fsdp2 ... or cluster/seer.")
+        print(copy_shipped(args.word, args.copy))
+        return
     rows = []
     for name, path in shipped_recipes().items():
         recipe, header = load_recipe(path), recipe_header(path)
         row = {
             "name": name,
             "method": recipe.method,
-            "backbone": recipe.model.get("backbone", "resnet50"),
+            "backbone": recipe.model.get("backbone") or recipe.model.get("video_backbone", "r2plus1d_18"),  # AVID's
             "dataset": header.get("Dataset", recipe.data.path or "your own"),
             "published": header.get("Published", "-"),
         }
@@ -169,156 +154,13 @@ def recipes_command(args: argparse.Namespace) -> None:
         print("  ".join(row[c].ljust(widths[c]) for c in columns).rstrip())
 
 
-def _value_range(given: list[str] | None) -> str | list[str] | None:
-    return given[0] if given and len(given) == 1 else given
-
-
-def evaluate_command(args: argparse.Namespace) -> None:
+def report_command(args: argparse.Namespace) -> None:
     from ..coerce import build
-    from ..devices import process_state
-    from ..evaluation.evaluate import How, evaluate, keep, settings_of
-    from ..evaluation.protocols import Supervised
-    from ..evaluation.store import CACHE
-    from ..recipe import DataConfig, MonitorConfig
-
-    given = {key: value for key, value in vars(args).items() if value is not None}
-    for name in ("k", "temperature", "clips", "batch_size"):
-        if not 0 < given.get(name, 1) < math.inf:
-            raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {given[name]}.")
-    if args.num_workers < 0:
-        raise RecipeError(
-            f"--num-workers must not be negative, it is {args.num_workers}; 0 reads in the process itself."
-        )
-    name = given.get("protocol", given.get("classifier"))
-    if "protocol" in given and {"k", "temperature", "classifier"} & given.keys():
-        raise RecipeError(f"--protocol {name} has its own settings; leave --k, --temperature and --classifier out.")
-    names = ("bank_split", "query_split", "image_column", "label_column", "k", "temperature", "batch_size")
-    monitor = MonitorConfig(path=args.data, **{name: given[name] for name in names if name in given})
-    content = {"path": args.data, "num_workers": args.num_workers, "value_range": _value_range(args.value_range)}
-    data = build(DataConfig, content, "data.")
-    how = How(args.clips, args.layer, cache=None if args.no_cache else CACHE)
-    kinds = ("knn", "linear", "lowshot", "retrieval") if args.measured == "all" else (args.measured,)
-    found: dict[str, dict] = {kind: {} for kind in kinds}
-    for kind in kinds:
-        settings = settings_of(kind, name, monitor)
-        _check_options(isinstance(settings, Supervised), given)
-        for model in args.models:
-            with _keys_as_options():
-                if isinstance(settings, Supervised):
-                    found[kind][model] = _train_classifier(kind, model, name, data, monitor, settings, given)
-                else:
-                    more = {"folds": given.get("folds"), "baselines": not args.no_baselines}
-                    found[kind][model] = evaluate(kind, model, data, monitor, settings=settings, how=how, **more)
-            if process_state().is_main_process:
-                one = len(kinds) == len(args.models) == 1
-                keep(found[kind][model], model, data, name, Path(args.output) if one and args.output else None)
-    if process_state().is_main_process:
-        if args.output and len(kinds) * len(args.models) > 1:
-            _write_json(args.output, found)
-        _print_evaluation(args, found)
-    process_state().destroy_process_group()
-
-
-@contextmanager
-def _keys_as_options() -> Iterator[None]:
-    """A remedy names the option of this command in place of the key of a recipe."""
-    try:
-        yield
-    except RecipeError as error:
-        raise RecipeError(re.sub(r"monitor\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from error
-
-
-def _check_options(trains: bool, given: dict) -> None:
-    """Raises RecipeError for options that would decide nothing."""
-    names = ("layer", "folds") if trains else ("epochs", "train_batch_size", "seeds", "precision")
-    for name in names:
-        if name in given:
-            which = "protocols that train nothing by gradient descent" if trains else "protocols that train"
-            raise RecipeError(f"--{name.replace('_', '-')} is for {which}; leave it out, or take another --protocol.")
-
-
-def _train_classifier(kind: str, model: str, name: str | None, data, monitor, settings, given: dict) -> dict:
-    from ..recipe import TrainConfig
-    from ..training.signals import Interrupted
-    from ..training.supervised import supervised
-
-    size = given.get("train_batch_size", settings.batch_size)
-    if not (size >= 1 and given.get("seeds", 1) >= 1 and 0 < given.get("epochs", 1) < math.inf):
-        raise RecipeError("--epochs, --seeds and --train-batch-size must be greater than 0.")
-    scale = size / settings.batch_size  # the rate follows the batch
-    settings = replace(
-        settings,
-        epochs=given.get("epochs", settings.epochs),
-        batch_size=size,
-        lr=tuple(lr * scale for lr in settings.lr),
-        head_lr=settings.head_lr and settings.head_lr * scale,
-        seeds=given.get("seeds", settings.seeds),
-    )
-    place = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "_").replace(":", "_")
-    folder = (place.parent if place.name == "model" else place) / "evaluations" / f"{kind}-{name or 'default'}"
-    train = TrainConfig(precision=given.get("precision", "auto"))
-    try:
-        return supervised(model, data, monitor, settings, folder=folder, protocol=kind, train=train)
-    except Interrupted as stop:
-        sys.stderr.write(f"hf-ssl: {stop}\n")
-        sys.exit(128 + stop.signum)
-
-
-def mteb_command(args: argparse.Namespace) -> None:
-    from ..evaluation.mteb_tasks import run_mteb
-
-    if args.batch_size <= 0:
-        raise RecipeError(f"--batch-size must be greater than 0, not {args.batch_size}.")
-    folder = Path(args.output) if args.output else None
-    scores = run_mteb(args.model, args.tasks, folder=folder, layer=args.layer, batch_size=args.batch_size)
-    for task, score in scores.items():
-        print(f"{task}  {score:.2%}")
-
-
-def embed_command(args: argparse.Namespace) -> None:
-    from ..coerce import build
-    from ..devices import process_state
-    from ..evaluation.embed import embed
-    from ..evaluation.evaluate import How
     from ..recipe import DataConfig
 
-    for name in ("neighbors", "clips", "batch_size"):
-        if getattr(args, name) <= 0:
-            raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(args, name)}.")
-    data = build(DataConfig, {"path": args.data, "split": args.split, "num_workers": args.num_workers}, "data.")
-    how = How(args.clips, args.layer)
-    more = {"neighbors": args.neighbors, "batch_size": args.batch_size, "tower": args.tower}
-    file = embed(args.model, data, args.output, how=how, **more)
-    if process_state().is_main_process:
-        print(file.resolve())
-    process_state().destroy_process_group()
-
-
-def _write_json(file: str, found: dict[str, dict]) -> None:
     try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(json.dumps(found, indent=2), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The results could not be written to {file} ({error.strerror}).") from error
-
-
-def _print_evaluation(args: argparse.Namespace, found: dict[str, dict]) -> None:
-    from ..evaluation.results import table
-
-    every = [result for results in found.values() for result in results.values()]
-    if args.json:
-        print(json.dumps(every[0] if len(every) == 1 else every))
-        return
-    for kind, results in found.items():
-        first = next(iter(results.values()))
-        if failed := first["failed"]:
-            said = f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}."
-            sys.stderr.write(f"{said}\n")
-        measured = first["measured"]
-        numbers = ", ".join(
-            f"{first[key]:,} {key}" + (f" ({measured[key]})" if key in measured else "")
-            for key in ("examples", "bank", "queries")
-            if key in first
-        )
-        print(f"{kind} on {args.data} ({'; '.join(filter(None, (first.get('said'), numbers)))})")
-        print(table(results))
+        from ..report import report
+    except ImportError as error:
+        raise UserError(f'A report needs {error.name}: pip install "hf_ssl[report]".') from None
+    data = None if args.data is None else build(DataConfig, {"path": args.data}, "data.")
+    print(report(args.runs, data, args.output))

@@ -2,9 +2,13 @@
 """What can be said on the command line."""
 
 import argparse
-import os
 
-from . import commands
+from .. import __version__
+from . import commands, look
+from .evaluation import add_embed, add_evaluate
+from .options import add_own_method as _add_own_method
+from .options import dataset
+from .options import path as _path
 
 
 DESCRIPTION = "Self-supervised pretraining native to the Hugging Face ecosystem."
@@ -12,12 +16,14 @@ DESCRIPTION = "Self-supervised pretraining native to the Hugging Face ecosystem.
 EXAMPLES = """\
 examples:
   hf-ssl pretrain quickstart                                   real photographs, minutes on a laptop's CPU
+  hf-ssl data photos                                           what is in there?
   hf-ssl recipes                                               what ships with the package
   hf-ssl preview  barlow_twins/cifar10_resnet18 --images 6     what will the network see?
   hf-ssl plan     seer/regnety_10b --processes 496 --memory 80GiB
   hf-ssl pretrain my_images data.path=photos train.epochs=100  your own folder
-  hf-ssl evaluate knn runs/quickstart --data recipes/quickstart
+  hf-ssl evaluate knn runs/quickstart --data quickstart
   hf-ssl push runs/quickstart user/name
+  hf-ssl recipes accelerate/ddp --copy                         a file for all GPUs of a machine; then
   accelerate launch --config_file recipes/accelerate/ddp.yaml -m hf_ssl pretrain swav/imagenet1k_resnet50
 """
 
@@ -25,6 +31,7 @@ PRETRAIN_HELP = """\
 Runs a recipe to its end and leaves under train.output_dir (runs/<recipe>):
   model/          the encoder for AutoModel and timm, the whole method in model/pretraining, the card
   checkpoints/    the newest ones; the same command continues from there after any interruption
+  report.html     curves, a map, neighbors (where hf_ssl[report] is installed)
   metrics.jsonl   loss, speed, kNN accuracy and collapse diagnostics, one line a measurement
   recipe.yaml     everything that decided the run
 
@@ -39,6 +46,7 @@ Any key of the recipe can be set behind it, for example:
 def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("hf-ssl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"hf_ssl {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = subparsers.add_parser(
@@ -46,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_recipe(command)
     command.set_defaults(command=commands.pretrain_command)
+
+    look.add_data(subparsers, _path)
 
     command = subparsers.add_parser(
         "preview",
@@ -58,28 +68,34 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", default="preview.png", type=_path, metavar="FILE", help="the PNG (default preview.png)"
     )
+    command.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
     command.set_defaults(command=commands.preview_command)
 
     command = subparsers.add_parser(
         "recipes",
-        help="list the recipes that ship with the package",
-        description="Method, backbone, dataset and published result of every recipe; a word filters the list.",
+        help="list the recipes that ship with the package, or copy one",
+        description="Method, backbone, dataset and published result of every recipe; a word filters the list. --copy "
+        "writes the recipe of that name into a folder, or an Accelerate configuration (accelerate/ddp, accelerate/gpu "
+        "...) or a cluster file (cluster/seer) into recipes/ there; no file is overwritten.",
     )
     command.add_argument("word", nargs="?", default="", help="only recipes whose line contains it")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    command.add_argument(
+        "--copy", nargs="?", const=".", type=_path, metavar="FOLDER", help="copy the file of this name (default: here)"
+    )
     command.set_defaults(command=commands.recipes_command)
 
     command = subparsers.add_parser(
         "plan",
         help="what would one process of a large run need?",
         description="Memory, traffic and time of one process under FSDP2, by simulation: needs neither the machines "
-        "nor the data.",
+        "nor the data. Without --processes: on this machine, with its GPUs or one CPU process, memory and precision.",
     )
     _add_recipe(command)
-    command.add_argument("--processes", type=int, required=True, metavar="N", help="GPUs of the run")
-    command.add_argument("--memory", metavar="SIZE", help="of one GPU, such as 80GiB: the largest batch that fits")
+    command.add_argument("--processes", type=int, metavar="N", help="GPUs of the run (default: this machine's)")
+    command.add_argument("--memory", metavar="SIZE", help="of one GPU, such as 80GiB: the largest batch")
     command.add_argument("--images-per-second", type=float, metavar="X", help="of all GPUs together: hours of the run")
-    command.add_argument("--precision", choices=("bf16", "fp16", "no"), default="bf16", help="(default bf16)")
+    command.add_argument("--precision", choices=("bf16", "fp16", "no"), help="(default bf16)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     command.set_defaults(command=commands.plan_command)
 
@@ -104,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = subparsers.add_parser(
         "card",
-        help="write the card of an exported model anew, with its licence, name and data",
+        help="write the card of an exported model anew, with its license, name and data",
         description="README.md from the folder's results.json, recipe.yaml and pretraining/config.json: the run's own "
         "figures, beside the published ones. What is given here is kept for the next time, and an empty text takes it "
         "back; what was written into README.md by hand is not.",
@@ -166,120 +182,28 @@ def build_parser() -> argparse.ArgumentParser:
         "first with `hf auth login`.",
     )
     command.add_argument("folder", type=_path, help="a run's folder, or an exported model's")
-    command.add_argument("name", help="user/name or organisation/name; made if it does not exist")
+    command.add_argument("name", help="user/name or organization/name; made if it does not exist")
     command.add_argument("--private", action="store_true", default=None, help="if it is made, others cannot see it")
     command.add_argument("--revision", metavar="BRANCH", help="default: main; made if it does not exist")
     command.set_defaults(command=commands.push_command)
 
-    _add_evaluate(subparsers)
+    add_evaluate(subparsers)
+    look.add_env(subparsers)
 
     command = subparsers.add_parser(
-        "embed",
-        help="the vectors of a dataset as a Parquet file",
-        description="file, label, vector, x and y (two principal components), and the nearest neighbors of each.",
+        "report",
+        help="what a run has learned, as one page",
+        description="Writes report.html: a verdict, curves, and of the finished model a map, neighbors and feature "
+        "maps. Several runs are compared. Opens from the disk, without a network.",
     )
-    command.add_argument("model", type=_path, help="as of `hf-ssl evaluate`")
-    command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
-    command.add_argument("--output", default="embeddings.parquet", type=_path, metavar="FILE")
-    command.add_argument("--split", default="train", help="(default train)")
-    command.add_argument("--layer", metavar="N", help="as of `hf-ssl evaluate`")
-    command.add_argument("--tower", choices=("video", "audio"), help="of AVID's models (default video)")
-    command.add_argument("--neighbors", type=int, default=5, help="of each (default 5)")
-    command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
-    command.add_argument("--batch-size", type=int, default=256)
-    command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
+    command.add_argument("runs", nargs="+", metavar="RUN", type=_path, help="a run's folder")
+    command.add_argument("--data", type=dataset, help="for the pictures (default: what the run was measured on)")
+    command.add_argument("--output", type=_path, metavar="FILE", help="(default: report.html in the run's folder)")
     _add_own_method(command)
-    command.set_defaults(command=commands.embed_command)
+    command.set_defaults(command=commands.report_command)
+
+    add_embed(subparsers)
     return parser
-
-
-def _add_evaluate(subparsers) -> None:
-    evaluate = subparsers.add_parser("evaluate", help="measure trained encoders")
-    protocols = evaluate.add_subparsers(metavar="PROTOCOL", required=True)
-    about = {
-        "knn": "weighted k-nearest-neighbor accuracy on frozen features",
-        "linear": "accuracy of a linear classifier on frozen features",
-        "lowshot": "accuracy of a linear classifier that learns from few examples, over several draws of them",
-        "finetune": "accuracy of a classifier all of whose layers are trained on from the encoder's",
-        "retrieval": "find the others of a class; of AVID's models a video's sound among all, and the reverse",
-        "all": "kNN, linear, low-shot and retrieval on the same features",
-    }
-    for protocol, text in about.items():
-        command = protocols.add_parser(protocol, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument(
-            "models",
-            nargs="+",
-            metavar="MODEL",
-            type=_path,
-            help="a run's folder, an exported model's, a Hub id of any vision model with a processor, or timm:NAME",
-        )
-        command.add_argument("--data", required=True, type=_path, help="dataset: folder, Parquet file or Hub id")
-        _add_own_method(command)
-        if protocol != "all":
-            command.add_argument("--protocol", metavar="NAME", help="published settings, see docs/evaluation.md")
-        command.add_argument("--query-split", default="test", help="split that is judged (default test)")
-        command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
-        command.add_argument("--image-column", help="found by its type when there is one")
-        command.add_argument("--label-column", help="found by its type when there is one")
-        if protocol in ("linear", "lowshot", "finetune"):
-            trained = command.add_argument_group("protocols that train, which go on where they were interrupted")
-            trained.add_argument("--epochs", type=float, help="instead of the protocol's, for a first look")
-            trained.add_argument("--train-batch-size", type=int, metavar="N", help="the learning rate follows it")
-            trained.add_argument("--seeds", type=int, metavar="N", help="runs whose mean and spread are told")
-            trained.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), help="(default auto)")
-        if protocol == "knn":
-            command.add_argument("--k", type=int, help="neighbors (default 20)")
-            command.add_argument("--temperature", type=float, help="of the vote's weights (default 0.1)")
-        if protocol == "linear":
-            command.add_argument("--classifier", choices=("logistic", "svm"), help="(default logistic)")
-            command.add_argument(
-                "--folds", metavar="COLUMN", help="of fold numbers: their mean, in place of two splits"
-            )
-        command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
-        command.add_argument(
-            "--value-range",
-            nargs="+",
-            metavar=("full|LOW", "HIGH"),
-            help="black and white of files deeper than 8 bits, as data.value_range in training",
-        )
-        command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
-        command.add_argument("--batch-size", type=int, default=256)
-        command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
-        command.add_argument(
-            "--no-baselines", action="store_true", help="without an untrained network and raw pixels beside it"
-        )
-        command.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
-        command.add_argument(
-            "--output",
-            type=_path,
-            metavar="FILE",
-            help="the result's JSON (default: results/ in the model's folder, where it is one)",
-        )
-        command.add_argument("--json", action="store_true", help="print JSON: an object, or a list of several")
-        command.set_defaults(command=commands.evaluate_command, measured=protocol)
-    text = "image tasks of mteb, whose scores go into the model's folder as the Hub reads them"
-    command = protocols.add_parser("mteb", help=text, description=f'{text.capitalize()}; pip install -e ".[mteb]".')
-    command.add_argument("model", metavar="MODEL", type=_path, help="as of the others")
-    command.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help="such as CIFAR10")
-    command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
-    command.add_argument("--batch-size", type=int, default=64)
-    command.add_argument("--output", type=_path, metavar="FOLDER", help="for .eval_results/ (default: the model's)")
-    _add_own_method(command)
-    command.set_defaults(command=commands.mteb_command)
-
-
-def _path(text: str) -> str:
-    """A place as given; the shell leaves the ~ of --data=~/images alone."""
-    return os.path.expanduser(text)
-
-
-def _add_own_method(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--method",
-        dest="own_method",
-        metavar="FILE.py:CLASS",
-        help="the method of one's own that the run was trained with; what a folder names is never imported",
-    )
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:

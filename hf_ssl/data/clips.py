@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Clips of videos with sound, in two stages as images: cut, crop and flip in the worker, colours and spectrogram on
-the device. All frames of a clip have the same crop, flip and colours.
+"""Clips of videos with sound, in two stages like images: the worker cuts, crops and flips; the device computes colors
+and spectrogram. All frames of a clip share the same crop, flip and colors.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ from PIL import Image
 
 from ..models.configuration_avid import AvidConfig
 from ..models.feature_extraction_avid import log_spectrogram
-from ..models.media_avid import MediaError, even_draws, import_av, read_clips, read_sounds
+from ..models.media_avid import MediaError, even_draws, read_clips, read_sounds
 from ..recipe import ClipsConfig, DataConfig, Recipe, RecipeError
+from .media import require_reader
 from .modality import Modality
 from .photometric import NEUTRAL, Photometric, reference_photometric
 from .sources import Source, available_splits, check_source
@@ -25,13 +26,13 @@ from .views import DRAWS, View, crop_frames, eval_image, sample_view
 
 @dataclass(frozen=True)
 class ClipViews:
-    """Stage 1: an encoded video -> uint8 frames, what was drawn for stage 2, and sound.
+    """Stage 1: an encoded video -> uint8 frames, random parameters for stage 2, and sound.
 
     Args:
-        reference: do the colours here, frame by frame, in the published arithmetic.
+        reference: do the colors here, frame by frame, in the published arithmetic.
 
     Raises:
-        RecipeError: PyAV is not installed, or frames without colours are wanted.
+        RecipeError: PyAV is not installed, or the model does not take RGB.
     """
 
     name: ClassVar[str] = "clips"
@@ -47,12 +48,12 @@ class ClipViews:
             raise RecipeError(f"model.num_channels={self.config.num_channels} is not possible for videos; set 3.")
 
     def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any):
-        """Frames uint8 (T, S, S, 3), the row of `PARAMS`, and the waveform float32 (samples,); `key` as for images.
+        """Frames uint8 (T, S, S, 3), a row of `PARAMS`, and the waveform float32 (samples,); `key` is the seed.
 
         Raises:
             MediaError: the file cannot be read.
         """
-        uniform = np.random.default_rng(key).random(DRAWS + 3).tolist()  # of the view as for images, then the clip's
+        uniform = np.random.default_rng(key).random(DRAWS + 3).tolist()  # view draws as for images, then the clip's
         *draw, volume = uniform[DRAWS:]
         frames, sound = read_clip(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
         drawn = sample_view(self.view, frames.shape[2], frames.shape[1], uniform)
@@ -74,7 +75,7 @@ class ClipViews:
 
 
 class ClipTransform:
-    """Stage 2: the loader's batches -> model inputs, of the sizes that an `AvidConfig` says."""
+    """Stage 2: the loader's batches -> model inputs, with the sizes of an `AvidConfig`."""
 
     def __init__(self, config: AvidConfig, arithmetic: Literal["auto", "torch"] = "auto"):
         self.photometric = Photometric(config.image_mean, config.image_std, arithmetic)
@@ -83,8 +84,8 @@ class ClipTransform:
         self.sizes |= {"num_frames": config.num_audio_frames, "spectrogram": config.spectrogram}
 
     def __call__(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-        """`pixel_values_videos` (B, T, C, H, W), `input_values` (B, frames, bands), and `indices` (B,): rows of the
-        training set.
+        """`pixel_values_videos` (B, T, C, H, W), `input_values` (B, frames, bands), and `indices` (B,): the dataset
+        row of each clip.
         """
         inputs = self.normalize(batch["frames"], batch["waveforms"], device, batch["params"])
         return {**inputs, "indices": batch["index"].to(device, non_blocking=True)}
@@ -92,7 +93,10 @@ class ClipTransform:
     def normalize(
         self, frames: torch.Tensor | None, waveforms: torch.Tensor, device="cpu", params: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """The same without indices, for uint8 (B, T, S, S, C), if any, and (B, samples); colours only by `params`."""
+        """The same without `indices`: `frames` uint8 (B, T, S, S, C), `waveforms` (B, samples), `params` (B, P).
+
+        Without `params`, colors are not augmented.
+        """
         self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
         sound = waveforms.to(device, non_blocking=True)
         inputs = {"input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes)}
@@ -105,14 +109,14 @@ class ClipTransform:
 
 
 class ClipInference:
-    """Inference preprocessing of `num_clips` evenly spaced clips of each video with sound, or of sound alone."""
+    """Inference preprocessing: `num_clips` evenly spaced clips of each video with sound, or of sound alone."""
 
     def __init__(self, config: AvidConfig, num_clips: int = 1):
         self.config, self.num_clips = config, num_clips
         self.normalize = ClipTransform(config).normalize
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
-        """Frames uint8 (clips, T, S, S, C), where there are any, and sound (clips, samples)."""
+        """Frames uint8 (clips, T, S, S, C), if the source has videos, and sound (clips, samples)."""
         record = source.record(index)
         if "video" in source.columns:
             return eval_clip(record, self.config, self.num_clips)
@@ -156,7 +160,7 @@ class Clips(Modality):
         }
 
     def medium_of(self, data: DataConfig) -> str:
-        """Videos, or sounds where there are only those."""
+        """The medium of a source: "video", or "audio" if there are only sounds."""
         faults = []
         for medium in ("video", "audio"):
             try:
@@ -171,17 +175,14 @@ MODALITY = Clips()
 
 
 def require_av() -> None:
-    """Raises RecipeError where PyAV is not installed."""
-    try:
-        import_av()
-    except ImportError as error:
-        raise RecipeError(str(error)) from None
+    """Raise RecipeError if PyAV is not installed."""
+    require_reader("video")
 
 
 def eval_clip(
     record: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1, max_megapixels: float = 50.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inference clips of a video, evenly spaced: frames uint8 (n, T, S, S, C), centre-cropped, and sound (n, samples).
+    """Evenly spaced clips of a video: center-cropped frames uint8 (n, T, S, S, C), and sound (n, samples).
 
     Raises:
         MediaError: the file cannot be read.
@@ -192,7 +193,7 @@ def eval_clip(
 
 
 def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1) -> np.ndarray:
-    """Inference windows of a sound without a video, evenly spaced: (n, samples).
+    """Evenly spaced windows of a sound without video: (n, samples).
 
     Raises:
         MediaError: the file cannot be read.
@@ -200,14 +201,14 @@ def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int
     if record is None:
         raise MediaError("the row has no sound")
     with ExitStack() as opened:
-        file = _file(record, opened)
+        file = opened_file(record, opened)
         return np.stack(
             read_sounds(file, num_clips, sampling_rate=config.sampling_rate, audio_seconds=config.audio_seconds)
         )
 
 
 def read_clip(record, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
-    """Frames (T, H, W, 3) and sound (samples,) of each of the clips of a video that `draws` chooses.
+    """A list of (frames (T, H, W, 3), sound (samples,)), one for each clip chosen by `draws`.
 
     Raises:
         MediaError: the file cannot be read.
@@ -216,12 +217,12 @@ def read_clip(record, draws, config: AvidConfig, offset: float, max_megapixels: 
         raise MediaError(f"the row has no {'sound' if record else 'video'}")
     how = {key: getattr(config, key) for key in ("num_frames", "frame_rate", "sampling_rate", "audio_seconds")}
     with ExitStack() as opened:
-        file, audio = _file(record, opened), _file(record["audio"], opened) if "audio" in record else None
+        file, audio = opened_file(record, opened), opened_file(record["audio"], opened) if "audio" in record else None
         return read_clips(file, draws, **how, offset=offset, audio=audio, max_megapixels=max_megapixels)
 
 
-def _file(record: dict[str, Any], opened: ExitStack):
-    """Content, path, or an open file of what lies elsewhere (the Hub, an archive)."""
+def opened_file(record: dict[str, Any], opened: ExitStack):
+    """Content or path of a file, or an open file if it is remote or in an archive."""
     if record["bytes"] is not None or "://" not in record["path"]:
         return record["path"] if record["bytes"] is None else record["bytes"]
     return opened.enter_context(fsspec.open(record["path"], "rb"))

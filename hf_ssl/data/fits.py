@@ -1,9 +1,15 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Whether a network takes what a recipe will show it, found out on the meta device, which has shapes only."""
+"""Check that a backbone accepts the image sizes of a recipe, and configure it to if it can.
+
+The backbone runs on the meta device, which computes shapes only.
+"""
 
 import copy
+import json
+from functools import lru_cache
 from typing import Any
 
+import timm
 import torch
 
 from ..data.views import View
@@ -12,11 +18,38 @@ from ..models.backbones_ssl import create_backbone
 from ..recipe import RecipeError
 
 
+def fit_sizes(views: list[View], config: SSLConfig, pretrained: bool) -> None:
+    """Extend `backbone_args` so that a fixed-size network (ViT, Swin ...) accepts the image sizes of the recipe.
+
+    The arguments are timm's and are saved with the model, so `dynamic_img_size` still applies after loading.
+
+    Args:
+        pretrained: keep `img_size` at the pretrained size, because the position embeddings have that size.
+    """
+    own = config.backbone_args or {}
+    if not _is_for_one_size(config.backbone):
+        return
+    sizes = list(dict.fromkeys([config.image_size, *(view.size for view in views)]))
+    size = {"img_size": _usual_size(config) if pretrained else views[0].size}
+    dynamic = size | {"dynamic_img_size": True}
+    for more in ({}, dynamic, dynamic | {"dynamic_img_pad": True}, {"img_size": views[0].size}):
+        changed = copy.deepcopy(config)
+        changed.backbone_args = {**more, **own} or None
+        if _first_refused(changed, sizes)[1] is None:
+            config.backbone_args = changed.backbone_args
+            return
+
+
+def _is_for_one_size(backbone: str) -> bool:
+    facts = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    return facts is not None and facts.fixed_input_size
+
+
 def check_fits(views: list[View], config: SSLConfig) -> None:
-    """Try the network of a recipe for images with every size.
+    """Try the backbone with every image size of a recipe.
 
     Raises:
-        RecipeError: a size that the backbone does not take.
+        RecipeError: the backbone does not accept a size.
     """
     sizes = {config.image_size: "model.image_size"}
     sizes |= {view.size: "views.local.size" if view.local else "views.all.size" for view in reversed(views)}
@@ -24,48 +57,55 @@ def check_fits(views: list[View], config: SSLConfig) -> None:
     if not fault:
         return
     usual = _usual_size(config)
-    if _first_refused(config, [usual])[1] is None:  # else it is not for the size
-        remedy = f"set {' and '.join(sizes.values())} to {usual}{_arguments(config, size, list(sizes))}"
-        raise RecipeError(f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); {remedy}.")
+    if _first_refused(config, [usual])[1] is None:  # otherwise the size is not the reason
+        raise RecipeError(
+            f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); set "
+            f"{' and '.join(sizes.values())} to one size, such as {usual}, or take another model.backbone."
+        )
 
 
 def _usual_size(config: SSLConfig) -> int:
     try:
         backbone = _on_meta(config)
-    except ValueError as error:  # arguments that it does not take
+    except ValueError as error:  # invalid backbone_args
         raise RecipeError(f"model: {error}") from None
     own = (config.backbone_args or {}).get("img_size")
     return own if isinstance(own, int) else backbone.pretrained_cfg["input_size"][-1]
 
 
 def _on_meta(config: SSLConfig) -> Any:
-    """A network of timm's, which have no base class with the methods that are called here."""
+    """The backbone on the meta device. Typed Any: timm has no base class that declares the methods used here."""
     with torch.device("meta"):
         return create_backbone(config).eval()
 
 
 def _first_refused(config: SSLConfig, sizes: list[int]) -> tuple[int, str | None]:
-    """The first size that the backbone does not take, and what it says then; None where it takes all."""
-    size = sizes[0]
+    """The first size that the backbone rejects and the error message; the message is None if it accepts all."""
+    fields = (
+        "backbone",
+        "backbone_args",
+        "stem",
+        "padding",
+        "first_shortcut",
+        "num_channels",
+        "image_mean",
+        "image_std",
+    )
+    return _try(json.dumps({name: getattr(config, name) for name in fields}, sort_keys=True), tuple(sizes))
+
+
+@lru_cache  # a recipe is resolved several times
+def _try(fields: str, sizes: tuple[int, ...]) -> tuple[int, str | None]:
+    size, config = sizes[0], SSLConfig(**json.loads(fields))
     try:
         backbone = _on_meta(config)
         for size in sizes:
             with torch.no_grad():
                 backbone.forward_head(backbone.forward_features(_images((2,), config, size)))
-    except Exception as error:  # assertions of timm, shapes of torch
+    except Exception as error:  # timm asserts, torch raises shape errors
         return size, (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:120]
     return size, None
 
 
 def _images(batch: tuple[int, ...], config: SSLConfig, size: int) -> torch.Tensor:
     return torch.empty(*batch, config.num_channels, size, size, device="meta")
-
-
-def _arguments(config: SSLConfig, wanted: int, sizes: list[int]) -> str:
-    """The end of the sentence: an argument of timm's with which the backbone takes all sizes, where there is one."""
-    for name, value in (("dynamic_img_size", True), ("img_size", wanted)):
-        changed = copy.deepcopy(config)
-        changed.backbone_args = {**(config.backbone_args or {}), name: value}
-        if _first_refused(changed, sizes)[1] is None:
-            return f", or model.backbone_args={{{name}: {str(value).lower()}}}"
-    return ""

@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A place -> its datasets: a folder, Parquet or tar shards here or elsewhere, a Hub id, or a list of such places."""
+"""Open `data.path`: a folder, local or remote Parquet or tar shards, a Hub id, or a list of these."""
 
 import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from glob import escape, glob, has_magic
@@ -14,24 +14,36 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import (
     Dataset,
-    Features,
     IterableDataset,
     NamedSplit,
     concatenate_datasets,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
+from ..absent import absent, is_absent
 from ..coerce import listed
 from ..recipe import DataConfig, Place, RecipeError
 from .columns import find_columns, wanted_columns
-from .folders import SPLITS, Contents, list_media, say, shard_kind, sounds_of_tables, split_of, walk
+from .folders import (
+    SPLITS,
+    Contents,
+    list_media,
+    media_kind,
+    say,
+    shard_kind,
+    sounds_of_tables,
+    split_of,
+    walk,
+)
 from .labels import find_label_column
-from .media import MEDIA
+from .media import MEDIA, instead
+from .parquet import REMOTE_PARQUET, features_of_file, load_parquet
 from .tars import read_tars, tar_layout
 
 
@@ -42,17 +54,18 @@ _FORMS = (
     "dataset, or a list of these"
 )
 _MOST_FILES = 1_000_000
-FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
+_TEXTS = (".txt", ".md", ".rst", ".log", ".pdf", ".html", ".doc", ".docx", ".py", ".ipynb")  # never hold examples
+FOLDER_SHARDS = 256  # number of shards that a plain folder is split into for streaming
 
 
 def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_media: bool = False) -> dict:
-    """Split -> dataset, for every kind of place.
+    """Split -> dataset, for every kind of path.
 
     Args:
-        only_media: whether other columns of streamed Parquet files, which may differ, are not looked at.
+        only_media: read only the media columns of streamed Parquet files; the others may differ between files.
 
     Raises:
-        RecipeError: there is no such place, or it cannot be loaded.
+        RecipeError: the path does not exist or cannot be loaded.
     """
     if not isinstance(data.path, str):
         return _open_places(data, streaming, kind, only_media)
@@ -60,17 +73,19 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
         return _open_one(data.path, data, streaming, kind, only_media)
     except RecipeError:
         raise
-    except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
+    except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of exception types
         said, cause = _said(error), error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        elsewhere = "://" in data.path or os.path.exists(data.path)
-        where = "" if elsewhere else " is no folder here, and as a Hub dataset it"
+        if "://" not in data.path and not os.path.exists(data.path):
+            if is_absent(error):
+                raise RecipeError(f"data.path={data.path}: {absent(data.path, error, 'dataset')}") from error
+            raise RecipeError(f"data.path={data.path} could not be loaded from the Hub: {said}") from error
         if isinstance(cause, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
             said += " Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
-        raise RecipeError(f"data.path={data.path}{where} could not be loaded: {said}") from error
+        raise RecipeError(f"data.path={data.path} could not be loaded: {said}") from error
 
 
 def _said(error: Exception) -> str:
-    """What an exception says, or what was wrong in the making of a dataset."""
+    """Message of an exception, or of its cause if generating a dataset failed."""
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     return (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".") + "."
@@ -85,16 +100,23 @@ def _open_one(address: str, data: DataConfig, streaming: bool, kind: str, only_m
     if path.is_dir():
         return _open_folder(path, data, streaming, kind, only_media)
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
+        if path.exists() and (kind_of_file := media_kind(place)):
+            raise RecipeError(f"data.path={address} is one {kind_of_file}; give the folder that it lies in.")
         fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
         raise RecipeError(f"data.path={address} {fault}; give {_FORMS}.")
-    return load_dataset(place, data.name, revision=data.revision, streaming=streaming)
+    if not streaming:
+        return load_dataset(place, data.name, revision=data.revision)
+    builder = load_dataset_builder(place, data.name, revision=data.revision)
+    if isinstance(builder.config, ParquetConfig):
+        builder.config.fragment_scan_options = REMOTE_PARQUET
+    return builder.as_streaming_dataset()
 
 
 def _files_at(place: str, path: str) -> list[str]:
-    """The shards that a path or URL names, with braces and globs resolved.
+    """The shards of a path or URL, with braces and globs expanded.
 
     Raises:
-        RecipeError: none, or no Parquet or tar files.
+        RecipeError: nothing matches, or it does not name Parquet or tar files.
     """
     if shard_kind(place) is None:
         raise RecipeError(f"data.path={path} names no Parquet or tar files; give {_FORMS}.")
@@ -116,7 +138,7 @@ def _files_at(place: str, path: str) -> list[str]:
 
 
 def expand_braces(text: str) -> list[str]:
-    """`{a,b}` and `{000..099}` as a shell expands them."""
+    """Expand `{a,b}` and `{000..099}` like a shell."""
     found = re.search(r"\{([^{}]*)\}", text)
     if found is None:
         return [text]
@@ -132,29 +154,40 @@ def expand_braces(text: str) -> list[str]:
 
 
 def _open_folder(path: Path, data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
-    """A folder that `datasets` saved, one of shards, or one of images or videos."""
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    """Open a folder saved by `datasets`, a folder of shards, or a folder of media files."""
+    if is_saved(path):
         saved = load_from_disk(str(path))
         # "train[:100]" is "train" too
         return saved if isinstance(saved, dict) else {re.split(r"\W", str(saved.split or "train"))[0]: saved}
     found = walk(path, kind)
-    shards = _useful_shards(path, found, data, kind)
-    if shards and not found.media and not has_magic(str(path)) and shard_kind(shards[0]) == "parquet":
-        return _load_parquet(str(path), shards, data, streaming, kind, only_media, name=data.name)
-    if shards:
+    used = used_files(path, found, data, kind)
+    if used and used == found.media:
+        return list_media(path, found, kind)
+    if used and used == found.tables:
+        return sounds_of_tables(found.tables)
+    if used and not found.media and not has_magic(str(path)) and shard_kind(used[0]) == "parquet":
+        return load_parquet(str(path), used, data, streaming, kind, only_media, name=data.name)
+    if used:
         parts: dict[str, list[str]] = {}
-        for file in shards:
+        for file in used:
             parts.setdefault(_split_of_file(os.path.relpath(file, path)), []).append(file)
         return _open_shards(parts, data, streaming, kind, only_media)
-    if MEDIA[kind].tabled and found.tables:
-        return sounds_of_tables(found.tables)
-    if found.media:
-        return list_media(path, found, kind)
     return _load_otherwise(path, found, data, streaming, kind)
 
 
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of `datasets`."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def used_files(path: Path, found: Contents, data: DataConfig, kind: str) -> list[str]:
+    """The files of a folder that hold the examples: shards, tables that list sounds, or the media files."""
+    shards = _useful_shards(path, found, data, kind)
+    return shards or (found.tables if MEDIA[kind].tabled and found.tables else found.media)
+
+
 def _useful_shards(path: Path, found: Contents, data: DataConfig, kind: str) -> list[str]:
-    """The Parquet or tar files of a folder, unless they are a leftover beside its images."""
+    """The Parquet or tar files of a folder, unless they hold no media and lie among the actual images."""
     kinds = {name: [file for file in found.shards if shard_kind(file) == name] for name in ("parquet", "tar")}
     if not found.media and len(list(filter(None, kinds.values()))) < 2:
         return found.shards
@@ -173,13 +206,13 @@ def _hold(files: list[str], data: DataConfig, kind: str) -> bool:
     with suppress(Exception):  # no such column, or a damaged file
         wanted = wanted_columns(data, kind)
         parquet = shard_kind(files[0]) == "parquet"
-        features = _features_of(files[0]) if parquet else tar_layout(files, data).features
+        features = features_of_file(files[0]) if parquet else tar_layout(files, data).features
         return bool(find_columns(features, wanted))
     return False
 
 
 def _split_of_file(name: str) -> str:
-    """By its folder or its own name, as `datasets` does."""
+    """The split of a shard, by its folder or file name as in `datasets`; "train" by default."""
     *folders, file = name.split(os.sep)
     numbered = re.match(r"(\w+)-\d{5}-of-\d{5}", file)
     if numbered:
@@ -190,11 +223,24 @@ def _split_of_file(name: str) -> str:
 
 
 def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bool, kind: str) -> dict:
-    """What else `datasets` may find there (Arrow, Lance, zip, a dataset card that names files elsewhere)."""
+    """Let `datasets` try other formats (Arrow, Lance, zip, a dataset card that points to files elsewhere).
+
+    Raises:
+        RecipeError: it finds nothing, or only files of another kind.
+    """
+    counts = Counter(os.path.splitext(file)[1].lower() or os.path.basename(file) for file in found.others)
+    there = listed(f"{count} {extension}" for extension, count in counts.most_common())
+    others = Counter(filter(None, map(media_kind, found.others)))
+    readable = [file for file in found.others if not media_kind(file) and not file.lower().endswith(_TEXTS)]
+    if found.others and not readable and not any(wanted_columns(data, kind).values()):
+        if others:
+            other, count = others.most_common(1)[0]
+            said = f"{count:,} {other}s; {instead(kind, other)}"
+            raise RecipeError(f"data.path={data.path} has no {kind} column or file, but {said}.")
+        raise RecipeError(f"data.path={data.path} holds no {kind}s ({there}); give {_FORMS} with {kind}s.")
     try:
         return load_dataset(str(path), name=data.name, streaming=streaming)
     except Exception as error:
-        there = listed(f"{count} {extension}" for extension, count in found.others.most_common())
         raise RecipeError(
             f"data.path={data.path} could not be loaded: there are no {kind}s that can be read in it"
             f"{f' ({there})' if there else ''}, and `datasets` says: {_said(error)}"
@@ -206,7 +252,7 @@ def _open_shards(parts: dict[str, list[str]], data: DataConfig, streaming: bool,
     files = [file for part in parts.values() for file in part]
     if shard_kind(files[0]) == "parquet":
         paths = {split: [one if "://" in one else escape(one) for one in part] for split, part in parts.items()}
-        return _load_parquet("parquet", files, data, streaming, kind, only_media, data_files=paths)
+        return load_parquet("parquet", files, data, streaming, kind, only_media, data_files=paths)
     layout = tar_layout(files, data)
     made = {}
     for split, part in parts.items():
@@ -214,7 +260,7 @@ def _open_shards(parts: dict[str, list[str]], data: DataConfig, streaming: bool,
         if streaming:
             kwargs = {"files": part, "layout": layout}
             made[split] = IterableDataset.from_generator(read_tars, gen_kwargs=kwargs, **given)
-        else:  # it is copied into the cache of `datasets`, which must know when a shard changes
+        else:  # copied to the cache of `datasets`, whose key must change when a shard does
             versions = tuple(str(_version(file)) for file in part)
             kwargs = {"files": part, "layout": replace(layout, versions=versions)}
             made[split] = Dataset.from_generator(read_tars, gen_kwargs=kwargs, **given)
@@ -226,58 +272,11 @@ def _version(file: str) -> str:
     return system.ukey(path)
 
 
-def _load_parquet(
-    what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, **options
-) -> dict:
-    """`load_dataset`, which learns the columns from the first file: here from all where they differ, and what a file
-    lacks is null; a stream, which may have very many, only looks at media, and passes over a corrupt file.
-    """
-    narrow = only_media and streaming
-    if not narrow and "://" not in files[0]:
-        schemas = list(filter(None, map(_features_of, files)))
-        if any(schema != schemas[0] for schema in schemas):
-            options["features"] = _all_columns(schemas)
-    try:
-        parts = load_dataset(what, streaming=streaming, **options)
-        if narrow:
-            features = next(iter(parts.values())).features
-            columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
-            parts = load_dataset(what, streaming=True, columns=columns, **options)
-        return parts
-    except Exception:
-        with suppress(Exception):  # the first error is the one to tell
-            features = _all_columns(filter(None, map(_features_of, files)))
-            if narrow:
-                columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
-                options["columns"], features = columns, Features({name: features[name] for name in columns})
-            return load_dataset(what, streaming=streaming, **options | {"features": features})
-        damaged = [file for file in files if _features_of(file) is None]
-        if damaged and len(damaged) < len(files):
-            said = f"{len(damaged)} of {len(files)} Parquet files cannot be read, the first is {damaged[0]}"
-            raise RecipeError(
-                f"{said}; remove what is damaged, or set data.streaming=true, which passes over it."
-            ) from None
-        raise
-
-
-def _all_columns(schemas: Iterable[Features]) -> Features:
-    features = Features()
-    for schema in schemas:
-        features |= {name: feature for name, feature in schema.items() if name not in features}
-    return Features(features)
-
-
-def _features_of(file: str) -> Features | None:
-    with suppress(Exception), fsspec.open(file, "rb") as opened:  # corrupt
-        return Features.from_arrow_schema(pq.read_schema(opened))
-    return None
-
-
 def _open_places(data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
-    """The splits that all places of a list have, one place after the other; see `DataConfig.path` for the weights.
+    """The splits that all paths of a list share, concatenated; see `DataConfig.path` for the weights.
 
     Raises:
-        RecipeError: see `open_place`, or weights that the data cannot have.
+        RecipeError: see `open_place`; also for weights that are impossible for the data.
     """
     opened = [open_place(replace(data, path=place.path), streaming, kind, only_media) for place in data.places]
     shared = [split for split in opened[0] if all(split in parts for parts in opened)]
@@ -285,16 +284,16 @@ def _open_places(data: DataConfig, streaming: bool, kind: str, only_media: bool)
 
 
 def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bool):
-    """Datasets as one, with columns that are called after their kind; labels where all have the same classes."""
+    """Concatenate datasets, with columns renamed to their kind; labels are kept if all have the same label type."""
     parts = [part if part.features is not None else part._resolve_features() for part in parts]
     labels = [None if only_media else find_label_column(part.features, data.label_column) for part in parts]
     types = [part.features[label] if label else None for part, label in zip(parts, labels, strict=True)]
-    labelled = types[0] is not None and all(one == types[0] for one in types)
+    labeled = types[0] is not None and all(one == types[0] for one in types)
     listed_alike = all(isinstance(part, Dataset) for part in parts)
     uniform = []
     for part, label, place in zip(parts, labels, data.places, strict=True):
         columns = find_columns(part.features, wanted_columns(data, kind), place.path)
-        names = {column: name for name, column in columns.items()} | ({label: "label"} if labelled else {})
+        names = {column: name for name, column in columns.items()} | ({label: "label"} if labeled else {})
         part = part.select_columns(list(names))
         for name, column in columns.items():
             part = part.cast_column(column, MEDIA[name].feature(decode=False))
@@ -307,7 +306,7 @@ def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bo
 
 
 def _repeated(dataset, place: Place, kind: str) -> list:
-    """A place's examples as often as its weight says: whole times, and a seeded part of them."""
+    """Repeat the examples of a path by its weight: the whole dataset repeatedly, and a seeded sample for the rest."""
     times, part = divmod(place.weight, 1)
     if MEDIA[kind].once and times + (part > 0) > 1:
         raise RecipeError(

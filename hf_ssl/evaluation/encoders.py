@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import xxhash
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -21,12 +22,15 @@ from transformers import (
     TimmWrapperModel,
 )
 
+from ..absent import is_absent
 from ..data.modality import Modality, modality_of
 from ..devices import channels_last
 from ..disk import first_line
 from ..errors import RecipeError
 from ..hub.weights import open_encoder
+from ..logs import without_bars
 from ..models import METHODS  # also registers our classes with AutoModel
+from ..recipe import nearest
 from .features import Embed, Transform, encoder_embedding
 from .images import ProcessorTransform, raw_pixel_embedding
 
@@ -87,6 +91,20 @@ class Encoder:
         nothing: dict[str, Any] = {"model": nn.Identity(), "folder": None, "layer": None}
         return replace(self, name="raw pixels", embed=raw_pixel_embedding, **nothing)
 
+    def random_projection(self, seed: int = 0) -> "Encoder":
+        """The raw pixels in as many numbers as the encoder gives, by a Gaussian matrix."""
+        with torch.no_grad():
+            blank = self.transform.inputs(*self.transform.blank(None), device=torch.device("cpu"))  # type: ignore[arg-type]
+            self.model.cpu()
+            pixels, width = (one(blank)[""].shape[1] for one in (raw_pixel_embedding, self.embed))
+        linear = nn.Linear(pixels, width, bias=False).requires_grad_(False)
+        nn.init.normal_(linear.weight, std=width**-0.5, generator=torch.Generator().manual_seed(seed))
+
+        def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"": linear(raw_pixel_embedding(inputs)[""])}
+
+        return replace(self, name="random projection", embed=embed, model=linear, folder=None, layer=None)
+
 
 def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, pooler: bool = True) -> Encoder:
     """An encoder in evaluation mode with its own preprocessing.
@@ -144,6 +162,11 @@ def _timm(name: str, layer: str | None) -> Encoder:
         model = TimmWrapperModel(config).eval().requires_grad_(False)
         model.timm_model.load_state_dict(source.state_dict())
     except Exception as error:  # whatever timm and the Hub raise
+        if is_absent(error):
+            said = "its weights are not in the cache, and the Hub could not be reached"
+            raise RecipeError(f"No encoder {name!r}: {said}{' (HF_HUB_OFFLINE=1)' * HF_HUB_OFFLINE}.") from error
+        if isinstance(error, RuntimeError) and "Unknown model" in str(error):
+            raise RecipeError(f"timm has no {name!r}{nearest(name.removeprefix(TIMM), timm.list_models())}") from None
         raise RecipeError(f"No encoder could be loaded from {name!r}: {first_line(error)}") from error
     transform = modality_of(config).inference(config)
     fresh = partial(_new, config)
@@ -154,7 +177,8 @@ def _with_projector(name: str, location: str, folder: Path | None, layer: str) -
     """An encoder with a part of the projector that it was trained with."""
     try:
         if folder is not None:
-            model = AutoModelForPreTraining.from_pretrained(folder / "pretraining")
+            with without_bars():
+                model = AutoModelForPreTraining.from_pretrained(folder / "pretraining")
         else:
             model = AutoModelForPreTraining.from_pretrained(location, subfolder="pretraining")
         model = model.eval().requires_grad_(False)

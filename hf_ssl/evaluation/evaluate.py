@@ -6,7 +6,7 @@ that are judged: where something has to be, a part of the training examples is h
 """
 
 import logging
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +14,21 @@ from typing import Any
 
 import torch
 
-from ..data.bank import labelled_source, labelled_sources, measured_on, place_in_class, unlabelled_queries
+from ..data.bank import labeled_source, labeled_sources, measured_on, place_in_class
 from ..data.places import open_place
 from ..data.sources import Source
 from ..devices import best_precision, process_state
-from ..disk import atomic_write
-from ..errors import UserError
-from ..hub.card import hardware, versions
 from ..recipe import DataConfig, MonitorConfig, RecipeError, nearest
 from .encoders import Encoder, open_model
 from .features import Features
 from .knn import knn
 from .linear import accuracy_of, kfold_accuracy, linear_accuracy, linear_svm_accuracy, logistic_regression
-from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Logistic, LowShot, Retrieval, SeveralSVM, Supervised
-from .results import to_json
-from .retrieval import evaluate_clips, mean_average_precision
-from .scores import is_share, spread, standard_error
+from .lists import rows_named
+from .protocols import KNN, KNN_PROTOCOLS, PROTOCOLS, SVM, Dense, Logistic, LowShot, Retrieval, SeveralSVM, Supervised
+from .results import figures
+from .retrieval import evaluate_clips, gallery, has_pairs, mean_average_precision
+from .revisited import revisited_map, revisited_sources
+from .scores import spread, standard_error
 from .several import several_svms, several_targets
 from .store import CACHE, features_of
 
@@ -37,7 +36,7 @@ from .store import CACHE, features_of
 logger = logging.getLogger(__name__)
 
 Frozen = KNN | Logistic | SVM | SeveralSVM | LowShot | Retrieval
-Settings = Frozen | Supervised
+Settings = Frozen | Supervised | Dense
 Parts = dict[str, dict[str, Features]]  # "bank" and "queries", or "examples" -> name -> features
 
 
@@ -51,11 +50,22 @@ class How:
     cache: Path | None = CACHE
 
 
-def settings_of(protocol: str, name: str | None, monitor: MonitorConfig | None = None) -> Settings:
+def settings_of(
+    protocol: str,
+    name: str | None,
+    monitor: MonitorConfig | None = None,
+    *,
+    lists: Sequence[str] | None = None,
+    ground_truth: str | None = None,
+) -> Settings:
     """The settings of "knn", "linear" .. by their name; of kNN without one those of `monitor`.
 
+    Args:
+        lists: of the low-shot protocol "list", see `LowShot`.
+        ground_truth: of the retrieval protocol "revisited", see `hf_ssl.evaluation.revisited`.
+
     Raises:
-        RecipeError: there is no such protocol.
+        RecipeError: there is no such protocol, or it lacks its file.
     """
     known: dict[str, Any] = PROTOCOLS[protocol]
     if name is None and protocol == "knn" and monitor is not None:
@@ -63,7 +73,13 @@ def settings_of(protocol: str, name: str | None, monitor: MonitorConfig | None =
     chosen = next(iter(known)) if name is None else name
     if chosen not in known:
         raise RecipeError(f"There is no protocol {chosen!r} of {protocol}{nearest(chosen, known)}")
-    return known[chosen]
+    if chosen == "list" and not lists:
+        raise RecipeError("--protocol list needs the names of the images to learn from: --list FILE.")
+    if chosen == "revisited" and not ground_truth:
+        raise RecipeError("--protocol revisited needs its annotations: --ground-truth gnd_roxford5k.pkl.")
+    if chosen == "list":
+        return replace(known[chosen], lists=tuple(map(str, lists or ())))
+    return replace(known[chosen], ground_truth=ground_truth) if chosen == "revisited" else known[chosen]
 
 
 def evaluate(
@@ -101,10 +117,14 @@ def evaluate(
     settings = settings or _frozen(protocol, changes.pop("classifier", None), monitor)
     how = replace(how or How(), **changes)
     encoder = open_model(model, how.num_clips, how.layer)
-    medium = _medium(protocol, encoder, data)
+    medium = encoder.modality.medium_of(data)
     sources, targets, classes = _sources(protocol, settings, data, monitor, medium, folds)
+    lists = settings.lists if isinstance(settings, LowShot) else ()
+    draws = [rows_named(sources["bank"], file) for file in lists]
     measured = measured_on(sources.get("bank"), sources.get("queries"), max(getattr(settings, "k", (0,))))
     measured |= {"num_classes": len(classes)} if classes else {}
+    if protocol == "retrieval" and "examples" in sources:  # each asks all others
+        measured = measured_on(None, sources["examples"], 0) | {"examples": sources["examples"].part}
     for note in measured.get("notes", ()):
         logger.warning(note)
 
@@ -116,9 +136,11 @@ def evaluate(
             parts[name] = {tower: replace(f, labels=asked[f.examples]) for tower, f in parts[name].items()}
         for name, source in sources.items():
             _check(parts[name], source, protocol, data)
+        if isinstance(settings, Retrieval) and settings.ground_truth:
+            return _figures_of(parts) | revisited_map(settings.ground_truth, parts["bank"][""], parts["queries"][""])
         split, some = monitor.bank_split, _some(next(iter(parts.values())))
         of_each = None if folds is None else _folds(data, split, folds, some, medium)
-        return _measure(protocol, settings, parts, encoder.modality.towers, of_each, classes)
+        return _measure(protocol, settings, parts, encoder.modality.towers, (of_each, draws), classes)
 
     result = measure(encoder)
     if baselines:
@@ -130,23 +152,16 @@ def evaluate(
 
 def _frozen(protocol: str, name: str | None, monitor: MonitorConfig) -> Frozen:
     chosen = settings_of(protocol, name, monitor)
-    if isinstance(chosen, Supervised):
-        raise RecipeError(f"{name or protocol} trains: call hf_ssl.training.supervised.supervised.")
+    if isinstance(chosen, Supervised | Dense):
+        module = "dense.dense" if isinstance(chosen, Dense) else "supervised.supervised"
+        raise RecipeError(f"{name or protocol} trains: call hf_ssl.training.{module}.")
     return chosen
 
 
 def _baselines(encoder: Encoder) -> list[Encoder]:
     """What a figure has to stand beside."""
-    pixels = [encoder.raw_pixels()] if encoder.modality.towers == ("",) else []
+    pixels = [encoder.raw_pixels(), encoder.random_projection()] if encoder.modality.towers == ("",) else []
     return [encoder.untrained(), *pixels]
-
-
-def _medium(protocol: str, encoder: Encoder, data: DataConfig) -> str:
-    """What is read of the data."""
-    medium = encoder.modality.medium_of(data)
-    if protocol == "retrieval" and medium != encoder.modality.medium:
-        raise RecipeError(f"{data.path} holds sound alone; retrieval needs videos with sound.")
-    return medium
 
 
 def _sources(
@@ -159,10 +174,14 @@ def _sources(
         return several_targets(data, monitor, medium)
     where = replace(data, label_column=monitor.label_column)
     if folds is not None:
-        return {"examples": labelled_source(where, monitor.bank_split, medium)}, {}, []
+        return {"examples": labeled_source(where, monitor.bank_split, medium)}, {}, []
+    if isinstance(settings, Retrieval) and settings.ground_truth:
+        if medium != "image":
+            raise RecipeError("--ground-truth is for encoders of images; leave it out.")
+        return (*revisited_sources(settings.ground_truth, where, monitor), [])
     if protocol == "retrieval":
-        return {"examples": unlabelled_queries(where, monitor, medium)}, {}, []
-    bank, queries = labelled_sources(data, monitor, medium, trained_on=False)
+        return {"examples": gallery(where, monitor, medium)}, {}, []
+    bank, queries = labeled_sources(data, monitor, medium, trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
     return {"bank": bank, "queries": queries}, {}, []
@@ -190,32 +209,42 @@ def _measure(
     settings: Frozen,
     parts: Parts,
     towers: tuple[str, ...],
-    folds: torch.Tensor | None,
+    more: tuple[torch.Tensor | None, list[torch.Tensor]],
     classes: list[Any],
 ) -> dict[str, Any]:
-    """All figures of one encoder."""
-    result: dict[str, Any] = {"failed": [name for part in parts.values() for name in _some(part).failed]}
-    result |= {name: len(_some(part)) for name, part in parts.items()}
-    result |= {"errors": {}, "spread": {}, "chosen": {}}
+    """All figures of one encoder; `more`: the folds, and the examples of each list."""
+    result = _figures_of(parts)
     if protocol == "retrieval" and len(towers) > 1:
-        return result | evaluate_clips([], parts["examples"])
-    for tower in (name for name in towers if name in next(iter(parts.values()))):
-        sides = {name: part[tower].labelled() for name, part in parts.items()}
-        values, more = _of_tower(settings, sides, folds)
+        result |= evaluate_clips([], parts["examples"])
+        shares = {key: value for key, value in figures(result).items() if not key.endswith("rank")}
+        result["errors"] = {key: standard_error(value, result["examples"]) for key, value in shares.items()}
+    known = [name for name in towers if name in next(iter(parts.values()))]
+    for tower in known:
+        sides = {name: part[tower].labeled() for name, part in parts.items()}
+        if protocol == "retrieval" and not has_pairs(sides["examples"]):
+            if figures(result):
+                continue
+            raise RecipeError("Retrieval by class needs a class with two examples; see --label-column.")
+        values, about = _of_tower(settings, sides, more)
         for name, value in values.items():
             key = f"{name}_{tower}".rstrip("_")
             result[key] = value
-            if name in more.get("error", {}):
-                result["errors"][key] = more["error"][name]
-            elif is_share(name):
-                result["errors"][key] = standard_error(value, _judged(sides))
-            if name in more.get("spread", {}):
-                result["spread"][key] = more["spread"][name]
-        if "classes" in more:
-            of_class = {str(one): found for one, found in zip(classes, more["classes"], strict=True)}
+            error = about.get("error", {}).get(name)
+            result["errors"][key] = standard_error(value, _judged(sides)) if error is None else error
+            if name in about.get("spread", {}):
+                result["spread"][key] = about["spread"][name]
+        if "classes" in about:
+            of_class = {str(one): found for one, found in zip(classes, about["classes"], strict=True)}
             result.setdefault("classes", {})[tower or "encoder"] = of_class
-        result["chosen"] |= {f"{name}_{tower}".rstrip("_"): value for name, value in more.get("chosen", {}).items()}
+        result["chosen"] |= {f"{name}_{tower}".rstrip("_"): value for name, value in about.get("chosen", {}).items()}
     return result
+
+
+def _figures_of(parts: Parts) -> dict[str, Any]:
+    """A result without its figures."""
+    result: dict[str, Any] = {"failed": [name for part in parts.values() for name in _some(part).failed]}
+    result |= {name: len(_some(part)) for name, part in parts.items()}
+    return result | {"errors": {}, "spread": {}, "chosen": {}}
 
 
 def _some(part: dict[str, Features]) -> Features:
@@ -227,28 +256,31 @@ def _judged(sides: dict[str, Features]) -> int:
 
 
 def _of_tower(
-    settings: Frozen, sides: dict[str, Features], folds: torch.Tensor | None
+    settings: Frozen, sides: dict[str, Features], more: tuple[torch.Tensor | None, list[torch.Tensor]]
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures by name, and what there is to say of them."""
+    folds, draws = more
     if isinstance(settings, Retrieval):
-        return mean_average_precision(sides["examples"]), {}
+        told = mean_average_precision(sides["examples"])
+        return told, {"error": told.pop("errors")}
     if isinstance(settings, SeveralSVM):
-        value, of_class = several_svms(sides["bank"], sides["queries"], costs=settings.costs)
-        return {"map": value}, {"classes": of_class}
+        value, of_class, error = several_svms(sides["bank"], sides["queries"], costs=settings.costs)
+        return {"map": value}, {"classes": of_class, "error": {"map": error}}
     if isinstance(settings, LowShot):
-        return _low_shot(settings, sides["bank"], sides["queries"])
+        return _low_shot(settings, sides["bank"], sides["queries"], draws)
     if isinstance(settings, KNN):
         how = {"k": settings.k, "temperature": settings.temperature, "normalize": settings.normalize}
         found = knn(sides["bank"], sides["queries"], **how)  # type: ignore[arg-type]  # a dict of three types
         first, *others = settings.k
-        named = _named("knn", found[first])
-        return named | {f"knn_k{k}": found[k]["top1"] for k in others}, {}
+        named, errors = _named("knn", found[first])
+        return named | {f"knn_k{k}": found[k]["top1"] for k in others}, {"error": errors}
     if folds is not None:
         return {"linear": kfold_accuracy(sides["examples"], folds, accuracy=partial(_linear, settings))}, {}
     if isinstance(settings, SVM) or settings.weight_decay is not None:
         return {"linear": _linear(settings, sides["bank"], sides["queries"])}, {}
     model, c = logistic_regression(sides["bank"], cs=settings.cs)
-    return _named("linear", accuracy_of(model, sides["queries"])), {"chosen": {"C": c}}
+    named, errors = _named("linear", accuracy_of(model, sides["queries"]))
+    return named, {"chosen": {"C": c}, "error": errors}
 
 
 def _linear(settings: Logistic | SVM, train: Features, test: Features) -> float:
@@ -260,23 +292,38 @@ def _linear(settings: Logistic | SVM, train: Features, test: Features) -> float:
     return accuracy_of(logistic_regression(train, cs=settings.cs)[0], test)["top1"]
 
 
-def _named(name: str, found: dict[str, float]) -> dict[str, float]:
-    return {name: found["top1"]} | {f"{name}_{key}": value for key, value in found.items() if key != "top1"}
+def _named(name: str, found: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures of `Scores` under the name of a protocol, and the errors that they bring."""
+    errors = {f"{name}_{key}": value for key, value in found["errors"].items()}
+    values = {name if key == "top1" else f"{name}_{key}": value for key, value in found.items() if key != "errors"}
+    return values, errors
 
 
-def _low_shot(settings: LowShot, bank: Features, queries: Features) -> tuple[dict[str, float], dict[str, Any]]:
-    """The mean over draws of the examples that are learned from."""
-    found = []
-    for draw in range(settings.draws):
-        place, size = place_in_class(bank.labels.cpu().numpy(), seed=draw)
-        few = settings.per_class if settings.share is None else (settings.share * size).round().clip(1)
-        rows = torch.from_numpy((place < few).nonzero()[0])
-        model, _ = logistic_regression(bank.select(rows), cs=(settings.c,))
-        found.append(_named("lowshot", accuracy_of(model, queries)))
+def _low_shot(
+    settings: LowShot, bank: Features, queries: Features, lists: list[torch.Tensor]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The mean over draws, or over lists, of the examples that are learned from."""
+    draws = lists or [few_of(settings, bank, draw) for draw in range(settings.draws)]
+    found: list[dict[str, float]] = []
+    errors: dict[str, float] = {}
+    for chosen in draws:
+        rows = torch.isin(bank.numbers, chosen) if lists else chosen
+        model, _ = logistic_regression(bank.select(rows.nonzero().flatten()), cs=(settings.c,))
+        one, errors = _named("lowshot", accuracy_of(model, queries))
+        found.append(one)
+    if len(found) == 1:  # one list: what it teaches is judged on examples that might have been others
+        return found[0], {"error": errors}
     over = {name: spread([one[name] for one in found]) for name in found[0]}
     values = {name: one["value"] for name, one in over.items()}
-    more = {"spread": {name: one["spread"] for name, one in over.items()}}
-    return values, more | {"error": {name: one["standard_error"] for name, one in over.items()}}
+    about = {"spread": {name: one["spread"] for name, one in over.items()}}
+    return values, about | {"error": {name: one["standard_error"] for name, one in over.items()}}
+
+
+def few_of(settings: LowShot, bank: Features, draw: int) -> torch.Tensor:
+    """Which examples of the bank a draw takes, (N,)."""
+    place, size = place_in_class(bank.labels.cpu().numpy(), seed=draw)
+    few = settings.per_class if settings.share is None else (settings.share * size).round().clip(1)
+    return torch.from_numpy(place < few)
 
 
 def _folds(data: DataConfig, split: str, column: str, found: Features, medium: str) -> torch.Tensor:
@@ -294,30 +341,3 @@ def _folds(data: DataConfig, split: str, column: str, found: Features, medium: s
     if len(folds.unique()) < 2:
         raise RecipeError(f"The column {column!r} of {data.path} has one fold only.")
     return folds.to(found.labels.device)
-
-
-def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None, output: Path | None) -> Path | None:
-    """Write a result to `results/<protocol>_<dataset>.json` in the model's folder, or to `output`; None where there is
-    neither.
-
-    Raises:
-        UserError: the disk refused it.
-    """
-    inner = Path(model) / "model"
-    folder = inner if inner.is_dir() else Path(model)
-    protocol = result.get("protocol", "") + ("" if name is None else f"-{name}")
-    protocol += "" if result.get("layer") is None else f"-layer{result['layer']}"
-    dataset = "_".join(Path(str(data.path)).with_suffix("").parts[-1:]) or "data"
-    safe = "".join(c if c.isalnum() or c in "-_.%" else "_" for c in f"{protocol}_{dataset}")
-    if output is None and not (folder / "config.json").exists():
-        return None
-    file = output if output is not None else folder / "results" / f"{safe}.json"
-    device = str(process_state().device)
-    about: dict[str, Any] = {"model": model, "data": str(data.path), "name": name, "command": " ".join(sys.argv[1:])}
-    about |= {"hardware": hardware(process_state().num_processes, device), "versions": versions()}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, to_json(result | about))
-    except OSError as error:
-        raise UserError(f"The result could not be written to {file} ({error}); see --output.") from error
-    return file

@@ -40,7 +40,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """Vectors of labelled examples, and the names of those that could not be read.
+    """Vectors of labeled examples, and the names of those that could not be read.
 
     Attributes:
         vectors: (N, D), or (N, clips, D) of several clips of each; float32, or what `scale` makes it from a file that
@@ -60,6 +60,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def numbers(self) -> torch.Tensor:
+        """Of the source's examples, (N,)."""
+        return self.examples if self.rows is None else self.examples[self.rows.cpu()]
+
     def block(self, start: int, stop: int) -> torch.Tensor:
         """Vectors `start` to `stop` in float32, (n, D) or (n, clips, D)."""
         part = self.vectors[start:stop] if self.rows is None else self.vectors[self.rows[start:stop]]
@@ -75,7 +80,7 @@ class Features:
         known = rows if self.rows is None else self.rows[rows]
         return replace(self, labels=self.labels[rows], rows=known)
 
-    def labelled(self) -> "Features":
+    def labeled(self) -> "Features":
         """Without the examples of class -1, which have no label; of several labels each, without those of -1 only."""
         known = self.labels != -1
         known = known.any(1) if known.ndim == 2 else known

@@ -66,7 +66,7 @@ class Measures:
         return knn_accuracy(*self._sides(embed), k=self.config.k, temperature=self.config.temperature)
 
     def _sides(self, embed) -> tuple[Features, Features]:
-        sides = [self.extract(embed, part)[""].labelled() for part in (self.bank, self.queries)]
+        sides = [self.extract(embed, part)[""].labeled() for part in (self.bank, self.queries)]
         bank, queries = (replace(side, vectors=side.vectors.flatten(1)) for side in sides)
         return bank, queries
 

@@ -6,6 +6,8 @@ Similarity, votes weighted by exp(similarity / temperature), evaluated once with
 divided by their sum, as DINO's softmax has them, give the same classes: a common factor does not change a vote.)
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -22,7 +24,7 @@ def knn(
     temperature: float = 0.1,
     normalize: bool = True,
     chunk: int = 1024,
-) -> dict[int, dict[str, float]]:
+) -> dict[int, dict[str, Any]]:
     """Accuracies of `queries` by the vote of their nearest neighbors in `bank`, for every k.
 
     Several clips of each, (N, clips, D), are averaged first. Classes are any whole numbers but -1, which is left out.
@@ -32,14 +34,14 @@ def knn(
         normalize: similarity is the cosine, else the dot product (VISSL).
 
     Returns:
-        k -> "top1", "top5", "mean_per_class" (0..1).
+        k -> "top1", "top5", "mean_per_class" (0..1) and "errors", see `Scores`.
 
     Raises:
         ValueError: no labeled image on one of the two sides.
     """
-    bank, queries = bank.labelled().averaged(), queries.labelled().averaged()
+    bank, queries = bank.labeled().averaged(), queries.labeled().averaged()
     if len(bank) == 0 or len(queries) == 0:
-        raise ValueError("kNN needs labelled images in both the bank and the queries.")
+        raise ValueError("kNN needs labeled images in both the bank and the queries.")
     classes, targets = bank.labels.unique(return_inverse=True)
     scores = {one: Scores(classes) for one in k}
     for part, asked in queries.blocks(chunk):

@@ -140,9 +140,9 @@ def kfold_accuracy(features: Features, folds: Tensor, *, accuracy: Callable = li
 
 
 def _accuracy(train: Features, test: Features, objective: Callable[[int], Objective], max_iter: int) -> float:
-    train, test = train.labelled(), test.labelled()
+    train, test = train.labeled(), test.labeled()
     if len(train) == 0 or len(test) == 0:
-        raise ValueError("Linear classification needs labelled examples for both training and test.")
+        raise ValueError("Linear classification needs labeled examples for both training and test.")
     clips = train.vectors.shape[1] if train.vectors.ndim == 3 else 1
     chosen = objective(len(train) * clips)
     return accuracy_of(fit(train, chosen, max_iter=max_iter), test, chosen.activation)["top1"]
@@ -150,7 +150,7 @@ def _accuracy(train: Features, test: Features, objective: Callable[[int], Object
 
 def accuracy_of(
     model: Linear, test: Features, activation: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1)
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Accuracies of a classifier, see `Scores`."""
     scores = Scores(model.classes)
     with torch.no_grad():

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xxhash
-from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
 
+from ..logs import get_logger
 from .features import Features
 
 

@@ -2,6 +2,7 @@
 """The published protocols of evaluation, by name: settings, and where they stand. docs/evaluation.md has the table."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .linear import CS
@@ -70,6 +71,7 @@ class LowShot:
 
     Args:
         share: of the training examples, or `per_class` of them.
+        lists: files of the names of the examples to learn from, in place of draws; see `hf_ssl.evaluation.lists`.
     """
 
     source: str
@@ -77,20 +79,28 @@ class LowShot:
     per_class: int | None = None
     draws: int = 5
     c: float = 1.0
+    lists: tuple[str, ...] = ()
 
     def said(self) -> str:
+        if self.lists:
+            return f"{', '.join(Path(file).name for file in self.lists)}, C={self.c:g}"
         few = f"{self.per_class} per class" if self.share is None else f"{self.share:.0%}"
         return f"{few}, {self.draws} draws, C={self.c:g}"
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Mean average precision of each example's neighbors of its own class."""
+    """Mean average precision of each example's neighbors of its own class, or of annotated queries.
+
+    Args:
+        ground_truth: file of the annotations of ROxford or RParis.
+    """
 
     source: str
+    ground_truth: str | None = None
 
     def said(self) -> str:
-        return "cosine"
+        return "by class, cosine" if self.ground_truth is None else f"{Path(self.ground_truth).name}, cosine"
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,36 @@ class Supervised:
         return how + (f", {self.share:.0%} of the labels" if self.share else "")
 
 
+@dataclass(frozen=True)
+class Dense:
+    """BatchNorm and a linear layer on each place of the last feature map, trained on crops; see
+    `hf_ssl.training.dense`.
+
+    Args:
+        size: of the crops, and of the windows that are judged; None for the encoder's own.
+        scales: the short side of an image becomes `size` times a number between these two.
+        dropout: of whole channels.
+        epochs: in place of `steps`.
+    """
+
+    source: str
+    steps: int
+    batch_size: int = 16
+    size: int | None = None
+    scales: tuple[float, float] = (0.5, 2.0)
+    lr: tuple[float, ...] = (1e-3,)
+    weight_decay: float = 1e-2
+    warmup: float = 1500 / 40_000
+    dropout: float = 0.1
+    clip: float = 35.0
+    epochs: float | None = None
+
+    def said(self) -> str:
+        length = f"{self.steps:,} steps" if self.epochs is None else f"{self.epochs:g} epochs"
+        size = "" if self.size is None else f", {self.size} pixels"
+        return f"BatchNorm and linear layer, {length}, batch {self.batch_size}, lr {self.lr[0]:g}{size}"
+
+
 KNN_PROTOCOLS = {
     "hf_ssl": KNN("SwAV's k (arXiv:2006.09882), the temperature of Wu et al. (arXiv:1805.01978)"),
     "lightly": KNN("lightly's benchmarks", k=(200,)),
@@ -159,6 +199,7 @@ LOWSHOT_PROTOCOLS = {
     "1": LowShot("one example of each class", per_class=1),
     "5": LowShot("five examples of each class", per_class=5),
     "10": LowShot("ten examples of each class", per_class=10),
+    "list": LowShot("MSN's imagenet_subsets, whose files name the images (its classifier differs: see the docs)"),
     "swav-1%": Supervised("SwAV's eval_semisup.py", 20, share=0.01, lr=(0.02,), head_lr=5.0, **_SEMI),
     "swav-10%": Supervised("SwAV's eval_semisup.py", 20, share=0.1, lr=(0.01,), head_lr=0.2, **_SEMI),
 }
@@ -183,11 +224,19 @@ FINETUNE_PROTOCOLS = {
     ),
     "byol": Supervised("BYOL's fine-tuning: 20,000 steps there", 50, frozen=False, lr=(0.01,), nesterov=True),
 }
-RETRIEVAL_PROTOCOLS = {"class": Retrieval("neighbors of the same class; AVID: the other tower's, see retrieval.py")}
+RETRIEVAL_PROTOCOLS = {
+    "class": Retrieval("neighbors of the same class; AVID: the other tower's, see retrieval.py"),
+    "revisited": Retrieval("Radenovic et al. (arXiv:1803.11285), ROxford and RParis, by their evaluate.py"),
+}
+DENSE_PROTOCOLS = {
+    "small": Dense("ours, for a few thousand images: DINOv3's at the encoder's own size", 2000),
+    "dinov3": Dense("DINOv3's eval/segmentation, its linear head on ADE20K", 40_000, size=512),
+}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "knn": KNN_PROTOCOLS,
     "linear": LINEAR_PROTOCOLS,
     "lowshot": LOWSHOT_PROTOCOLS,
     "finetune": FINETUNE_PROTOCOLS,
     "retrieval": RETRIEVAL_PROTOCOLS,
+    "dense": DENSE_PROTOCOLS,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 # What of a result is no figure.
 _ABOUT = {"failed", "measured", "examples", "bank", "queries", "errors", "spread", "chosen", "baselines", "protocol"}
-_ABOUT |= {"classes", "settings", "said", "model", "data", "name", "command", "hardware", "versions", "layer"}
+_ABOUT |= {"classes", "settings", "said", "model", "data", "name", "command", "hardware", "versions", "layer", "place"}
 
 
 def figures(result: dict[str, Any]) -> dict[str, float]:

@@ -1,18 +1,30 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Cross-modal retrieval between the pictures and the sound of the same clips, and how pure CMA's positive sets are.
+"""Retrieval by class; between the pictures and the sound of the same clips; and how pure CMA's positive sets are.
 
-No protocol was published with AVID. Ours: cosine similarity of the embeddings of unseen clips.
+Between the towers, no protocol was published with AVID. Ours: cosine similarity of the embeddings of unseen clips.
 Ties are resolved in expectation over a random order: an encoder that gives all clips the same embedding gets exactly
 chance (k / N), where counting ties for it would give 100 %, and counting them against it would punish duplicate clips.
 """
+
+import logging
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..coerce import listed
+from ..data.bank import unlabeled_queries
+from ..data.folders import SPLITS
+from ..data.sources import Source, available_splits
+from ..recipe import DataConfig, MonitorConfig, RecipeError
 from .features import Features
 from .knn import knn_accuracy
+from .scores import spread
 
+
+logger = logging.getLogger(__name__)
 
 TIE = 1e-6  # cosines that float32's rounding alone can tell apart
 
@@ -20,21 +32,21 @@ TIE = 1e-6  # cosines that float32's rounding alone can tell apart
 def evaluate_clips(
     banks: list[dict[str, Features]], queries: dict[str, Features], *, k: int = 20, temperature: float = 0.1
 ) -> dict[str, float]:
-    """Retrieval between the towers, and `knn_video`, `knn_audio` against a labelled bank.
+    """Retrieval between the towers, and `knn_video`, `knn_audio` against a labeled bank.
 
     Args:
         banks: training videos, at most once.
     """
     labels = next(iter(queries.values())).labels
-    labelled = bool((labels >= 0).any())
+    labeled = bool((labels >= 0).any())
     results: dict[str, float] = {}
     if {"video_embeds", "audio_embeds"} <= queries.keys() and len(labels):
         video, audio = (queries[name].averaged().vectors for name in ("video_embeds", "audio_embeds"))
-        results |= retrieval(video, audio, labels if labelled else None)
+        results |= retrieval(video, audio, labels if labeled else None)
     for bank in banks:
         for tower in ("video", "audio"):
-            if tower in bank and labelled and (bank[tower].labels >= 0).any():
-                sides = (bank[tower].labelled(), queries[tower].labelled())
+            if tower in bank and labeled and (bank[tower].labels >= 0).any():
+                sides = (bank[tower].labeled(), queries[tower].labeled())
                 results[f"knn_{tower}"] = knn_accuracy(*sides, k=k, temperature=temperature)
     return results
 
@@ -50,7 +62,7 @@ def retrieval(video: Tensor, audio: Tensor, labels: Tensor | None = None, *, chu
 
     Returns:
         `video_to_audio_r1`, `_r5`, `_r10` (share of clips found among the k nearest, 0..1), `_median_rank` (from 1),
-        with labels `_p1` (share of nearest neighbours of the right class), and the same for `audio_to_video`.
+        with labels `_p1` (share of nearest neighbors of the right class), and the same for `audio_to_video`.
 
     Raises:
         ValueError: no clips, or not the same number of them on both sides.
@@ -87,18 +99,43 @@ def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None,
     return results
 
 
+def gallery(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
+    """The examples that are found among each other: `monitor.query_split`, with or without labels.
+
+    Where there is no split "test", that is "validation", or the only split: nothing is learned from any of them.
+
+    Raises:
+        RecipeError: there is no such split.
+    """
+    splits, asked = available_splits(where, kind), monitor.query_split
+    other = [name for name in sorted(splits) if SPLITS.get(name) in ("test", "validation")] or list(splits)
+    if asked not in splits and asked == "test" and len(other) == 1:
+        logger.info(f"{where.path} has no split 'test'; the examples of {other[0]!r} are found among each other.")
+        asked = other[0]
+    if asked not in splits:
+        raise RecipeError(f"{where.path} has no split {asked!r}; set --query-split to one of {listed(splits)}.")
+    return unlabeled_queries(where, replace(monitor, query_split=asked), kind)
+
+
+def has_pairs(features: Features) -> bool:
+    """Whether a class has two examples."""
+    return bool((features.labeled().labels.unique(return_counts=True)[1] > 1).any())
+
+
 @torch.no_grad()
-def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str, float]:
-    """Find the examples of its own class among all others, for each labeled example, by the cosine.
+def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str, Any]:
+    """Find the examples of its own class, or of its own instance, among all others, for each labeled example, by the
+    cosine.
 
     Returns:
-        "map": mean over the examples of their average precision; "p1": share whose nearest neighbor is of their class.
+        "map": mean over the examples of their average precision; "p1": share whose nearest neighbor is of their class;
+        "errors": the standard error of "map", from the deviation of the average precisions.
         Examples that are the only one of their class ask nothing.
 
     Raises:
         ValueError: no class has two examples.
     """
-    known = features.labelled().averaged()
+    known = features.labeled().averaged()
     precisions, first = [], []
     for part, asked in known.blocks(chunk):
         similarity = torch.cat(
@@ -115,7 +152,12 @@ def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str,
         first.append(right[asking, 0].float())
     if sum(map(len, first)) == 0:
         raise ValueError("Retrieval by class needs a class with two examples.")
-    return {"map": torch.cat(precisions).mean().item(), "p1": torch.cat(first).mean().item()}
+    found = spread(torch.cat(precisions).tolist())
+    return {
+        "map": found["value"],
+        "p1": torch.cat(first).mean().item(),
+        "errors": {"map": found["standard_error"]},
+    }
 
 
 def positive_precision(positives: Tensor, labels: Tensor) -> float:
@@ -131,5 +173,5 @@ def positive_precision(positives: Tensor, labels: Tensor) -> float:
     found, anchors = labels[positives.long()], labels[:, None]  # (N, k), (N, 1)
     known = (found >= 0) & (anchors >= 0)
     if not known.any():
-        raise ValueError("Precision of the positive sets needs labelled instances.")
+        raise ValueError("Precision of the positive sets needs labeled instances.")
     return ((found == anchors) & known).sum().item() / known.sum().item()

@@ -3,8 +3,11 @@
 
 import math
 import statistics
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Scores:
@@ -25,18 +28,21 @@ class Scores:
         self._hits.append((self.classes[order] == labels[:, None]).cpu())
         self._asked.append(labels.cpu())
 
-    def read(self) -> dict[str, float]:
-        """Accuracies, 0..1; there is no top-5 of five classes or fewer, which it always is."""
+    def read(self) -> dict[str, Any]:
+        """Accuracies, 0..1; there is no top-5 of five classes or fewer, which it always is.
+
+        "errors" has the standard error of what is no share of the examples: of the mean per class that of a mean of
+        independent shares.
+        """
         hits, asked = torch.cat(self._hits), torch.cat(self._asked)
         first = hits[:, 0].float()
-        of_class = [first[asked == one].mean() for one in asked.unique()]
-        found = {"top1": first.mean().item(), "mean_per_class": torch.stack(of_class).mean().item()}
-        return found | ({"top5": hits.any(1).float().mean().item()} if len(self.classes) > 5 else {})
-
-
-def is_share(name: str) -> bool:
-    """Whether a figure of this name is a share of the examples that are judged, and no mean of others."""
-    return not name.endswith(("mean_per_class", "map"))
+        of_class = [first[asked == one] for one in asked.unique()]
+        shares = torch.stack([one.mean() for one in of_class])
+        found: dict[str, Any] = {"top1": first.mean().item(), "mean_per_class": shares.mean().item()}
+        if len(self.classes) > 5:
+            found["top5"] = hits.any(1).float().mean().item()
+        variances = shares * (1 - shares) / torch.tensor([len(one) for one in of_class])
+        return found | {"errors": {"mean_per_class": variances.sum().sqrt().item() / len(of_class)}}
 
 
 def standard_error(share: float, count: int) -> float:
@@ -52,3 +58,23 @@ def spread(values: list[float]) -> dict[str, float]:
         "spread": deviation,
         "standard_error": deviation / math.sqrt(len(values)),
     }
+
+
+def bootstrap_error(rows: Tensor, statistic: Callable[[Tensor], Tensor]) -> float:
+    """Standard error of a statistic of sums: its deviation over examples that are drawn anew with replacement.
+
+    Args:
+        rows: what each example adds, (N, ...).
+        statistic: sums (draws, ...) -> values (draws,).
+    """
+    flat, found = rows.cpu().double().flatten(1), []
+    for weights in drawn_anew(len(rows)).split(50):
+        found.append(statistic((weights @ flat).unflatten(1, rows.shape[1:])))
+    return torch.cat(found).std().item()
+
+
+def drawn_anew(count: int, draws: int = 1000) -> Tensor:
+    """How often each of `count` examples is among as many that are drawn with replacement, (draws, count) float64."""
+    drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(0))
+    once = torch.ones(1, dtype=torch.float64).expand(draws, count)
+    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, drawn, once)

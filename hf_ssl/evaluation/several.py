@@ -20,9 +20,11 @@ from ..data.sources import Source, load_source
 from ..recipe import DataConfig, MonitorConfig, RecipeError
 from .features import Features
 from .linear import minimize
+from .scores import drawn_anew
 
 
 _FOLDS = 3
+_DRAWS = 200  # of examples anew, for the standard error
 _EPS = 1e-5  # added to lengths
 
 
@@ -38,7 +40,7 @@ def several_targets(
     sources, rows = {}, {}
     for side, split in splits.items():
         where = replace(data, image_column=monitor.image_column or data.image_column, label_column=None)
-        sources[side] = load_source(where, split, medium).unlabelled()
+        sources[side] = load_source(where, split, medium).unlabeled()
         sources[side].part = split
         rows[side] = several_classes(open_place(data, False, medium)[split], monitor.label_column, data.path)
     known = {one for some, _ in rows.values() for row in some for one in row or ()}
@@ -61,8 +63,9 @@ def several_targets(
 
 def several_svms(
     train: Features, test: Features, *, costs: tuple[float, ...], max_iter: int = 1000
-) -> tuple[float, list[dict[str, float]]]:
-    """Mean average precision of `test`, 0..1, and "ap" and "C" of each class.
+) -> tuple[float, list[dict[str, float]], float]:
+    """Mean average precision of `test`, 0..1, "ap" and "C" of each class, and the mean's standard error: the deviation
+    over examples of `test` that are drawn anew with replacement.
 
     Args:
         train, test: vectors (N, D) with labels (N, K) of 1, 0 and -1.
@@ -78,12 +81,22 @@ def several_svms(
             asked = learned.where(folds == fold, -1)
             found[i] += _precisions(x @ weight, asked, envelope=False) / _FOLDS
     best = found.argmax(0)  # the first of equal ones
-    of_class = torch.zeros(len(best), dtype=torch.float64)
+    scores = torch.zeros(len(y), len(best), dtype=torch.float64, device=y.device)
     for i in best.unique().tolist():
-        weight = _Machines(x, costs[i], max_iter).fit(learned)
-        of_class = of_class.where(best != i, _precisions(y @ weight, test.labels, envelope=True))
+        chosen = (best == i).to(y.device)
+        scores[:, chosen] = y @ _Machines(x, costs[i], max_iter).fit(learned)[:, chosen]
+    of_class = _precisions(scores, test.labels, envelope=True)
     told = [{"ap": ap, "C": float(costs[i])} for ap, i in zip(of_class.tolist(), best.tolist(), strict=True)]
-    return of_class.mean().item(), told
+    return of_class.mean().item(), told, _error(scores.cpu(), test.labels.cpu())
+
+
+def _error(scores: Tensor, targets: Tensor) -> float:
+    found = []
+    for weights in drawn_anew(len(scores), _DRAWS).long():
+        rows = torch.arange(len(scores)).repeat_interleave(weights)
+        there = (targets[rows] == 1).any(0)  # a class that was not drawn has no precision
+        found.append(_precisions(scores[rows][:, there], targets[rows][:, there], envelope=True).mean())
+    return torch.stack(found).std().item()
 
 
 class _Machines:

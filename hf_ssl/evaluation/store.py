@@ -136,6 +136,8 @@ def key_of(encoder: Encoder, source: Source, precision: str) -> str:
     about = [_VERSION, encoder.digest, precision, fingerprint(source, False), repr(source.decoding)]
     state = xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
     state.update(np.ascontiguousarray(source.numbers).tobytes())
+    if source.boxes is not None:
+        state.update(repr(source.boxes).encode())
     _add_content(state, source)
     return state.hexdigest()
 

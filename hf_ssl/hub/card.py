@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The model card of a run: what was measured, where, and the recipe that makes it again."""
+"""The model card of a run: its measurements, its environment, and the recipe to reproduce it."""
 
 import json
 import platform
@@ -28,7 +28,7 @@ from .evaluations import section
 from .published import published_section
 
 
-SEER = "goyal2021seer goyal2022seer caron2020swav"  # what its preset of views cites
+SEER = "goyal2021seer goyal2022seer caron2020swav"  # citations of the "seer" views preset
 
 ROWS = (
     ("knn_raw_pixels", "kNN accuracy of raw pixels", "{:.1%}"),
@@ -51,10 +51,10 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Results:
-    """`results.json`: what was measured before and after training, and how the run was.
+    """`results.json`: measurements before and after training, and facts about the run.
 
-    `seconds` of training over all restarts; `num_examples` is None for a stream, which nobody has counted. `card`:
-    what whoever shares the model has said about it (`license`, `name`, `datasets`). `measured`: on which examples, see
+    `seconds`: training time over all restarts. `num_examples`: None for a stream of unknown length. `card`: metadata
+    set with `hf-ssl card` (`license`, `name`, `datasets`). `measured`: the examples used, see
     `hf_ssl.data.bank.measured_on`; empty in files of earlier versions.
     """
 
@@ -73,25 +73,25 @@ class Results:
 
 
 def hardware(processes: int, device: str) -> str:
-    """What a run is on, for `Results`."""
+    """Hardware of a run, for `Results`."""
     cuda = device.startswith("cuda")
     return f"{processes} x {torch.cuda.get_device_name()}" if cuda else f"{processes} CPU process(es)"
 
 
 def versions() -> dict[str, str]:
-    """Those that decide a run's figures, for `Results`."""
+    """Versions of the packages that affect a run, for `Results`."""
     modules = (hf_ssl, torch, timm, transformers, datasets, accelerate)
     return {"Python": platform.python_version()} | {module.__name__: module.__version__ for module in modules}
 
 
 def templates_folder() -> Path:
-    """`model_cards/`: beside the package in a checkout, inside it in a wheel."""
+    """`model_cards/`: next to the package in a checkout, inside it in a wheel."""
     inside = Path(hf_ssl.__file__).parent / "model_cards"
     return inside if inside.is_dir() else Path(hf_ssl.__file__).parent.parent / "model_cards"
 
 
 def entries(subject: str) -> str:
-    """The BibTeX of a method, or of "seer"; a method's class has it, or its keys in citations.bib."""
+    """BibTeX of a method, or of "seer"; a method's class has the entries, or their keys in citations.bib."""
     cited = SEER if subject == "seer" else method_classes(subject)[1].citation
     if "@" in cited:
         return cited.strip()
@@ -101,12 +101,12 @@ def entries(subject: str) -> str:
 
 
 def bibtex(subject: str) -> str:
-    """The entries of a method, or of "seer", as a fenced block."""
+    """BibTeX of a method, or of "seer", as a fenced block."""
     return f"```bibtex\n{entries(subject)}\n```"
 
 
 def paper_link(method: str) -> str:
-    """The title of a method's paper, as BibTeX has it, with its link."""
+    """Link to a method's paper, with the title from its BibTeX."""
     model_class = method_classes(method)[1]
     found = re.search(r"\btitle\s*=\s*\{(.+)\},?$", entries(method), re.MULTILINE)
     return f"[{found[1] if found else model_class.title}]({model_class.paper})"
@@ -120,12 +120,12 @@ def render_card(
     sharded: bool = False,
     evaluations: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """README.md of a repo folder, with Hub metadata; every figure of its own is this run's.
+    """README.md of a repo folder, with Hub metadata; all figures except published ones are from this run.
 
     Args:
-        recipe: the one to share, `recipe.shareable()`.
-        sharded: the encoder's weights are in several files, which timm does not read by itself.
-        evaluations: what was measured of it since, see `hf_ssl.hub.evaluations`.
+        recipe: the recipe to publish, `recipe.shareable()`.
+        sharded: the encoder's weights are in several files, which timm cannot read by itself.
+        evaluations: later evaluations, see `hf_ssl.hub.evaluations`.
     """
     method = method_classes(recipe.method)[1].title
     plain, modality = rebuildable_by_timm(config), modality_of(config)
@@ -150,18 +150,18 @@ def render_card(
         license=_LICENSED.format(**results.card) if "license" in results.card else _UNLICENSED,
         citation=bibtex("seer" if recipe.views.preset == "seer" else recipe.method),
     )
-    return re.sub(r"\n{3,}", "\n\n", text)  # where a section is empty
+    return re.sub(r"\n{3,}", "\n\n", text)  # left by empty sections
 
 
 def render_converted(
     config: SSLConfig, origin: dict[str, str], left_out: list[str], subfolders: list[str], *, sharded: bool = False
 ) -> str:
-    """README.md of a repo folder that was made of an original checkpoint; no figures are in it.
+    """README.md of a repo folder converted from an original checkpoint; it has no figures.
 
     Args:
-        origin: the checkpoint's `file`, its `project` ("" if not known) and `licence`, and the `command`.
-        left_out: parts of the file that were.
-        subfolders: of "pretraining" and "classification", what there is beside the encoder.
+        origin: the checkpoint's `file`, its `project` ("" if unknown) and `license`, and the `command`.
+        left_out: entries of the file that were not converted.
+        subfolders: those of "pretraining" and "classification" that exist.
     """
     method = METHODS[config.model_type][1].title
     plain, words, backbone = rebuildable_by_timm(config), modality_of(config).half(__package__), config.backbones
@@ -192,7 +192,7 @@ def _metadata(
     method = model_class.title
     said = {"name": f"{method} {recipe.model.get('backbone', '')}".strip()} | results.card
     measured = entries_of(evaluations)
-    if "knn" in results.final and results.measured.get("num_classes") != 1:  # of which any encoder gets 100 %
+    if "knn" in results.final and results.measured.get("num_classes") != 1:  # with one class, any encoder gets 100 %
         data = _evaluated_on(recipe)
         measured.append(
             EvalResult(
@@ -218,7 +218,7 @@ def _metadata(
 
 
 def _hub_ids(*places: str | None) -> list[str] | None:
-    """A recipe that is shared has a slash only where a place is on the Hub."""
+    """Hub ids among the places of a shared recipe, where only Hub ids have a slash."""
     return [place for place in places if place and "/" in place] or None
 
 
@@ -227,7 +227,7 @@ def _evaluated_on(recipe: Recipe) -> str:
 
 
 def _results(recipe: Recipe, results: Results) -> str:
-    """The table, and how its figures were measured."""
+    """The results table, and how its figures were measured."""
     final, measured = results.final, results.measured
     where = _part(measured, "queries", recipe.monitor.query_split)
     how = f"Measured once, with seed {recipe.train.seed}, behind the last step; no step was chosen by it. "
@@ -250,7 +250,7 @@ def _results(recipe: Recipe, results: Results) -> str:
 
 
 def _part(measured: dict[str, Any], side: str, split: str) -> str:
-    """The bank or the queries by their true name; files of earlier versions have only the recipe's split."""
+    """Name of the bank or the queries; files of earlier versions only have the recipe's split."""
     name = measured.get(side, split)
     text = f"the split `{name}`" if re.fullmatch(r"[\w.-]+", name) else name
     return f"{text} ({measured[f'num_{side}']:,})" if side in measured else text
@@ -282,9 +282,9 @@ def _duration(seconds: float) -> str:
 
 _UNNAMED = "a dataset given from Python"
 
-_LICENSED = "The weights' licence is `{license}`, as whoever shares them has said."
+_LICENSED = "The weights' license is `{license}`, as whoever shares them has said."
 
 _UNLICENSED = (
-    "The weights carry no licence of their own until whoever shares them adds one to the metadata above\n"
+    "The weights carry no license of their own until whoever shares them adds one to the metadata above\n"
     "(`hf-ssl card FOLDER --license apache-2.0`)."
 )

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A model of videos with sound on the Hub: its processor, the words of its card, and its graph for serving."""
+"""Models of videos with sound on the Hub: processor, model card text, and inputs and outputs for serving."""
 
 from pathlib import Path
 
@@ -36,22 +36,27 @@ output = model(**processor("clip.mp4", return_tensors="pt"))      # output.video
 
 
 def usage(plain: bool, sharded: bool) -> str:
-    """How the model is loaded."""
+    """Model card text on loading the model."""
     return _USAGE
 
 
+def with_processor(lines: list[str], place: str) -> list[str]:
+    """The lines of `usage`, which load the processor, too."""
+    return lines
+
+
 def inputs(config: AvidConfig) -> str:
-    """What a converted model's inputs are."""
+    """Model card text on the inputs of a converted model."""
     return _AVERAGED_INPUTS if isinstance(config.audio_mean, float | int) else INPUTS
 
 
 def save_processor(config: AvidConfig, folder: Path) -> None:
-    """The processor, which takes video files."""
+    """Save the processor, which takes video files."""
     avid_processor(config).save_pretrained(folder)
 
 
 def serving(config: AvidConfig) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Inputs without the batch, and outputs of a graph."""
+    """Input shapes without the batch dimension, and output names of the exported graph."""
     frames = (config.num_frames, config.num_channels, config.image_size, config.image_size)
     sound = (config.num_audio_frames, config.num_bands)
     return {"pixel_values_videos": frames, "input_values": sound}, ["video_embeds", "audio_embeds"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Pretrained encoders of others to start from (`model.init_from`): timm's, transformers' and those of hf_ssl."""
+"""Start from a pretrained encoder (`model.init_from`) of timm, transformers or hf_ssl."""
 
 import re
 from collections.abc import Callable
@@ -7,9 +7,11 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 from transformers import AutoImageProcessor
 
+from ..absent import is_absent
 from ..methods import method_classes
 from ..models import METHODS, SSLConfig, create_backbone, load_backbone, timm_fields
 from ..recipe import Recipe, RecipeError
@@ -17,14 +19,14 @@ from .weights import open_encoder
 
 
 def start_from_encoder(recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of `model.init_from`, in timm's names, and what they decide of `recipe.model` that it leaves open.
+    """Load `model.init_from`: its tensors with timm's names, and the fields of `recipe.model` that they determine.
 
-    "timm/resnet50.a1_in1k" is a model of timm with its weights; anything else is a folder or a Hub id that `AutoModel`
-    loads: an encoder of hf_ssl, one in timm's format, or one of transformers, for which `model.backbone` says which
-    timm network it is. AVID's video tower takes them.
+    "timm/resnet50.a1_in1k" is a timm model with its weights. Anything else is a folder or Hub id that `AutoModel`
+    loads: an hf_ssl encoder, one in timm's format, or a transformers encoder, for which `model.backbone` must name the
+    equivalent timm network. For AVID, the weights go to the video tower. Fields set by the recipe are not returned.
 
     Raises:
-        RecipeError: it cannot be loaded, or is another network than the recipe's.
+        RecipeError: it cannot be loaded, or is a different network than the recipe's.
     """
     ours, place = dict(recipe.model), recipe.model["init_from"]
     config_class = method_classes(recipe.method)[0]
@@ -46,19 +48,22 @@ def start_from_encoder(recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[st
             copy_by_execution(encoder, backbone, ours.get("image_size", 224))
         else:
             load_backbone(backbone, encoder, place)
-    except Exception as error:  # whatever foreign files make timm and transformers raise
+    except Exception as error:  # foreign files may make timm and transformers raise anything
+        if is_absent(error) and not isinstance(error, RecipeError):
+            said = "its weights are not in the cache, and the Hub could not be reached"
+            raise RecipeError(f"model.init_from={place}: {said}{' (HF_HUB_OFFLINE=1)' * HF_HUB_OFFLINE}.") from error
         raise RecipeError(f"model.init_from={place}: {' '.join(str(error).split())}") from error
     return backbone.state_dict(), {key: value for key, value in ours.items() if key not in recipe.model}
 
 
 def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, Any]]:
-    """Tensors in timm's names and the fields of `SSLConfig` that they decide, or else the module itself."""
+    """Tensors with timm's names and the `SSLConfig` fields that they determine, or else the module itself."""
     if place.startswith("timm/"):
         name = place.removeprefix("timm/")
         model = timm.create_model(name, pretrained=True, num_classes=0)
         return model.state_dict(), timm_fields(name, model)
-    model = open_encoder(place, pooler=False).float()  # whatever it was saved in
-    model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, which have one of texts, too
+    model = open_encoder(place, pooler=False).float()  # weights may be saved in half precision
+    model = getattr(model, "vision_model", model)  # CLIP and SigLIP also have a text model
     if model.config.model_type in METHODS and hasattr(model, "backbone"):
         names = ("backbone", "backbone_args", "stem", "padding", "first_shortcut")
         names += ("num_channels", "image_mean", "image_std")
@@ -79,14 +84,14 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
 
 @torch.no_grad()
 def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> None:
-    """Copy the tensors of a transformers encoder into a timm network that computes the same, whatever their names.
+    """Copy the tensors of a transformers encoder into an equivalent timm network, whatever their names.
 
-    Tensors of one shape (dimensions of one aside) are matched in the order in which both networks use them; then both
-    must give the same features. Query, key and value, three layers in transformers, become one or two where timm has
-    so many; a position of the class token is added to the token where timm has none.
+    Tensors of equal shape (ignoring dimensions of size 1) are matched in execution order; then both networks must give
+    the same features. Separate query, key and value layers are concatenated if timm has fused ones. If timm has no
+    position embedding for the class token, it is added to the token.
 
     Raises:
-        ValueError: they are different networks.
+        ValueError: the networks differ.
     """
     source, target = source.eval(), target.eval()
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -94,7 +99,7 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
     theirs = _joined(_layers_in_order(source, lambda: source(pixel_values=images)), {t.shape for _, t in ours})
     found, wanted = _alike(theirs), _alike(ours)
     head = {tensor for name, tensor in ours if re.match(r"(head|fc_norm|norm)\.", name)}
-    for kind, tensors in wanted.items():  # a norm behind the features keeps its initial values where they have none
+    for kind, tensors in wanted.items():  # norms after the features keep their initial values if the source has none
         if len(found.get(kind, ())) < len(tensors):
             wanted[kind] = [tensor for tensor in tensors if tensor not in head]
     for rows, width in [kind[1:] for kind in wanted if len(kind) == 3 and kind not in found]:
@@ -109,11 +114,11 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
             "model.backbone_args, or take timm's own weights: model.init_from=timm/NAME."
         )
     for kind, tensors in wanted.items():
-        for there, here in zip(found[kind], tensors, strict=False):  # a pooler behind them is left over
+        for there, here in zip(found[kind], tensors, strict=False):  # ignore a pooler at the end of the source
             here.copy_(there.reshape(here.shape))
     expected, features = source(pixel_values=images), target.forward_features(images)
     pairs = [(expected.last_hidden_state, features)]
-    if expected.get("pooler_output") is not None:  # some normalise what they pool only
+    if expected.get("pooler_output") is not None:  # some networks normalize only the pooled features
         pairs.append((expected.pooler_output, target.forward_head(features, pre_logits=True)))
     if not any(_means_are_close(*pair, target.num_features) for pair in pairs):
         raise ValueError(
@@ -123,7 +128,7 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
 
 
 def _layers_in_order(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
-    """Modules as they are called; one that is not, since its owner reads its tensors, follows its owner."""
+    """Modules in call order; modules never called, because their parent reads their tensors, follow the parent."""
     called: list[nn.Module] = []
     names = {module: name for name, module in model.named_modules()}
     handles = [module.register_forward_pre_hook(lambda m, *_: called.append(m)) for module in names]
@@ -139,17 +144,17 @@ def _layers_in_order(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str
 
 
 def _tensors(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, torch.Tensor]]:
-    """What a checkpoint has of them; the token of masked patches has no part in features."""
+    """Tensors in the state dicts of layers, except the mask token, which does not affect features."""
     return [
         (f"{path}.{name}", tensor)
         for path, layer in layers
         for name, tensor in layer.state_dict(keep_vars=True).items()
-        if "." not in name and name != "mask_token"  # its own, without its children's
+        if "." not in name and name != "mask_token"  # without tensors of children
     ]
 
 
 def _joined(layers: list[tuple[str, nn.Module]], wanted: set[torch.Size]) -> list[tuple[str, torch.Tensor]]:
-    """Their tensors; those of query, key and value, or of the latter two, in one where such a one is wanted."""
+    """Tensors of layers; query, key and value (or key and value) are concatenated if that shape is wanted."""
     tensors, i = [], 0
     while i < len(layers):
         for letters in ("qkv", "kv"):
@@ -173,7 +178,7 @@ def _joined(layers: list[tuple[str, nn.Module]], wanted: set[torch.Size]) -> lis
 
 
 def _alike(tensors: list[tuple[str, torch.Tensor]]) -> dict[tuple, list[torch.Tensor]]:
-    """Tensors of one shape; scales of residual branches belong to blocks in some networks, to layers in others."""
+    """Group tensors by shape; residual scales separately, because their place in the call order differs."""
     groups: dict[tuple, list[torch.Tensor]] = {}
     for name, tensor in tensors:
         scale = re.search("gamma|lambda|layer_scale", name) is not None
@@ -182,7 +187,7 @@ def _alike(tensors: list[tuple[str, torch.Tensor]]) -> dict[tuple, list[torch.Te
 
 
 def _means_are_close(a: torch.Tensor, b: torch.Tensor, width: int) -> bool:
-    """Whether the means over tokens or positions agree, wherever the channels are among the dimensions."""
+    """Whether the means over tokens or positions agree, with the channels in any dimension."""
     if width not in a.shape[1:] or width not in b.shape[1:]:
         return False
     a, b = (x.movedim(list(x.shape).index(width, 1), 1).reshape(len(x), width, -1).mean(2) for x in (a, b))

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What `hf-ssl evaluate` has measured of a model, `results/*.json` in its folder, in its card and its metadata."""
+"""Add results of `hf-ssl evaluate` (`results/*.json` in a model's folder) to its card and metadata."""
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from ..files import read_json
 
 logger = logging.getLogger(__name__)
 
-_TITLES = {"knn": "kNN", "linear": "linear classifier", "lowshot": "low-shot", "retrieval": "retrieval by class"}
+_TITLES = {"knn": "kNN", "linear": "linear classifier", "lowshot": "low-shot", "retrieval": "retrieval"}
+_TITLES |= {"dense": "dense linear probe"}
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The results in a model's folder; files that are something else are named and left out."""
+    """Results in a model's folder; other files are skipped with a warning."""
     found = []
     for file in sorted((folder / "results").glob("*.json")):
         try:
@@ -34,7 +36,7 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_result(result: dict[str, Any]) -> bool:
-    """Whether a file that others may have written has what a card says of a result."""
+    """Whether an untrusted file has everything that the card needs."""
     beside = result.get("baselines", {})
     if not isinstance(beside, dict) or not all(isinstance(one, dict) for one in beside.values()):
         return False
@@ -51,14 +53,14 @@ def _is_result(result: dict[str, Any]) -> bool:
 
 
 def title(result: dict[str, Any]) -> str:
-    """What a protocol is called, with all that decides its figure."""
+    """Name of a protocol with all settings that affect its figure."""
     name = _TITLES.get(result["protocol"], result["protocol"])
     chosen = ", ".join(f"{key}={value:g}" for key, value in result.get("chosen", {}).items())
     return f"{name} ({result['said']}{f', {chosen}' if chosen else ''})"
 
 
 def section(evaluations: Sequence[dict[str, Any]]) -> str:
-    """A table of all figures with their standard errors; "" where there are none."""
+    """Markdown table of all figures with standard errors; "" if there are none."""
     if not evaluations:
         return ""
     beside = list(dict.fromkeys(name for one in evaluations for name in one.get("baselines", {})))
@@ -76,7 +78,7 @@ def section(evaluations: Sequence[dict[str, Any]]) -> str:
 
 
 def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
-    """One entry of the model index for each protocol and figure that is an accuracy."""
+    """Model index entries, one per protocol and accuracy-like figure."""
     found = []
     for one in evaluations:
         data = Path(str(one["data"])).name
@@ -85,13 +87,19 @@ def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
                 continue
             found.append(
                 EvalResult(
-                    task_type="image-classification",
+                    task_type="image-segmentation" if one["protocol"] == "dense" else "image-classification",
                     dataset_type=data,
                     dataset_name=data,
                     dataset_split=one["measured"].get("queries", "test"),
-                    metric_type="mean_average_precision" if key == "map" else "accuracy",
+                    metric_type=_metric(key),
                     metric_name=f"{title(one)}: {key}",
                     metric_value=round(100 * value, 2),
                 )
             )
     return found
+
+
+def _metric(key: str) -> str:
+    """What the Hub calls a figure."""
+    kinds = {"map": "mean_average_precision", "mp": "precision", "miou": "mean_iou"}
+    return next((name for start, name in kinds.items() if re.match(rf"{start}(\d|_|$)", key)), "accuracy")

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The repo folder of a trained model: the encoder for everyone at its root, the whole method under `pretraining/`.
+"""Write the repo folder of a trained model: the encoder at its root, the whole method in `pretraining/`.
 
-An encoder that timm rebuilds from its name stands at the root in timm's own format, so that `AutoModel` and
-`timm.create_model` load it without trusting any code; any other (a small stem, SAME padding) goes out as custom code.
+If timm can rebuild the encoder from its name, it is saved in timm's format, so that `AutoModel` and
+`timm.create_model` load it without trusting any code. Others (small stem, SAME padding) are saved with custom code.
 """
 
 import json
@@ -26,6 +26,7 @@ from ..coerce import listed
 from ..data.modality import modality_of
 from ..disk import first_line, flush, recover_folder, refused_write, replace_folder
 from ..errors import UserError
+from ..logs import without_bars
 from ..methods import method_classes, shipped_code, without_memory
 from ..models import METHODS, SSLConfig, backbone_kwargs, rebuildable_by_timm
 from ..recipe import Recipe, RecipeError, continued, recipe_from_dict
@@ -42,12 +43,12 @@ MODELS = Path(models.__file__).parent
 def export(
     model: PreTrainedModel, recipe: Recipe, folder: Path | str, *, tensors: dict[str, torch.Tensor], results: Results
 ) -> Path:
-    """The repo folder of a trained `XForPreTraining`, with its recipe, its measurements and a card that shows them.
+    """Write the repo folder of a trained `XForPreTraining`, with its recipe, results and card.
 
     Raises:
-        UserError: the disk refused it.
+        UserError: the disk refused the write.
     """
-    # The method's own classes: those of a sharded model are made by FSDP.
+    # Use the method's own classes, because FSDP replaces those of a sharded model.
     model = without_memory(METHODS[model.config.model_type][1], model.export_parts()[0])
     recover_folder(Path(folder))
     recipe, results = recipe.shareable(), replace(results, card=results.card or kept_card_settings(folder))
@@ -60,7 +61,7 @@ def export(
 
 
 def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Path:
-    """The repo folder of a run's newest checkpoint, or of the one that `place` is, as the end of the run writes it.
+    """Write the repo folder of a run's newest checkpoint, or of the checkpoint `place`, as at the end of a run.
 
     Args:
         folder: default: the run's `model/`.
@@ -103,17 +104,17 @@ def write_repo(
     encoder_only: bool = False,
     add: Callable[[Path], None] = lambda partial: None,
 ) -> Path:
-    """Write a repo folder; an older one is replaced only by a complete one.
+    """Write a repo folder; an existing one is replaced only when the new one is complete.
 
     Args:
-        model: an `XForPreTraining`, of which only the configuration and the names of its tensors count.
-        tensors: its whole state, since its own may be shards or have no memory.
-        files: name -> text of what else belongs to it.
-        encoder_only: leave out `pretraining/`, where the heads are not known.
-        add: puts what else belongs to it into the unfinished folder.
+        model: an `XForPreTraining`; only its configuration and the names of its tensors are used.
+        tensors: its full state dict, since its own may be sharded or on the meta device.
+        files: further text files, name -> content.
+        encoder_only: leave out `pretraining/`, because the heads are unknown.
+        add: called with the unfinished folder to add further files.
 
     Raises:
-        UserError: the disk refused it.
+        UserError: the disk refused the write.
     """
     folder = Path(folder)
     partial = folder.with_name(f".partial_{folder.name}")
@@ -143,7 +144,7 @@ def write_repo(
 
 
 def _ship_own_code(model: PreTrainedModel, folder: Path) -> None:
-    """Let the code of a method that is not hf_ssl's name hf_ssl's files beside it, and put those there."""
+    """For a user's method: copy hf_ssl's files that its code imports, and make those imports relative."""
     own = Path(sys.modules[type(model).__module__].__file__)
     if own.parent == MODELS or not (folder / own.name).exists():
         return
@@ -155,7 +156,7 @@ def _ship_own_code(model: PreTrainedModel, folder: Path) -> None:
 
 
 def in_several_files(tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether the encoder's weights exceed one file, which is all that timm reads by itself."""
+    """Whether the encoder's weights need more than one file, which timm cannot read by itself."""
     encoder = _below(tensors, "encoder.").values()
     return sum(tensor.numel() * tensor.element_size() for tensor in encoder) > MAX_FILE_SIZE
 
@@ -163,18 +164,19 @@ def in_several_files(tensors: dict[str, torch.Tensor]) -> bool:
 def save_pretraining(
     model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path, name: str = "pretraining"
 ) -> None:
-    """`folder/pretraining`: every weight of the method; its code goes to `folder`, where transformers looks for it."""
+    """Write `folder/pretraining`: all weights of the method; its code goes to `folder`, as transformers expects."""
     subfolder = folder / name
     state = {name: tensors[name] for name in model.export_parts()[1]}
-    model.save_pretrained(subfolder, state_dict=state, max_shard_size=MAX_FILE_SIZE)
+    with without_bars():
+        model.save_pretrained(subfolder, state_dict=state, max_shard_size=MAX_FILE_SIZE)
     for file in subfolder.glob("*.py"):
         os.replace(file, folder / file.name)
 
 
 def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """The encoder at the root of `folder`, in timm's format where timm can rebuild it.
+    """Write the encoder to the root of `folder`, in timm's format if timm can rebuild it.
 
-    More than `MAX_FILE_SIZE` goes into several files, which `AutoModel` reads; timm by itself reads one file only.
+    More than `MAX_FILE_SIZE` is split into several files, which `AutoModel` reads but timm by itself does not.
     """
     config = model.config
     if rebuildable_by_timm(config):
@@ -183,12 +185,13 @@ def save_encoder(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folde
         save_torch_state_dict(state, folder, max_shard_size=MAX_FILE_SIZE)
         (folder / "config.json").write_text(json.dumps(timm_config(backbone, config), indent=2))
         return
-    model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)
+    with without_bars():
+        model.encoder.save_pretrained(folder, state_dict=_below(tensors, "encoder."), max_shard_size=MAX_FILE_SIZE)
     modality_of(config).half(__package__).save_processor(config, folder)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU and in a storage of its own; one gathered of uneven shards is a part of a larger one."""
+    """Move to the CPU, with own storage: a tensor gathered from uneven shards is a view of a larger one."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
@@ -198,9 +201,9 @@ def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 def timm_config(backbone, config: SSLConfig) -> dict[str, Any]:
-    """timm's `config.json` of an encoder.
+    """timm's `config.json` for an encoder.
 
-    `num_classes` is left out of `model_args`: transformers' timm wrapper passes it itself and fails on a second one.
+    `model_args` must not have `num_classes`: transformers' timm wrapper passes it itself and fails on a duplicate.
     """
     model_args = {key: value for key, value in backbone_kwargs(config).items() if key != "num_classes"}
     pretrained_cfg = {

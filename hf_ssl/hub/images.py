@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""An encoder of images on the Hub: its processor, the words of its card, and its graph for serving."""
+"""Image encoders on the Hub: processor, model card text, and inputs and outputs for serving."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ..models.image_processing_ssl import image_processor
 PIPELINE_TAG = "image-feature-extraction"
 
 PURPOSE = (
-    "It turns an image of {config.image_size} pixels into a feature vector for nearest-neighbour search, "
+    "It turns an image of {config.image_size} pixels into a feature vector for nearest-neighbor search, "
     "linear classifiers or fine-tuning."
 )
 
@@ -27,7 +27,7 @@ encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in 
 features = pipeline("image-feature-extraction", model="REPO")("image.jpg")
 ```"""
 
-_ONE_FILE = (  # and what stands for it where the weights are in several
+_ONE_FILE = (  # line of _PLAIN_USAGE, and its replacement for sharded weights
     'encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm',
     "timm_model = encoder.timm_model                                   # timm by itself does not read several files",
 )
@@ -44,26 +44,33 @@ features = pipeline("image-feature-extraction", model="REPO", trust_remote_code=
 
 
 def usage(plain: bool, sharded: bool) -> str:
-    """How the model is loaded; `plain`: as timm builds it, `sharded`: its weights are in several files."""
+    """Card text on loading the model; `plain`: timm can build it, `sharded`: its weights are in several files."""
     if not plain:
         return _CODE_USAGE
     return _PLAIN_USAGE.replace(*_ONE_FILE) if sharded else _PLAIN_USAGE
 
 
+def with_processor(lines: list[str], place: str) -> list[str]:
+    """The lines of `usage`, and one that loads what prepares images for the encoder."""
+    first = next(i for i, line in enumerate(lines) if "AutoModel.from_pretrained" in line)
+    lines = [line.replace("import AutoModel,", "import AutoImageProcessor, AutoModel,") for line in lines]
+    return [*lines[:first], f'processor = AutoImageProcessor.from_pretrained("{place}")', *lines[first:]]
+
+
 def inputs(config: PreTrainedConfig) -> str:
-    """What a converted model's inputs are."""
+    """Model card text on the inputs of a converted model."""
     return INPUTS
 
 
 def save_processor(config: PreTrainedConfig, folder: Path) -> None:
-    """The processor of an encoder that needs its own code; timm's format says by itself how images are prepared."""
+    """Save the processor of a custom-code encoder; timm's format describes preprocessing itself."""
     image_processor(config).save_pretrained(folder)
 
 
 def serving(config: PreTrainedConfig) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Inputs without the batch, and outputs of a graph."""
+    """Input shapes without the batch dimension, and output names of the exported graph."""
     if hasattr(config, "image_size"):
         size = (config.num_channels, config.image_size, config.image_size)
-    else:  # timm's
+    else:  # a timm config
         size = tuple(config.pretrained_cfg["input_size"])
     return {"pixel_values": size}, ["pooler_output", "last_hidden_state"]

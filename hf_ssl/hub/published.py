@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What others have published for a recipe, as its header says it, and how a run differs from that.
+"""Compare a run with the published results in its recipe's header.
 
-A published figure stands beside a run's own and never in its place: with the settings it is of, and with the run's own
-measurement only where that is the same kind of figure.
+The card shows published figures next to the run's own, never instead of them. It names the settings of each figure and
+compares it with the run's measurement only if both are the same kind of figure.
 """
 
 import json
@@ -14,7 +14,7 @@ from ..recipe import Recipe, load_recipe, recipe_header, shipped_recipes
 from ..resolve import resolve
 
 
-# Keys that decide neither the weights nor what a figure means, only where, how fast or on what a run was.
+# Keys that affect neither the weights nor the meaning of a figure, only location, speed or data.
 IGNORED = re.compile(
     r"name|data\.(num_\w+|\w+_column|streaming|partitions|shuffle_block|max_megapixels|max_failed_share)|monitor\..*"
     r"|train\.(output_dir|resume|track|seed|channels_last|compile|gradient_checkpointing|push_\w+|log_every"
@@ -29,9 +29,9 @@ class Published:
     """One row of a recipe's `# Published:` line.
 
     Args:
-        figures: what was measured ("linear top-1") -> the figure as it is printed ("74.3").
-        settings: whatever the row says about itself ("300 ep").
-        overrides: keys that make the recipe this row's.
+        figures: measure ("linear top-1") -> printed figure ("74.3").
+        settings: the row's description of its settings ("300 ep").
+        overrides: overrides that turn the recipe into the row's settings.
     """
 
     figures: dict[str, str]
@@ -40,7 +40,7 @@ class Published:
 
 
 def published_rows(path: Path) -> list[Published]:
-    """All rows of a recipe's header; none where nothing is published."""
+    """All rows of a recipe's header; empty if nothing is published."""
     rows, measure = [], ""
     for text in filter(None, recipe_header(path).get("Published", "").split("; ")):
         said, settings = re.fullmatch(r"(.+) \(([^()]+)\)", text).groups()
@@ -51,17 +51,17 @@ def published_rows(path: Path) -> list[Published]:
             figures = {f"{said.split()[0]} of {name}, {ways[name]}": value for name, value, _ in several}
         else:
             first, _, value = said.rpartition(" ")
-            measure = first or measure  # further rows are of the same measure
+            measure = first or measure  # later rows omit the measure
             figures = {measure: value}
         rows.append(Published(figures, settings, tuple(overrides.split())))
     return rows
 
 
 def differences(recipe: Recipe, other: Recipe, *, knn: bool = False) -> dict[str, tuple[str, str]]:
-    """Keys that decide the weights and differ: key -> both values as text.
+    """Keys that affect the weights and differ: key -> both values as text.
 
     Args:
-        knn: those that decide a kNN figure, too.
+        knn: include keys that affect a kNN figure.
     """
     own, others = _settings(recipe, knn), _settings(other, knn)
     missing = "unset"
@@ -71,7 +71,7 @@ def differences(recipe: Recipe, other: Recipe, *, knn: bool = False) -> dict[str
 
 def _settings(recipe: Recipe, knn: bool) -> dict[str, str]:
     config = resolve(recipe).config
-    model = json.loads(config.to_json_string(use_diff=False))  # with the defaults that a recipe need not say
+    model = json.loads(config.to_json_string(use_diff=False))  # includes defaults
     flat = {key: value for key, value in recipe.flat_text().items() if not key.startswith("model.")}
     kept = {key: value for key, value in flat.items() if not IGNORED.fullmatch(key)}
     kept |= {f"monitor.{key}": flat[f"monitor.{key}"] for key in KNN_KEYS if knn}
@@ -81,10 +81,10 @@ def _settings(recipe: Recipe, knn: bool) -> dict[str, str]:
 
 
 def published_section(recipe: Recipe, knn: float | None) -> str:
-    """The card's section on the figures that are published for the recipe that a run began as; "" if there are none.
+    """Card section with the published figures of the shipped recipe that the run started from; "" if there are none.
 
     Args:
-        recipe: the run's, without local paths.
+        recipe: the run's recipe, without local paths.
         knn: the run's own kNN accuracy.
     """
     path = shipped_recipes().get(recipe.name or "")

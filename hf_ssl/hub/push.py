@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Share a repo folder on the Hugging Face Hub: one commit, whole or not at all."""
+"""Publish a repo folder on the Hugging Face Hub in a single commit."""
 
 import os
 import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import UserError
@@ -14,7 +14,7 @@ from ..files import read_text
 from ..recipe import RecipeError
 
 
-# What an earlier push may have left that the folder no longer has; other people's files stay.
+# Files of an earlier push to delete if the folder no longer has them; other people's files are kept.
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "pretraining/*", "classification/*"]
 
 REMEDIES = {
@@ -28,9 +28,9 @@ REMEDIES = {
 
 
 class PushError(UserError):
-    """The Hub could not be reached, or refused; what stood there before still stands.
+    """The Hub could not be reached or refused; the repository is unchanged.
 
-    `status`: the HTTP status, 400 for a name that cannot be one, or None where there was no answer.
+    `status`: HTTP status, 400 for an invalid repository name, or None if there was no response.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -46,27 +46,29 @@ def push(
     revision: str | None = None,
     message: str = "Upload model",
 ) -> str:
-    """Publish a repo folder, or that of a run, and return its address.
+    """Publish a repo folder, or the one of a run, and return its URL.
 
-    The card's lines to copy get the repository's name. Files go up first, and one commit then makes all of them the
-    repository's head; after a failure the same call sends only what is not there yet. Files of an earlier push that
-    the folder no longer has are removed in the same commit.
+    The repository's name is inserted into the card's code examples. Files are uploaded first, then a single commit
+    publishes them all; after a failure, the same call only uploads what is missing. Files of an earlier push that the
+    folder no longer has are removed in the same commit.
 
     Args:
-        repo_id: "user/name" or "organisation/name"; made if it does not exist.
-        private: whether it is made so others cannot see it; by default as the account or organisation has it.
-        revision: a branch, made if it does not exist.
+        repo_id: "user/name" or "organization/name"; created if it does not exist.
+        private: visibility of a new repository; default: the account's or organization's setting.
+        revision: a branch, created if it does not exist.
 
     Raises:
-        RecipeError: the folder is not one to publish.
-        PushError: the Hub could not be reached, or refused.
+        RecipeError: the folder is not an exported model.
+        PushError: the Hub could not be reached or refused.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise RecipeError(f"There is no folder {folder}; give a run's folder, or an exported model's.")
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for names in (("config.json",), ("README.md",), ("model.safetensors", "model.safetensors.index.json")):
         if not any((folder / name).exists() for name in names):
             raise RecipeError(f"{folder} is no exported model: it has no {names[0]}; see `hf-ssl export`.")
-    read_text(folder / "README.md")  # before anything is made there
+    read_text(folder / "README.md")  # fail before creating a repository
     create_repo(repo_id, private)
     api = HfApi()
     try:
@@ -82,7 +84,7 @@ def push(
 
 
 def _name_in_card(card: Path, repo_id: str) -> None:
-    """The card's lines to copy, with the name under which they work."""
+    """Insert the repository's name into the card's code examples."""
     text = read_text(card)
     named = text.replace('"REPO"', f'"{repo_id}"').replace("hf-hub:REPO", f"hf-hub:{repo_id}")
     if named != text:
@@ -93,10 +95,10 @@ def _name_in_card(card: Path, repo_id: str) -> None:
 
 
 def create_repo(repo_id: str, private: bool | None = None) -> None:
-    """Make a repository unless there is one; also a test of the token.
+    """Create a repository if it does not exist; also tests the token.
 
     Raises:
-        PushError: as for `push`.
+        PushError: as in `push`.
     """
     try:
         validate_repo_id(repo_id)
@@ -106,14 +108,16 @@ def create_repo(repo_id: str, private: bool | None = None) -> None:
 
 
 def push_error(error: BaseException, repo_id: str) -> PushError:
-    """What the Hub said, and what to do about it."""
+    """Turn an error of the Hub into one that names the remedy."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
     status = None if cause is None else cause.response.status_code
     said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     remedy = REMEDIES.get(status)
-    if isinstance(error, HFValidationError):
+    if isinstance(error, OfflineModeIsEnabled):
+        remedy, said = "the Hub is out of reach by HF_HUB_OFFLINE: unset it and run the same command again", "offline"
+    elif isinstance(error, HFValidationError):
         status, remedy = 400, "give it as user/name"
     elif status is not None and status >= 500:
         remedy = "the Hub has trouble: run the same command again later"

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The card of a repo folder that exists: written anew, with what whoever shares the model says about it."""
+"""Rewrite the card of an existing repo folder, with metadata set by the user."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from .evaluations import read_evaluations
 
 
 def kept_card_settings(folder: Path | str) -> dict[str, Any]:
-    """What was said about the model in a repo folder, which its next export keeps."""
+    """Card metadata set earlier in a repo folder; the next export keeps it."""
     try:
         said = read_json(Path(folder) / "results.json")["card"]
     except (RecipeError, KeyError):
@@ -29,20 +29,20 @@ def kept_card_settings(folder: Path | str) -> dict[str, Any]:
 def refresh_card(
     place: Path | str, *, license: str | None = None, name: str | None = None, datasets: list[str] | None = None
 ) -> Path:
-    """Write README.md of a repo folder anew from its results.json, recipe.yaml and pretraining/config.json.
+    """Rewrite README.md of a repo folder from its results.json, recipe.yaml and pretraining/config.json.
 
     Args:
-        place: the folder, or that of its run.
-        license, name, datasets: for the metadata: the Hub's word for a licence, the model's name, and Hub ids of what
-            it was trained on. They are kept in results.json; an empty one takes an earlier one back.
+        place: the folder, or its run's folder.
+        license, name, datasets: metadata: the Hub's identifier of a license, the model's name, and Hub ids of the
+            training data. They are saved in results.json; an empty value removes an earlier one.
 
     Raises:
-        UserError: no such folder, a word that the Hub does not take, or a disk that refused it.
+        UserError: no such folder, metadata that the Hub does not accept, or the disk refused the write.
     """
     folder = Path(place)
     folder = folder / "model" if (folder / "model" / "results.json").exists() else folder
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise RecipeError(f"{license!r} is no licence's name on the Hub, such as apache-2.0, cc-by-nc-4.0 or other.")
+        raise RecipeError(f"{license!r} is no license's name on the Hub, such as apache-2.0, cc-by-nc-4.0 or other.")
     try:
         for dataset in filter(None, datasets or ()):
             validate_repo_id(dataset)
@@ -61,7 +61,7 @@ def refresh_card(
             raise ValueError(f"recipe.yaml is of {recipe.method}, and pretraining/config.json is not")
         config = config_class.from_dict(content)
         text = render_card(config, recipe, results, sharded=sharded, evaluations=read_evaluations(folder))
-    except Exception as error:  # whatever damaged or foreign files bring about
+    except Exception as error:  # damaged or foreign files may raise anything
         raise RecipeError(
             f"{place} has nothing to make a card from ({' '.join(str(error).split())}); give a run's folder, or that "
             "of a model which a run exported: results.json, recipe.yaml and pretraining/config.json."

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Encoders for serving: ONNX, and torch's exported programs, with a batch of any size."""
+"""Export encoders for serving, to ONNX or torch.export, with a dynamic batch size."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .weights import open_encoder
 
 
 class _Encoder(nn.Module):
-    """The named outputs of a model as a tuple, which is what graphs have."""
+    """Returns a model's named outputs as a tuple, as graphs require."""
 
     def __init__(self, model: PreTrainedModel, inputs: list[str], outputs: list[str]):
         super().__init__()
@@ -29,12 +29,12 @@ class _Encoder(nn.Module):
 def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bool) -> tuple[Path, float]:
     """Write the encoder of a repo folder, a run or the Hub as `encoder.onnx` or `encoder.pt2` (torch.export).
 
-    Images have `pixel_values` (B, C, H, W) as input, `pooler_output` (B, D) and `last_hidden_state` as outputs; AVID
-    has `pixel_values_videos` (B, T, C, H, W) and `input_values` (B, frames, bands), `video_embeds` and `audio_embeds`
-    (B, D). All are normalised as the model's processor does.
+    Image encoders take `pixel_values` (B, C, H, W) and return `pooler_output` (B, D) and `last_hidden_state`. AVID
+    takes `pixel_values_videos` (B, T, C, H, W) and `input_values` (B, frames, bands) and returns `video_embeds` and
+    `audio_embeds` (B, D). Inputs must be normalized as by the model's processor.
 
     Returns:
-        The file, and the largest difference of its outputs from the model's, relative to the largest output.
+        The file, and the largest difference between its outputs and the model's, relative to the largest output.
 
     Raises:
         RecipeError: no model there, a package is missing, or the graph computes something else.
@@ -47,7 +47,7 @@ def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bo
     if not output.parent.is_dir():
         raise RecipeError(f"There is no folder {output.parent}; name the file with --output.")
     sizes, outputs = modality_of(model.config).half(__package__).serving(model.config)
-    module = _Encoder(model, list(sizes), outputs)
+    module = _Encoder(model, list(sizes), outputs).eval()
     examples = [tuple(torch.rand(batch, *size) for size in sizes.values()) for batch in (2, 5)]
     batch = torch.export.Dim("batch", min=1)
     dynamic = {"tensors": tuple({0: batch} for _ in sizes)}
@@ -72,7 +72,7 @@ def _onnx(module, examples, dynamic, inputs, outputs, file: Path) -> list[torch.
         raise RecipeError(
             f"ONNX needs packages that are not installed ({error}): pip install onnx onnxruntime onnxscript."
         ) from None
-    large = sum(p.numel() * p.element_size() for p in module.parameters()) > 1.9e9  # protobuf ends at 2 GB
+    large = sum(p.numel() * p.element_size() for p in module.parameters()) > 1.9e9  # protobuf's limit is 2 GB
     torch.onnx.export(
         module,
         examples[0],

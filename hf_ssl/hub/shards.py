@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Sharded checkpoints (torch.distributed.checkpoint), read without executing anything that their files hold.
+"""Read sharded checkpoints (torch.distributed.checkpoint) without executing anything in their files.
 
-The index of such a folder, `.metadata`, is a pickle, and entries that are no tensors are pickles, too. Here the index
-is read into inert records, of which only what describes tensors is taken over, and other entries are refused. What it
-says is held against the files before any memory is allocated.
+The index of such a folder, `.metadata`, is a pickle, and entries that are not tensors are pickles, too. Here the index
+is read into inert records, from which only tensor descriptions are used, and other entries are refused. It is checked
+against the files before any memory is allocated.
 """
 
 import io
@@ -33,7 +33,7 @@ _OWN = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.f
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _OTHERS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}
 _OTHERS |= {(module, name) for module in ("pathlib", "pathlib._local") for name in _PATHS}
-# Of the 68 opcodes, those that torch's writer needs; others may allocate as much as they claim to hold.
+# The opcodes that torch's writer uses; some of the others allocate as much memory as they claim to need.
 _OPCODES = set(
     "APPEND APPENDS BINGET BININT BININT1 BININT2 BINUNICODE BUILD EMPTY_DICT EMPTY_LIST EMPTY_TUPLE FRAME LONG1 "
     "LONG_BINGET MARK MEMOIZE NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS SHORT_BINUNICODE "
@@ -43,21 +43,21 @@ _MOST_BYTES = 256 * 2**20
 
 
 class SafeReader(dcp.FileSystemReader):
-    """Reads tensors, and only tensors, of a folder of torch.distributed.checkpoint."""
+    """Reads only tensors from a folder of torch.distributed.checkpoint."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index, checked.
+        """Read and check the index.
 
         Raises:
-            pickle.UnpicklingError: it is of another kind, names something besides tensors and their files, or says
-                more than the files hold.
+            pickle.UnpicklingError: not such an index, one that names anything but tensors and their files, or one
+                that claims more data than the files have.
         """
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         try:
             metadata = _checked(_unpickled(path), path.parent)
         except pickle.UnpicklingError:
             raise
-        except Exception as error:  # whatever a cut or foreign file brings about
+        except Exception as error:  # truncated or foreign files may raise anything
             raise pickle.UnpicklingError(f"{path} is no index of a sharded checkpoint ({error!r})") from error
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
@@ -71,10 +71,10 @@ class SafeReader(dcp.FileSystemReader):
 
 
 def read_shards(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the method in a sharded checkpoint, whole, on the CPU.
+    """Read all tensors of the method in a sharded checkpoint, unsharded, on the CPU.
 
     Raises:
-        pickle.UnpicklingError: its files are cut, of another kind, or hold more than tensors.
+        pickle.UnpicklingError: files are truncated, of another format, or hold more than tensors.
     """
     reader = SafeReader(folder)
     saved = reader.read_metadata().state_dict_metadata
@@ -85,14 +85,14 @@ def read_shards(folder: Path) -> dict[str, torch.Tensor]:
     }
     try:
         dcp.load(tensors, storage_reader=reader, no_dist=True)
-    except CheckpointException as error:  # no Exception: torch derives it from BaseException
+    except CheckpointException as error:  # torch derives it from BaseException, not Exception
         said = " ".join(repr(failure[0]) for failure in error.failures.values())
         raise pickle.UnpicklingError(f"{folder}: {said}") from error
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
 class _Record:
-    """Stands for an object of the index: what it was made of, and no behavior."""
+    """Inert stand-in for an object in the index: keeps its arguments and state, has no behavior."""
 
     args: tuple = ()
     state: Any = None
@@ -128,7 +128,7 @@ def _unpickled(path: Path) -> _Record:
 
 
 def _checked(index: _Record, folder: Path) -> Metadata:
-    """The index as torch's own classes, made anew from plain values."""
+    """Rebuild the index with torch's own classes from plain values, and check it against the files."""
     tensors = {str(name): _tensor(str(name), entry) for name, entry in index.state["state_dict_metadata"].items()}
     sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
     parts = dict(_part(key, place, sizes) for key, place in index.state["storage_data"].items())
@@ -151,7 +151,7 @@ def _tensor(name: str, entry: _Record) -> TensorStorageMetadata:
 
 
 def _part(key: _Record, place: _Record, sizes: dict[str, int]) -> tuple[MetadataIndex, _StorageInfo]:
-    """Where a part of a tensor is: in a file of this folder, and within it."""
+    """Location of a tensor's part: a file in this folder, and the bytes in it."""
     fqn, offset, index = (key.state.get(name) for name in ("fqn", "offset", "index"))
     file, start, length = (place.state[name] for name in ("relative_path", "offset", "length"))
     if file not in sizes or not 0 <= start <= start + length <= sizes[file]:

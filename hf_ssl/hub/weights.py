@@ -1,17 +1,18 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The weights of a method wherever a run has left them, in a checkpoint or in a repo folder, and encoders of anybody.
+"""Find and read a method's weights in a run, a checkpoint or a repo folder, and open third-party encoders.
 
-Nothing that a folder holds is executed, and what its `config.json` describes is held against its files before any
-network is built.
+Nothing in a folder is executed, and `config.json` is checked against the size of the weight files before a network is
+built.
 """
 
 import logging
 import math
+import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from ..absent import absent, is_absent
 from ..checkpoint_folder import CheckpointFolder
 from ..data.images import images_of_timm
 from ..files import read_json, refuse_compressed, weigh
+from ..logs import without_bars
 from ..models import METHODS, SSLConfig
 from ..models.configuration_ssl import check_arguments
 from ..recipe import RecipeError
@@ -35,17 +38,16 @@ from .shards import read_shards
 
 
 logger = logging.getLogger(__name__)
-_LARGEST = 10_000_000  # whole number in the configuration of a network of others
-_SLACK = 10_000_000  # numbers that a network may have beyond twice those of its files: a pooler, a new head
+_LARGEST = 10_000_000  # largest integer allowed in a third-party configuration
+_SLACK = 10_000_000  # numbers that a network may have beyond twice those in its files, for a pooler or a new head
 
-# The learning rate of a numpy schedule is a numpy number, which torch does not admit by itself; it executes nothing.
+# A numpy schedule's learning rate is a numpy number. torch does not allow these by default; they execute nothing.
 _NUMBERS: list = [np.dtype, *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)}]
 _NUMBERS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def find_weights(place: str | Path) -> Path:
-    """The folder with the weights of a run (its newest checkpoint before its exported model), of one of its
-    checkpoints, or of a repo folder.
+    """Folder with the weights of a run (newest checkpoint, else exported model), a checkpoint, or a repo folder.
 
     Raises:
         RecipeError: there are none.
@@ -71,26 +73,26 @@ def find_weights(place: str | Path) -> Path:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the method in a folder that `find_weights` found, whole, on the CPU.
+    """Read all tensors of the method in a folder from `find_weights`, unsharded, on the CPU.
 
     Raises:
-        RecipeError: a file is missing, cut or of another kind.
+        RecipeError: a file is missing, truncated or of another format.
     """
     try:
         checkpoint = CheckpointFolder(folder)
-        if checkpoint.state.exists() and checkpoint.shards.exists():  # a repo folder never has any
+        if checkpoint.state.exists() and checkpoint.shards.exists():  # a repo folder never has shards
             return read_shards(checkpoint.shards)
         return {name: t for part in weight_files(folder) for name, t in load_file(part).items()}
-    except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
+    except Exception as error:  # truncated or foreign files may make safetensors and torch raise anything
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"The weights in {folder} cannot be read ({said}).") from error
 
 
 def weight_files(folder: Path, name: str = "model.safetensors") -> list[Path]:
-    """The file `name` of a folder, or those that its index names in place of it.
+    """The file `name` of a folder, or the files listed in its index.
 
     Raises:
-        RecipeError: the index is none, or names what is not a file of this folder.
+        RecipeError: the index is invalid, or names files outside its folder.
     """
     index = folder / f"{name}.index.json"
     if not index.exists():
@@ -103,10 +105,10 @@ def weight_files(folder: Path, name: str = "model.safetensors") -> list[Path]:
 
 
 def read_file(path: Path) -> Any:
-    """What is in a file of torch or safetensors, with nothing of it executed.
+    """Load a torch or safetensors file without executing anything.
 
     Raises:
-        RecipeError: no such file, one that is cut off, or one with more than tensors and plain values.
+        RecipeError: the file is missing, truncated, or holds more than tensors and plain values.
     """
     if not path.is_file():
         raise RecipeError(f"There is no file {path}.")
@@ -118,7 +120,7 @@ def read_file(path: Path) -> Any:
             refuse_compressed(path, path.stat().st_size)
         with torch.serialization.safe_globals(_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # whatever a broken or hostile file brings about
+    except Exception as error:  # broken or hostile files may raise anything
         wanted = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
         if wanted and isinstance(error, pickle.UnpicklingError):
             raise RecipeError(
@@ -136,8 +138,8 @@ def unreadable(path: Path, error: Exception) -> RecipeError:
 
 
 def check_weight(content: Any, path: Path) -> None:
-    """Raises RecipeError for values read from a file that take much more memory than the file: tensors that repeat a
-    few numbers (stride 0) or have none (meta), lists that hold each other.
+    """Raise RecipeError if values read from a file need much more memory than the file: tensors that repeat a few
+    numbers (stride 0) or have no data (meta), lists that contain each other.
     """
     try:
         heavy = weigh(content, _parts, _bytes) > 4 * path.stat().st_size + 2**20
@@ -160,27 +162,30 @@ def _bytes(value: Any) -> int:
 
 
 def open_encoder(place: str | Path, *, pooler: bool = True) -> PreTrainedModel:
-    """The encoder in a folder or on the Hub, as `AutoModel` loads it, in evaluation mode; its own code is not run.
+    """Load an encoder from a folder or the Hub with `AutoModel`, in evaluation mode, without its custom code.
 
     Args:
-        pooler: whether what pools its features is used; else its files may lack it.
+        pooler: whether the pooled features are used; otherwise the files may lack the pooler's weights.
 
     Raises:
-        RecipeError: there is none, it needs its own code, or its files hold less than it describes.
+        RecipeError: there is no encoder, it needs custom code, or weights are missing.
     """
     try:
-        if Path(place).is_dir():
+        if here := Path(place).is_dir():
             _check_folder(Path(place))
-        model, found = AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
+        with without_bars() if here else nullcontext():
+            model, found = AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
         _check_missing(type(model).__name__, sorted(found["missing_keys"]), pooler)
         return model.eval()
-    except Exception as error:  # whatever foreign files make timm, transformers and safetensors raise
+    except Exception as error:  # foreign files may make timm, transformers and safetensors raise anything
+        if not os.path.exists(place) and is_absent(error):
+            raise RecipeError(f"No encoder {str(place)!r}: {absent(str(place), error, 'model')}") from error
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"No encoder could be loaded from {str(place)!r}: {said}") from error
 
 
 def _check_missing(kind: str, names: list[str], pooler: bool) -> None:
-    """Raises ValueError where transformers has put random numbers in the place of weights that are not there."""
+    """Raise ValueError if transformers initialized missing weights at random."""
     names = [name for name in names if not name.endswith(("mask_token", "num_batches_tracked"))]
     body = [name for name in names if "pooler" not in name]
     if body:
@@ -200,7 +205,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises ValueError for an encoder that is larger than its files."""
+    """Raise ValueError if an encoder is larger than its files."""
     content = read_json(folder / "config.json")
     if content.get("model_type") not in METHODS:
         _check_numbers(content, "config.json")
@@ -221,7 +226,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _shapes(folder: Path) -> list[tuple[int, ...]]:
-    """Of all tensors of a folder, without taking memory for them."""
+    """Shapes of all tensors in a folder; safetensors files are not loaded."""
     if not any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
         files = map(read_file, weight_files(folder, "pytorch_model.bin"))
         return [tuple(t.shape) for content in files for t in content.values() if isinstance(t, torch.Tensor)]
@@ -241,7 +246,7 @@ def _check_numbers(value: Any, key: str) -> None:
 
 
 def _check_timm(content: dict[str, Any]) -> None:
-    """timm's `config.json`: the name of a network, its arguments, and the images that it expects."""
+    """Check timm's `config.json`: architecture, model arguments, and image input."""
     if not timm.is_model(str(content.get("architecture"))):
         raise ValueError(f"config.json names no network of timm (architecture: {content.get('architecture')!r}).")
     check_arguments(content.get("model_args"), "model_args")
@@ -258,7 +263,7 @@ def _check_timm(content: dict[str, Any]) -> None:
 
 @contextmanager
 def _at_most_parameters(most: int) -> Iterator[None]:
-    """Ends the building of a network of more tensors, which would take a long time."""
+    """Abort the construction of a network with more tensors, which would take a long time."""
     count = 0
 
     def hook(module: torch.nn.Module, name: str, parameter: Any) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The models of all methods; importing registers them with transformers' Auto classes.
+"""Models of all methods. Importing this package registers them with transformers' Auto classes.
 
-Every file here ships inside model repositories: flat, importing only from its siblings.
+Every file here ships inside model repositories, so the folder is flat and files import only from their siblings.
 """
 
 import sys
@@ -53,7 +53,7 @@ METHODS: dict[str, tuple[type[PreTrainedConfig], type[SSLPreTrainedModel]]] = {
 
 
 def register(config: type[PreTrainedConfig], pretraining: type[SSLPreTrainedModel]) -> None:
-    """Make a method's classes, which share a file and a prefix, known to transformers' Auto classes."""
+    """Register a method's classes with transformers' Auto classes; they must share a file and a name prefix."""
     AutoConfig.register(config.model_type, config)
     config.register_for_auto_class()
     prefix, module = config.__name__.removesuffix("Config"), sys.modules[pretraining.__module__]

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""timm backbones as the methods want them: stem, padding, and blocks whose activations can be recomputed.
+"""timm backbones for the methods: stem, padding, and activation checkpointing of blocks.
 
 This file ships inside model repositories, so it imports from its siblings only.
 """
@@ -23,7 +23,7 @@ from .configuration_ssl import SSLConfig
 
 
 def check_backbone(backbone: str) -> None:
-    """Raises ValueError, with the nearest names, when timm has no such backbone."""
+    """Raise ValueError if timm has no such backbone; the message suggests similar names."""
     name = timm.models.split_model_name_tag(backbone)[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
@@ -32,14 +32,14 @@ def check_backbone(backbone: str) -> None:
 
 
 def rebuildable_by_timm(config: PreTrainedConfig) -> bool:
-    """Whether `timm.create_model` builds the encoder from its name and arguments alone."""
+    """Whether `timm.create_model` can rebuild the encoder from its name and arguments alone."""
     if not isinstance(config, SSLConfig):
         return False
     return (config.stem, config.padding, config.first_shortcut) == ("imagenet", "torch", "identity")
 
 
 def backbone_kwargs(config: SSLConfig) -> dict[str, Any]:
-    """Arguments of `timm.create_model` beside the name and `num_classes=0`."""
+    """Arguments of `timm.create_model`, except the name and `num_classes=0`."""
     kwargs = dict(config.backbone_args or {})
     if config.num_channels != 3:
         kwargs["in_chans"] = config.num_channels
@@ -47,7 +47,7 @@ def backbone_kwargs(config: SSLConfig) -> dict[str, Any]:
 
 
 def timm_fields(name: str, model: nn.Module) -> dict[str, Any]:
-    """Fields of `SSLConfig` that say what timm's pretrained `name` is and which images it expects."""
+    """Fields of `SSLConfig` that describe timm's pretrained `name` and its image input."""
     place, inside = timm.models.parse_model_name(name)
     arguments = {}
     if place == "hf-hub":
@@ -69,10 +69,10 @@ def timm_fields(name: str, model: nn.Module) -> dict[str, Any]:
 
 
 def create_backbone(config: SSLConfig) -> nn.Module:
-    """The bare timm model, without a classifier, with the configured stem, padding and first shortcut.
+    """The bare timm model without a classifier, with the configured stem, padding and first shortcut.
 
     Raises:
-        ValueError: unknown backbone, arguments that it does not take, or a stem that it does not have.
+        ValueError: unknown backbone, or arguments, stem or shortcut that it does not support.
     """
     check_backbone(config.backbone)
     if (config.backbone_args or {}).get("in_chans", config.num_channels) != config.num_channels:
@@ -94,10 +94,10 @@ def create_backbone(config: SSLConfig) -> nn.Module:
 
 
 def load_backbone(backbone: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Load pretrained tensors of `source`, all of them.
+    """Load all of the pretrained tensors of `source`.
 
     Raises:
-        ValueError: tensors that are missing, left over or of another shape, with their names.
+        ValueError: tensors are missing, unexpected or of the wrong shape; the message names them.
     """
     ours = backbone.state_dict()
     wrong = sorted(k for k in ours.keys() | tensors.keys() if k not in ours or k not in tensors)
@@ -118,7 +118,7 @@ def _make_stem_small(backbone: nn.Module, config: SSLConfig) -> None:
         first = backbone.conv1
         if isinstance(first, nn.Conv2d):
             backbone.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=False)
-        else:  # a deep stem of three convolutions
+        else:  # deep stem of three convolutions
             first[0].stride = (1, 1)
         backbone.maxpool = nn.Identity()
         if config.stem == "small_linear":
@@ -171,7 +171,7 @@ def _use_same_padding(backbone: nn.Module) -> None:
 
 
 def backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The backbone's residual blocks, outermost ones only: the units of activation checkpointing."""
+    """The backbone's outermost residual blocks: the units of activation checkpointing."""
     blocks: list[nn.Module] = []
     inside: set[int] = set()
     for module in backbone.modules():
@@ -186,7 +186,7 @@ def backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes by the batch but remembers nothing: for the recomputation of a checkpointed block."""
+    """Stop BatchNorm from updating running statistics while a checkpointed block is recomputed."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
     saved = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
@@ -200,7 +200,7 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def use_checkpointing(blocks: list[nn.Module], enable: bool) -> None:
-    """Recompute the activations of blocks in the backward pass, or keep them again."""
+    """Turn activation checkpointing of the blocks on or off."""
     for block in blocks:
         if enable:
             block.forward = MethodType(checkpointed_forward, block)
@@ -209,7 +209,7 @@ def use_checkpointing(blocks: list[nn.Module], enable: bool) -> None:
 
 
 def checkpointed_forward(block: nn.Module, *args, **kwargs):
-    """Stands in for `block.forward`; as a bound method, so that a copy of the model runs its own blocks."""
+    """Replaces `block.forward`; a bound method, so that a deep copy of the model runs its own blocks."""
     plain = type(block).forward.__get__(block)
     if not torch.is_grad_enabled():
         return plain(*args, **kwargs)

@@ -14,54 +14,55 @@ AUDIO_NETWORKS = ("conv2d_10",)
 
 @strict
 class AvidConfig(ImageInputConfig):
-    """Defaults: the published Kinetics configuration of Cross-AVID.
+    """The defaults are the published Kinetics configuration of Cross-AVID.
 
     Args:
-        video_backbone (`str`, *optional*, defaults to `"r2plus1d_18"`): the published network of depth 10, 18 or 34,
-            or any timm model, which sees single frames.
-        audio_backbone (`str`, *optional*, defaults to `"conv2d_10"`): the published network, or any timm model, which
-            sees the spectrogram as an image of one channel.
+        video_backbone (`str`, *optional*, defaults to `"r2plus1d_18"`): the published network with depth 10, 18 or 34,
+            or any timm model, applied to single frames.
+        audio_backbone (`str`, *optional*, defaults to `"conv2d_10"`): the published network, or any timm model,
+            applied to the spectrogram as a one-channel image.
         video_backbone_args, audio_backbone_args (`dict`, *optional*): passed to `timm.create_model`.
-        frame_pooling (`str`, *optional*, defaults to `"mean"`): of a timm model's features over the frames, or
-            `"max"`.
-        time_segments (`int`, *optional*, defaults to 1): parts of a clip that are pooled apart in both towers, whose
-            features then stand one after another, so that an embedding knows what came when. The published networks
-            pool a whole clip, which tells what is there, not when.
-        projector_dims (`tuple`, *optional*, defaults to `(512, 512, 128)`): widths of each head's layers.
-        head_batch_norm (`bool`, *optional*, defaults to `False`): BatchNorm in the heads' hidden layers. The published
-            heads have none; on corpora of a few thousand clips they then stay collapsed.
-        num_instances (`int`, *optional*, defaults to 0): clips of the training set, of which the memories have a row
-            each.
-        temperature (`float`, *optional*, defaults to 0.07): of the scores.
-        num_negatives (`int`, *optional*, defaults to 1024): drawn for every anchor.
-        memory_momentum (`float`, *optional*, defaults to 0.5): share of its old value in an updated row.
-        memory_dtype (`str`, *optional*, defaults to `"float32"`): or `"bfloat16"`, for half the memory.
+        frame_pooling (`str`, *optional*, defaults to `"mean"`): pooling of a timm model's features over frames,
+            `"mean"` or `"max"`.
+        time_segments (`int`, *optional*, defaults to 1): split a clip into this many parts in both towers, pool each
+            and concatenate them, so that embeddings keep the order of events. The published networks pool the whole
+            clip and lose it.
+        projector_dims (`tuple`, *optional*, defaults to `(512, 512, 128)`): widths of each projector's layers.
+        head_batch_norm (`bool`, *optional*, defaults to `False`): BatchNorm in the projectors' hidden layers. The
+            published ones have none, and then stay collapsed on datasets of a few thousand clips.
+        num_instances (`int`, *optional*, defaults to 0): number of training clips; the memories have one row for each.
+        temperature (`float`, *optional*, defaults to 0.07): temperature of the scores.
+        num_negatives (`int`, *optional*, defaults to 1024): negatives drawn per anchor.
+        memory_momentum (`float`, *optional*, defaults to 0.5): weight of a row's old value in its update.
+        memory_dtype (`str`, *optional*, defaults to `"float32"`): `"bfloat16"` halves the size of the memories.
         cross_coeff, within_coeff (`float`, *optional*, defaults to 1 and 0): weights of instance discrimination
-            against the other modality's memory and against the own; Cross-AVID, Self-AVID (0, 1), Joint-AVID (1, 1).
+            against the other modality's memory and the anchor's own. Cross-AVID is (1, 0), Self-AVID (0, 1),
+            Joint-AVID (1, 1).
         cma (`bool`, *optional*, defaults to `False`): Cross-Modal Agreement, which starts from an AVID run.
         cross_positive_coeff, within_positive_coeff (`float`, *optional*, defaults to 0 and 1): weights of CMA's
-            positive sets, scored against the other modality's memory and against the own.
-        num_positives (`int`, *optional*, defaults to 32): instances in a positive set.
-        num_negatives_within (`int`, *optional*, defaults to 64): the first of the negatives, for
-            `within_positive_coeff`.
-        agreement (`str`, *optional*, defaults to `"consensus"`): similarity by which positives are found: the smaller
-            of both modalities' ones, the larger (`"union"`), or only one (`"video"`, `"audio"`).
-        positives_every_epochs (`int`, *optional*, defaults to 50): when the positive sets are found anew.
+            positive sets, scored against the other modality's memory and the anchor's own.
+        num_positives (`int`, *optional*, defaults to 32): size of a positive set.
+        num_negatives_within (`int`, *optional*, defaults to 64): `within_positive_coeff` uses only this many of the
+            negatives.
+        agreement (`str`, *optional*, defaults to `"consensus"`): similarity that selects positives: the smaller of the
+            two modalities' similarities, the larger (`"union"`), or one of them (`"video"`, `"audio"`).
+        positives_every_epochs (`int`, *optional*, defaults to 50): interval between updates of the positive sets.
         partition (`str`, *optional*, defaults to `"shared"`): one constant Z for all scores, as published, or
-            `"per_term"`: one each for cross-modal, video-video and audio-audio scores, whose sizes differ by orders.
-        exclude_anchor (`bool`, *optional*, defaults to `False`): never draw an instance as its own negative, which the
-            published CMA may.
-        image_size, num_channels, image_mean, image_std, crop_pct, interpolation: of the frames, as for images.
-        num_frames (`int`, *optional*, defaults to 8), frame_rate (`float`, *optional*, defaults to 16): of a clip.
-        sampling_rate (`int`, *optional*, defaults to 24000), audio_seconds (`float`, *optional*, defaults to 2): of
-            the sound.
-        n_fft (`int`, *optional*, defaults to 1024), hop_length (`int`, *optional*, defaults to 240): samples of a
-            window and between two.
-        num_bands (`int`, *optional*, defaults to 257): bands of the spectrogram; linear ones average neighboring
-            bins.
-        spectrogram (`str`, *optional*, defaults to `"linear"`): or `"mel"`.
+            `"per_term"`: one each for cross-modal, video-video and audio-audio scores, whose scales differ by orders
+            of magnitude.
+        exclude_anchor (`bool`, *optional*, defaults to `False`): never draw an instance as its own negative; the
+            published CMA may do so.
+        image_size, num_channels, image_mean, image_std, crop_pct, interpolation: see `ImageInputConfig`.
+        num_frames (`int`, *optional*, defaults to 8): frames per clip.
+        frame_rate (`float`, *optional*, defaults to 16): frames per second of a clip.
+        sampling_rate (`int`, *optional*, defaults to 24000): sampling rate of the audio in Hz.
+        audio_seconds (`float`, *optional*, defaults to 2): length of the audio in seconds.
+        n_fft (`int`, *optional*, defaults to 1024): window length of the spectrogram in samples.
+        hop_length (`int`, *optional*, defaults to 240): hop of the spectrogram in samples.
+        num_bands (`int`, *optional*, defaults to 257): spectrogram bands; linear ones average neighboring bins.
+        spectrogram (`str`, *optional*, defaults to `"linear"`): `"linear"` or `"mel"`.
         audio_mean, audio_std (`float` or `list`, *optional*): normalization of the spectrogram in dB, one number or
-            one for each band; the average over the published 257.
+            one per band; the defaults average the published 257.
     """
 
     model_type = "avid"
@@ -105,26 +106,26 @@ class AvidConfig(ImageInputConfig):
     audio_std: float | int | list[float | int] | tuple[float | int, ...] = 19.7
 
     def check_views(self, num_global: int, num_local: int, batch_size: int) -> None:
-        """A clip has one view, whatever the method; the data see to that."""
+        """Accept anything: a clip has one view."""
 
     @property
     def backbones(self) -> list[str]:
-        """Names of both towers' networks."""
+        """Names of the two towers' networks."""
         return [self.video_backbone, self.audio_backbone]
 
     @property
     def timm_backbones(self) -> list[str]:
-        """Towers that are not the published networks."""
+        """Backbones of towers that use a timm model."""
         return [b for b in self.backbones if b not in VIDEO_NETWORKS + AUDIO_NETWORKS]
 
     @property
     def video_seconds(self) -> float:
-        """Length of the frames' window."""
+        """Duration of the frames in seconds."""
         return self.num_frames / self.frame_rate
 
     @property
     def num_audio_frames(self) -> int:
-        """Rows of the spectrogram."""
+        """Number of spectrogram frames."""
         return int(self.audio_seconds * self.sampling_rate) // self.hop_length
 
     def validate_choices(self):

@@ -8,16 +8,16 @@ from .configuration_ssl import WIDEST, SSLConfig, check_ranges
 
 @strict
 class BarlowTwinsConfig(SSLConfig):
-    """Defaults: the released ImageNet configuration.
+    """The defaults are the released ImageNet configuration.
 
     Args:
         projector_dims (`tuple`, *optional*, defaults to `(8192, 8192, 8192)`): widths of the projector's layers.
         lambd (`float`, *optional*, defaults to 0.0051): weight of the off-diagonal terms (λ of eq. 1).
         eps (`float`, *optional*, defaults to 1e-5): added to the variances.
-        center (`bool`, *optional*, defaults to `True`): `False` leaves the features uncentered, as eq. 2 read
-            literally; no published result was made so.
-        explicit_matrix (`bool`, *optional*, defaults to `False`): make the cross-correlation matrix (D, D) even where
-            the global batch is smaller than D, and its sums need none.
+        center (`bool`, *optional*, defaults to `True`): `False` does not center the features, a literal reading of
+            eq. 2; no published result uses it.
+        explicit_matrix (`bool`, *optional*, defaults to `False`): compute the (D, D) cross-correlation matrix even if
+            the global batch is smaller than D, where the loss does not need it.
     """
 
     model_type = "barlow_twins"

@@ -8,17 +8,17 @@ from .configuration_ssl import WIDEST, SSLConfig, check_choices, check_ranges
 
 @strict
 class ByolConfig(SSLConfig):
-    """Defaults: the published 1000-epoch ImageNet configuration.
+    """The defaults are the published 1000-epoch ImageNet configuration.
 
     Args:
         projector_hidden, predictor_hidden (`int`, *optional*, defaults to 4096): hidden widths.
         projector_dim (`int`, *optional*, defaults to 256): width of projections and predictions.
         hidden_bias (`bool`, *optional*, defaults to `True`): bias of the linear layers before BatchNorm.
         output_bias (`bool`, *optional*, defaults to `False`): bias of the last linear layers.
-        tau_base (`float`, *optional*, defaults to 0.996): momentum of the target's average at the first step.
+        tau_base (`float`, *optional*, defaults to 0.996): momentum of the target network at the first step.
         tau_schedule (`str`, *optional*, defaults to `"cosine"`): `"cosine"` raises it to 1, `"constant"` keeps it.
-        zero_init_residual (`bool`, *optional*, defaults to `False`): the paper's results have `False`; the released
-            code has since changed to `True`.
+        zero_init_residual (`bool`, *optional*, defaults to `False`): the paper's results use `False`; the released
+            code was later changed to `True`.
     """
 
     model_type = "byol"

@@ -8,16 +8,16 @@ from .configuration_ssl import WIDEST, SSLConfig, check_choices, check_ranges
 
 @strict
 class SimSiamConfig(SSLConfig):
-    """Defaults: the published ImageNet configuration.
+    """The defaults are the published ImageNet configuration.
 
     Args:
         projector_dim (`int`, *optional*, defaults to 2048): width of projections and predictions.
         projector_hidden (`int`, *optional*): hidden width of the projector; the backbone's by default.
         projector_layers (`int`, *optional*, defaults to 3): 2 for the paper's CIFAR-10 experiments.
         predictor_hidden (`int`, *optional*, defaults to 512): the predictor's bottleneck.
-        output_affine (`bool`, *optional*, defaults to `False`): scale and offset of the projector's last BatchNorm.
+        output_affine (`bool`, *optional*, defaults to `False`): scale and offset in the projector's last BatchNorm.
         target_update (`str`, *optional*, defaults to `"step"`): `"epoch"` compares with a copy of the network made at
-            the end of the last epoch. That is not SimSiam, and no published figure belongs to it.
+            the end of the previous epoch. This is not SimSiam, and no published result uses it.
     """
 
     model_type = "simsiam"

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What the configurations of all methods share: the backbone, and the images that it expects."""
+"""Configuration shared by all methods: the backbone and its image input."""
 
 import math
 from typing import Any
@@ -8,17 +8,17 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
-TINY = 1e-12  # stands for 0 where 0 is not possible
-WIDEST = 131072  # of a layer
+TINY = 1e-12  # lower bound for values that must be positive
+WIDEST = 131072  # largest layer width
 
 
 def short_side(image_size: int, crop_pct: float) -> int:
-    """To what the short side is resized before the central crop at inference, in pixels; rounded down, as in timm."""
+    """Size in pixels to which the short side is resized before the center crop; rounded down, as in timm."""
     return math.floor(image_size / crop_pct)
 
 
 def check_ranges(config: PreTrainedConfig, ranges: dict[str, tuple[float, float]]) -> None:
-    """Raises ValueError for a field (number, list of them, or None) that is not within its range, ends included."""
+    """Raise ValueError if a field (a number, a list of numbers, or None) is outside its closed range."""
     for field, (low, high) in ranges.items():
         value = getattr(config, field)
         for number in value if isinstance(value, list | tuple) else [value]:
@@ -28,8 +28,9 @@ def check_ranges(config: PreTrainedConfig, ranges: dict[str, tuple[float, float]
 
 
 def check_arguments(arguments: Any, name: str) -> None:
-    """Raises ValueError for arguments of `timm.create_model` that would load other weights than the configuration's
-    own (timm unpickles `checkpoint_path`), and for depths, widths and sizes that no network has.
+    """Raise ValueError for unsafe or absurd arguments of `timm.create_model`.
+
+    Refused are arguments that load other weights (timm unpickles `checkpoint_path`) and numbers above `WIDEST`.
     """
     if isinstance(arguments, dict):
         for key, value in arguments.items():
@@ -44,7 +45,7 @@ def check_arguments(arguments: Any, name: str) -> None:
 
 
 def check_choices(config: PreTrainedConfig, choices: dict[str, tuple[str, ...]]) -> None:
-    """Raises ValueError for a field that has none of its valid values."""
+    """Raise ValueError if a field is not one of its valid values."""
     for field, valid in choices.items():
         if getattr(config, field) not in valid:
             raise ValueError(f"{field}={getattr(config, field)!r} is not possible; choose {' or '.join(valid)}.")
@@ -52,15 +53,15 @@ def check_choices(config: PreTrainedConfig, choices: dict[str, tuple[str, ...]])
 
 @strict
 class ImageInputConfig(PreTrainedConfig):
-    """The images, or frames, that a model expects.
+    """Image or frame input of a model.
 
     Args:
-        image_size (`int`, *optional*, defaults to 224): side of the images at inference, in pixels.
-        num_channels (`int`, *optional*, defaults to 3): channels of the images.
+        image_size (`int`, *optional*, defaults to 224): side length of the images at inference, in pixels.
+        num_channels (`int`, *optional*, defaults to 3): number of image channels.
         image_mean, image_std (`tuple`, *optional*): normalization of images in 0..1; ImageNet's by default.
         crop_pct (`float`, *optional*, defaults to 0.875): at inference the short side is resized to
             `image_size / crop_pct` before the center crop.
-        interpolation (`str`, *optional*, defaults to `"bicubic"`): of that resizing.
+        interpolation (`str`, *optional*, defaults to `"bicubic"`): interpolation of that resize.
     """
 
     image_size: int = 224
@@ -70,11 +71,11 @@ class ImageInputConfig(PreTrainedConfig):
     crop_pct: float | int = 0.875
     interpolation: str = "bicubic"
 
-    backbone_prefix = ""  # of the fields that describe the encoder of images
+    backbone_prefix = ""  # prefix of the fields that describe the image encoder
 
     @classmethod
     def encoder_field(cls, name: str) -> str:
-        """What this configuration calls a field of `SSLConfig`."""
+        """Name of a field of `SSLConfig` in this configuration."""
         return cls.backbone_prefix + name if name.startswith("backbone") else name
 
     def validate_images(self):
@@ -95,27 +96,27 @@ class ImageInputConfig(PreTrainedConfig):
 
 @strict
 class SSLConfig(ImageInputConfig):
-    """Base of every method's configuration.
+    """Base configuration of every method.
 
     Args:
         backbone (`str`, *optional*, defaults to `"resnet50"`): a timm model name.
         backbone_args (`dict`, *optional*): passed to `timm.create_model` (`drop_path_rate`, `img_size`, RegNet's `w0`
             ...).
-        stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` replaces the stem of a ResNet or RegNet by stride
-            1 without pooling, for images of about 32 pixels; `"small_linear"` also takes out a ResNet's ReLU there, as
-            lightly's CIFAR-10 benchmark does; `"wide"` makes the first convolution of a ResNet as wide as its first
-            stage, as the papers' ResNets of twice the width and more have it, where timm's stays at 64 channels.
+        stem (`str`, *optional*, defaults to `"imagenet"`): `"small"` gives a ResNet or RegNet a stem with stride 1 and
+            no pooling, for images of about 32 pixels; `"small_linear"` also removes the ReLU from a ResNet's stem, as
+            in lightly's CIFAR-10 benchmark; `"wide"` makes a ResNet's first convolution as wide as its first stage,
+            as in the papers' wide ResNets (timm keeps 64 channels).
         padding (`str`, *optional*, defaults to `"torch"`): `"same"` pads strided convolutions and the max-pool as
             TensorFlow does (an extra pixel at the bottom and right), as DeepMind's BYOL weights expect.
         first_shortcut (`str`, *optional*, defaults to `"identity"`): `"projection"` puts a convolution and BatchNorm
-            into the shortcut of a ResNet's first block, as DeepMind's ResNet-18 and 34 have them; bottlenecks have
-            them anyhow.
+            into the shortcut of a ResNet's first block, as in DeepMind's ResNet-18 and 34; bottlenecks always have
+            them.
         image_size, num_channels, image_mean, image_std, crop_pct, interpolation: see `ImageInputConfig`.
-        zero_init_residual (`bool`, *optional*, defaults to `False`): start residual branches at zero, where timm's
-            blocks can (ResNet, RegNet).
+        zero_init_residual (`bool`, *optional*, defaults to `False`): initialize residual branches to zero, where
+            timm's blocks support it (ResNet, RegNet).
     """
 
-    modality = "images"  # what is trained on, see hf_ssl.data.modality
+    modality = "images"  # see hf_ssl.data.modality
     backbone: str = "resnet50"
     backbone_args: dict[str, Any] | None = None
     stem: str = "imagenet"
@@ -124,11 +125,7 @@ class SSLConfig(ImageInputConfig):
     zero_init_residual: bool = False
 
     def check_views(self, num_global: int, num_local: int, batch_size: int) -> None:
-        """Whether the method takes so many views of each of a step's images; most compare two global ones.
-
-        Raises:
-            ValueError: it does not.
-        """
+        """Raise ValueError if the method cannot use this number of views per image; most compare two global views."""
         if (num_global, num_local) != (2, 0):
             raise ValueError(
                 f"the method compares two global views of an image, not {num_global} and {num_local} local ones; set "
@@ -137,12 +134,12 @@ class SSLConfig(ImageInputConfig):
 
     @property
     def backbones(self) -> list[str]:
-        """Names of the networks that the method is built on."""
+        """Names of the networks that the method uses."""
         return [self.backbone]
 
     @property
     def timm_backbones(self) -> list[str]:
-        """timm models that the method is built on."""
+        """Names of the timm models that the method uses."""
         return [self.backbone]
 
     def validate_backbone(self):

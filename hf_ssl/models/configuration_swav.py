@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from .configuration_ssl import TINY, WIDEST, SSLConfig, check_ranges
 
 
-# RegNetY of 9.3 billion parameters: depths 2, 7, 17, 1 and widths 2020, 4040, 11110, 28280.
+# RegNetY with 9.3 billion parameters: depths 2, 7, 17, 1 and widths 2020, 4040, 11110, 28280.
 RG_10B = {"depth": 27, "w0": 1744, "wa": 620.83, "wm": 2.52, "group_size": 1010}
 
 
@@ -15,22 +15,22 @@ SEER_SMALL = ("regnety_080", "regnety_160", "regnety_320")
 
 @strict
 class SwavConfig(SSLConfig):
-    """Defaults: the published ImageNet configuration with batches of 4096.
+    """The defaults are the published ImageNet configuration for a batch size of 4096.
 
     Args:
         projector_dims (`tuple`, *optional*, defaults to `(2048, 128)`): widths of the projector's layers.
         projector_batch_norm (`bool`, *optional*, defaults to `True`): BatchNorm in the projector's hidden layers.
-        num_prototypes (`int` or `list`, *optional*, defaults to 3000): clusters; of a list, one matrix of prototypes a
-            number, each with codes of its own, and the loss is the mean over them.
-        prototypes_bias (`bool`, *optional*, defaults to `False`): as in lightly, where the scores are then no cosines.
-        temperature (`float`, *optional*, defaults to 0.1): of the predicted assignments.
+        num_prototypes (`int` or `list`, *optional*, defaults to 3000): number of clusters. A list makes one prototype
+            layer per entry, each with its own codes; the loss is the mean over them.
+        prototypes_bias (`bool`, *optional*, defaults to `False`): bias as in lightly; scores are then not cosines.
+        temperature (`float`, *optional*, defaults to 0.1): temperature of the predicted assignments.
         epsilon (`float`, *optional*, defaults to 0.05): entropy regularization of Sinkhorn.
-        sinkhorn_iterations (`int`, *optional*, defaults to 3): row and column normalizations.
-        crops_for_assign (`tuple`, *optional*, defaults to `(0, 1)`): global views whose codes are computed.
-        queue_length (`int`, *optional*, defaults to 0): past features that take part in the assignment, over all
-            processes; 0 for none. Only whole global batches of it are used.
-        queue_start_epoch (`int`, *optional*, defaults to 15): when the queue starts to fill.
-        freeze_prototypes_steps (`int`, *optional*, defaults to 313): steps in which the prototypes do not learn.
+        sinkhorn_iterations (`int`, *optional*, defaults to 3): number of row and column normalizations.
+        crops_for_assign (`tuple`, *optional*, defaults to `(0, 1)`): global views for which codes are computed.
+        queue_length (`int`, *optional*, defaults to 0): number of past features used in the assignment, over all
+            processes; 0 disables the queue. Rounded down to whole global batches.
+        queue_start_epoch (`int`, *optional*, defaults to 15): epoch at which the queue starts to fill.
+        freeze_prototypes_steps (`int`, *optional*, defaults to 313): initial steps without prototype updates.
     """
 
     model_type = "swav"
@@ -49,15 +49,11 @@ class SwavConfig(SSLConfig):
 
     @property
     def prototype_counts(self) -> list[int]:
-        """Clusters of every matrix of prototypes."""
+        """Number of clusters of each prototype layer."""
         return [self.num_prototypes] if isinstance(self.num_prototypes, int) else list(self.num_prototypes)
 
     def check_views(self, num_global: int, num_local: int, batch_size: int) -> None:
-        """Any number, of which `crops_for_assign` are global; a queue holds the batch.
-
-        Raises:
-            ValueError: a crop that is none, or too short a queue.
-        """
+        """Raise ValueError if `crops_for_assign` names a missing view or the queue is shorter than a batch."""
         if max(self.crops_for_assign) >= num_global:
             raise ValueError(
                 f"model.crops_for_assign={list(self.crops_for_assign)} must name global views, which are 0 to "
@@ -72,12 +68,13 @@ class SwavConfig(SSLConfig):
     def seer(cls, backbone: str = "regnety_2560", **changes) -> "SwavConfig":
         """SEER (https://huggingface.co/papers/2103.01988): SwAV on a RegNet, with a larger head.
 
-        It is that of VISSL's configurations: 4096-4096-256 with BatchNorm up to 32GF, 8192-8192-256 without it above.
+        The head follows VISSL's configurations: 4096-4096-256 with BatchNorm up to 32GF, 8192-8192-256 without it
+        above.
 
         Args:
-            backbone: a RegNet of timm, or "regnety_10b" (https://huggingface.co/papers/2202.08360), which
-                timm has no name for.
-            changes: fields that differ.
+            backbone: a timm RegNet, or "regnety_10b" (https://huggingface.co/papers/2202.08360), which has no name
+                in timm.
+            changes: fields to override.
         """
         small = backbone.partition(".")[0] in SEER_SMALL
         own = {

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Sums over processes with their gradient, and arithmetic that autocast leaves alone.
+"""Collectives with gradients, and helpers that turn off autocast.
 
 This file ships inside model repositories.
 """
@@ -31,17 +31,17 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum over processes, with its gradient.
+    """Sum over processes, with gradient.
 
-    Every process computes the same global loss from it, and the backward pass sums the gradients of these equal
-    losses; averaging over processes, as DDP and FSDP do, then gives exactly the gradient of one process with the whole
+    Every process computes the same global loss from the sum, and the backward pass sums the gradients of these equal
+    losses. Averaging over processes, as DDP and FSDP do, then gives exactly the gradient of one process with the whole
     batch.
     """
     return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
 
 
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
-    """Mean over processes, with its gradient."""
+    """Mean over processes, with gradient."""
     return all_reduce_sum(tensor) / world_size()
 
 
@@ -58,7 +58,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) of every process -> (W*B, ...) in the processes' order, with its gradient; see `all_reduce_sum`."""
+    """(B, ...) from every process -> (W*B, ...) in rank order, with gradient; see `all_reduce_sum`."""
     return _AllGather.apply(tensor) if world_size() > 1 else tensor
 
 
@@ -73,7 +73,7 @@ def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) of every process -> (W*B, ...) in the order of the processes, without gradient."""
+    """(B, ...) from every process -> (W*B, ...) in rank order, without gradient."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -82,10 +82,10 @@ def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision becomes float32; float32 and float64 stay."""
+    """Cast half precision to float32; leave float32 and float64 unchanged."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def full_precision(tensor: torch.Tensor) -> torch.autocast:
-    """Context in which autocast leaves the arithmetic on `tensor`'s device alone."""
+    """Context that disables autocast on `tensor`'s device."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Sound -> the log power spectrogram that AVID's audio network sees, batched and on any device."""
+"""Log power spectrogram for AVID's audio network, batched, on any device."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ from transformers.audio_utils import mel_filter_bank
 
 @lru_cache
 def _mel_filters(n_fft: int, num_bands: int, sampling_rate: int, device: torch.device) -> torch.Tensor:
-    """(n_fft // 2 + 1, num_bands), as librosa makes them."""
+    """Mel filters (n_fft // 2 + 1, num_bands), as in librosa."""
     filters = mel_filter_bank(
         n_fft // 2 + 1, num_bands, 0.0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney"
     )
@@ -32,16 +32,16 @@ def log_spectrogram(
 ) -> torch.Tensor:
     """Waveforms (B, samples) -> normalized decibels (B, num_frames, num_bands), float32.
 
-    Power of a Hann window's Fourier transform, its center at multiples of the hop, zeros around the sound. "linear"
-    keeps bin 0 and averages the others in equal groups; "mel" takes librosa's mel bands. What is 100 dB below the
-    clip's maximum is clipped. A `mean` and `std` of 0 and 1 - 1e-5 leave the decibels as they are.
+    Uses a centered Hann window and pads the waveform with zeros. "linear" keeps bin 0 and averages the others in equal
+    groups; "mel" uses librosa's mel bands. Values more than 100 dB below the clip's maximum are clipped. `mean=0` and
+    `std=1 - 1e-5` return plain decibels.
 
     Raises:
-        ValueError: the sound is too short for the frames.
+        ValueError: the waveform is too short for the frames.
     """
     if waveforms.shape[1] < (num_frames - 1) * hop_length:
         raise ValueError(f"{waveforms.shape[1]} samples are too few for {num_frames} frames of {hop_length} samples.")
-    # Only what the wanted frames see.
+    # Only the samples that these frames need.
     waveforms = waveforms[:, : (num_frames - 1) * hop_length + n_fft].float()
     window = torch.hann_window(n_fft, device=waveforms.device)
     spectrum = torch.stft(
@@ -63,8 +63,8 @@ class AvidFeatureExtractor(SequenceFeatureExtractor):
     """Waveforms -> `input_values` (B, frames, bands), see `log_spectrogram`.
 
     Args:
-        feature_size: bands.
-        audio_seconds: longer sound is cut, shorter sound filled up with silence.
+        feature_size: number of bands.
+        audio_seconds: longer waveforms are cut, shorter ones padded with silence.
     """
 
     model_input_names = ["input_values"]
@@ -87,10 +87,10 @@ class AvidFeatureExtractor(SequenceFeatureExtractor):
         self.spectrogram, self.mean, self.std = spectrogram, mean, std
 
     def __call__(self, raw_speech, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs):
-        """One waveform or a batch of them, arrays or lists of numbers; in stereo the channels must be mixed before.
+        """One mono waveform or a batch of them, as arrays or lists of numbers; mix stereo to mono first.
 
         Raises:
-            ValueError: another `sampling_rate` than the model's, or more than one channel.
+            ValueError: wrong `sampling_rate`, or more than one channel.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(

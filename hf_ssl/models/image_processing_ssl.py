@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Images -> the resized, center-cropped and normalized input of an encoder, as timm and hf_ssl's evaluation do it."""
+"""Resize, center-crop and normalize images for an encoder, as timm and hf_ssl's evaluation do."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from .configuration_ssl import SSLConfig, short_side
 
 
 class SSLImageProcessor(BitImageProcessor):
-    """transformers' processor, but for where the crop lies: half a pixel is rounded to even, not down."""
+    """transformers' processor, except that the center crop rounds half a pixel to even instead of down."""
 
     def center_crop(self, image, size, **kwargs):
         return TF.center_crop(image, [size.height, size.width])
 
     def to_dict(self) -> dict[str, Any]:
-        """Without trust in code the stock class stands in, whose crop may lie a pixel aside."""
+        """Without `trust_remote_code` the stock class is loaded, whose crop may be off by one pixel."""
         return super().to_dict() | {"image_processor_type": "BitImageProcessor"}
 
 
 def image_processor(config: SSLConfig) -> SSLImageProcessor:
-    """The processor of a configuration; its `save_pretrained` writes all files that a repo needs."""
+    """Image processor for a configuration; its `save_pretrained` writes all files that a repo needs."""
     return SSLImageProcessor(
         size={"shortest_edge": short_side(config.image_size, config.crop_pct)},
         crop_size={"height": config.image_size, "width": config.image_size},

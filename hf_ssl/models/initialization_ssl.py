@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Initial values of layers. `init` of transformers leaves loaded tensors as they are.
+"""Weight initialization. transformers' `init` functions leave loaded tensors unchanged.
 
 This file ships inside model repositories.
 """
@@ -14,7 +14,7 @@ from transformers import initialization as init
 
 
 def init_linear_as_torch(module: nn.Linear) -> None:
-    """torch's default: uniform in ±1/sqrt(fan_in), weight and bias."""
+    """torch's default: uniform in ±1/sqrt(fan_in) for weight and bias."""
     bound = 1 / math.sqrt(module.in_features)
     init.uniform_(module.weight, -bound, bound)
     if module.bias is not None:
@@ -22,7 +22,7 @@ def init_linear_as_torch(module: nn.Linear) -> None:
 
 
 def init_norm(module: nn.Module) -> None:
-    """Scale 1, offset 0, running statistics of the unit normal."""
+    """Scale 1, offset 0, running mean 0, running variance 1."""
     if module.weight is not None:
         init.ones_(module.weight)
     if module.bias is not None:
@@ -41,14 +41,14 @@ def init_as_torchvision(module: nn.Conv2d) -> None:
 
 
 def init_as_timm(module: nn.Conv2d | nn.Linear) -> None:
-    """Truncated normal of 0.02; bias 0."""
+    """Truncated normal, std 0.02; bias 0."""
     init.trunc_normal_(module.weight, std=0.02)
     if module.bias is not None:
         init.zeros_(module.bias)
 
 
 def init_remaining(backbone: nn.Module, create: Callable[[], nn.Module]) -> None:
-    """Tokens, position embeddings, layer scales ...: the values of a new backbone, which `create` makes if needed."""
+    """Copy the other tensors (tokens, position embeddings, layer scales ...) from a new backbone made by `create`."""
     layers = nn.Conv2d | nn.Linear | _BatchNorm | nn.LayerNorm | nn.GroupNorm
     theirs = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     remaining = {

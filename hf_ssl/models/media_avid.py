@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Clips out of videos: some frames and the sound around them, read with PyAV, which is imported when it is needed."""
+"""Read clips from videos: some frames and the sound around them. PyAV is imported only when needed."""
 
 import gc
 import io
@@ -16,29 +16,25 @@ import numpy as np
 from .needed_frames_avid import needed_frames
 
 
-_PACKETS = 2_000_000  # looked at for a file's length: three hours of video with sound have half as many
-_SHORTEST = 1e-3  # seconds of a stream that has any
-_BROKEN = 50  # broken packets passed over in one reading
-_PREROLL = 0.1  # seconds of sound decoded before a window: what Opus and AAC need to settle
-_GAP = 0.02  # seconds by which sound may be off its time stamp: containers round them
+_PACKETS = 2_000_000  # maximum packets read to find a file's length; three hours of video with sound have half as many
+_SHORTEST = 1e-3  # minimum length of a stream in seconds
+_BROKEN = 50  # broken packets to skip per reading
+_PREROLL = 0.1  # seconds of sound decoded before a window, for Opus and AAC to settle
+_GAP = 0.02  # tolerance for time stamps of sound in seconds, because containers round them
 
 
-# PyAV's resamplers have threads and lie in reference cycles. A forked worker that collects one of its parent's waits
-# forever for threads that only the parent has, so workers never collect what their parent made.
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+# PyAV's resamplers have threads and are in reference cycles. If a forked worker collects one made by its parent, it
+# waits forever for threads that only the parent has. So workers never collect objects made by their parent.
+if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=gc.freeze)
 
 
 class MediaError(ValueError):
-    """A file cannot be read as a video with sound; says why in one sentence."""
+    """A file cannot be read as a video with sound; the message says why in one sentence."""
 
 
 def import_av():
-    """The module `av`.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Import and return `av`; ImportError with a hint if it is not installed."""
     try:
         import av
     except ImportError:
@@ -47,7 +43,7 @@ def import_av():
 
 
 def even_draws(num_clips: int) -> list[tuple[float, float]]:
-    """Draws of `read_clips` for inference: windows evenly spaced, the frames in the middle of each one's sound."""
+    """Draws of `read_clips` for inference: evenly spaced windows, with the frames in the middle of their sound."""
     return [(i / (num_clips - 1) if num_clips > 1 else 0.5, 0.5) for i in range(num_clips)]
 
 
@@ -63,23 +59,24 @@ def read_clips(
     audio: str | Path | bytes | Any = None,
     max_megapixels: float = 50.0,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Clips of one video.
+    """Read clips from one video.
 
-    The window of the sound starts anywhere in what picture and sound both cover; that of the frames anywhere from
-    `offset` seconds before it to as much behind it. For every wanted time the frame on display is taken: the last one
-    whose time stamp is not later. If a video is too short, its frames are repeated; sound is filled up with silence.
+    The sound's window starts anywhere within the overlap of the video and audio streams. The frames lie within that
+    window, extended by `offset` seconds on both sides. For each sampling time the frame on display is used: the last
+    one whose time stamp is not later. If a video is too short, its frames are repeated and its sound is padded with
+    silence.
 
     Args:
         video: path, content or binary file.
-        draws: two numbers in [0, 1) a clip: where its sound starts, and where its frames do.
-        audio: where the sound is not in the video's file.
-        max_megapixels: videos with larger frames are not read.
+        draws: two numbers in [0, 1) per clip: where its sound starts, and where its frames start.
+        audio: separate sound file, if the sound is not in the video file.
+        max_megapixels: refuse videos with larger frames.
 
     Returns:
-        Frames uint8 (num_frames, H, W, 3) and mono sound float32 (audio_seconds * sampling_rate,) of every clip.
+        For each clip, frames uint8 (num_frames, H, W, 3) and mono sound float32 (audio_seconds * sampling_rate,).
 
     Raises:
-        MediaError: nothing to read, no picture, no sound, or broken where it is needed.
+        MediaError: empty file, no video, no sound, or damaged at the needed position.
         ImportError: PyAV is not installed.
     """
     av = import_av()
@@ -110,7 +107,7 @@ def read_clips(
 def read_sounds(
     audio: str | Path | bytes | Any, num_clips: int, *, sampling_rate: int, audio_seconds: float
 ) -> list[np.ndarray]:
-    """Windows of a sound file, evenly spaced: mono float32 (audio_seconds * sampling_rate,) each.
+    """Evenly spaced windows of a sound file: mono float32 (audio_seconds * sampling_rate,) each.
 
     Raises:
         MediaError, ImportError: see `read_clips`.
@@ -127,7 +124,7 @@ def read_sounds(
 
 @contextmanager
 def _explained(av, fault: str) -> Iterator[None]:
-    """Whatever a broken file makes FFmpeg and PyAV raise is one sentence."""
+    """Turn errors of FFmpeg and PyAV on broken files into a MediaError of one sentence."""
     try:
         yield
     except MediaError:
@@ -137,7 +134,7 @@ def _explained(av, fault: str) -> Iterator[None]:
 
 
 def _open(av, stack: ExitStack, source, kind: str) -> tuple:
-    """A container and its best stream of a kind."""
+    """Open a container and find its best stream of a kind."""
     if isinstance(source, bytes):
         if not source:
             raise MediaError("the file is empty")
@@ -157,15 +154,15 @@ def _stream(container, kind: str):
         raise MediaError(f"it has no {'picture' if kind == 'video' else 'sound'}: no {kind} stream")
     if stream.codec_context is None:
         raise MediaError(f"there is no decoder for its {kind} stream")
-    stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # a loader has a worker on every core
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # the loader already has a worker per core
     return stream
 
 
 def _extent(container, stream, scanned: dict[int, tuple[float, float]] | None = None) -> tuple[float, float]:
-    """Start and end of a stream in seconds, from the first place that tells it; without one from all time stamps.
+    """Start and end of a stream in seconds, from its metadata, or else from the time stamps of all packets.
 
     Args:
-        scanned: where the extents of the container's other streams are kept, of which one reading finds all.
+        scanned: cache of extents per stream index, because one scan finds those of all streams in the container.
     """
     start = float((stream.start_time or 0) * stream.time_base)
     if stream.duration:
@@ -185,7 +182,7 @@ def _extent(container, stream, scanned: dict[int, tuple[float, float]] | None = 
 
 
 def _scan(container) -> dict[int, tuple[float, float]]:
-    """Stream -> start and end in seconds, of the time stamps of all packets, which are read but not decoded."""
+    """Map from stream index to start and end in seconds, from all packets' time stamps, without decoding."""
     found: dict[int, tuple[float, float]] = {}
     container.seek(container.start_time or 0)
     for packet in islice(container.demux(), _PACKETS):
@@ -198,7 +195,7 @@ def _scan(container) -> dict[int, tuple[float, float]]:
 
 
 def _windows(video, audio, draw, video_seconds: float, audio_seconds: float, offset: float) -> tuple[float, float]:
-    """Where the frames and where the sound of a clip start, from the extents of both streams."""
+    """Start times of a clip's frames and of its sound, from the extents of both streams."""
     low, high = max(video[0], audio[0]), min(video[1], audio[1]) - audio_seconds
     sound = low + draw[0] * max(0.0, high - low)
     last = max(video[0], video[1] - video_seconds)
@@ -208,21 +205,21 @@ def _windows(video, audio, draw, video_seconds: float, audio_seconds: float, off
 
 
 def _decoded(av, container, stream) -> Iterator:
-    """Frames from where the container stands; broken packets are passed over."""
+    """Decode frames from the container's current position, skipping broken packets."""
     for _ in range(_BROKEN):
         try:
             yield from container.decode(stream)
             return
-        except av.error.InvalidDataError:  # reading goes on behind it
+        except av.error.InvalidDataError:  # decoding resumes after the packet
             continue
         except av.error.EOFError:
             return
 
 
 def _decoded_from(av, container, stream, time: float) -> Iterator:
-    """Frames from one that is not later than `time` on, or from the first."""
+    """Decode frames starting with one no later than `time`, or else with the first."""
     begin = float((stream.start_time or 0) * stream.time_base)
-    for back in (0.0, 0.25, 4.0, math.inf):  # indices go by decoding time: a frame may be shown a little too late
+    for back in (0.0, 0.25, 4.0, math.inf):  # seeking uses decoding time, so it may land on a later frame; back off
         target = max(time - back, begin)
         container.seek(math.floor(target / stream.time_base), stream=stream)
         frames = _decoded(av, container, stream)
@@ -239,7 +236,7 @@ def _end(stream, frame, time: float) -> float:
 
 
 def _all_frames(av, container, stream, times: list[float]) -> list:
-    """The frames on display at rising `times`, found by decoding all until behind the last."""
+    """The frames on display at increasing `times`, found by decoding every frame up to the last one."""
     chosen, shown, time = [], None, None
     for frame in _decoded_from(av, container, stream, times[0]):
         time = frame.time if frame.pts is not None else 0.0 if shown is None else _end(stream, shown, time)
@@ -256,9 +253,9 @@ def _all_frames(av, container, stream, times: list[float]) -> list:
 
 
 def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
-    """The frames on display at rising `times`: uint8 (len(times), H, W, 3)."""
+    """The frames on display at increasing `times`: uint8 (len(times), H, W, 3)."""
     chosen = needed_frames(av, container, stream, times) or _all_frames(av, container, stream, times)
-    convert = av.video.reformatter.VideoReformatter()  # one for all: it remembers its tables
+    convert = av.video.reformatter.VideoReformatter()  # reused, because it caches its tables
     out = None
     for i, frame in enumerate(chosen):
         if i and frame is chosen[i - 1]:
@@ -274,7 +271,7 @@ def _read_frames(av, container, stream, times: list[float]) -> np.ndarray:
 def _read_sound(av, container, stream, start: float, samples: int, rate: int) -> np.ndarray:
     """Mono sound from `start` on, float32 (samples,).
 
-    Its pieces are laid out by their time stamps before they are resampled, so that a gap stays a gap.
+    Blocks are placed by their time stamps before resampling, so that gaps are kept.
     """
     pieces, kind, begin, position, total = None, None, start, 0, 0
     for frame in _decoded_from(av, container, stream, start - _PREROLL):
@@ -311,10 +308,10 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
         resampler = av.AudioResampler("fltp", kind.layout.name, rate)
         parts = [part.to_ndarray() for part in [*resampler.resample(whole), *resampler.resample(None)]]
         sound = np.concatenate(parts, axis=1)
-    # The mean keeps the level of a sound that all channels have; FFmpeg's mono is louder by 3 to 11 dB.
+    # The mean of all channels except LFE keeps the level; FFmpeg's mono mix is 3 to 11 dB louder.
     heard = [i for i, channel in enumerate(kind.layout.channels) if not channel.name.startswith("LFE")]
     heard = heard or [0]
-    sound = sound[heard[0]] + np.float32(0) if len(heard) == 1 else sound[heard].mean(0)  # no -0 in either
+    sound = sound[heard[0]] + np.float32(0) if len(heard) == 1 else sound[heard].mean(0)  # + 0 removes -0
     shift = round((start - begin) * rate)
     sound = sound[max(0, shift) : max(0, shift + samples)]
     if len(sound) == samples:

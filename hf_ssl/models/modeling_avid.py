@@ -1,14 +1,14 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""AVID and AVID + CMA (https://huggingface.co/papers/2004.12943): match each video with its sound among many others.
+"""AVID and AVID + CMA (https://huggingface.co/papers/2004.12943): match each video with its audio among many others.
 
 The objective is noise-contrastive estimation against a memory of all instances: two logistic terms with one constant
-normalizer Z, not a softmax. CMA then also pulls together instances that look and sound alike.
+normalizer Z, not a softmax. CMA also pulls together instances that look and sound alike.
 
 Deviations from the released code:
-- Negatives are drawn for the global batch, so that nothing depends on the number of processes.
-- The memory is updated after the optimizer's step with the embeddings from before it, so that all micro-batches of a
-  step see one memory. If a batch has several clips of an instance, the last one is remembered.
-- The released CMA uses cross-modal scores for `within_coeff`, too. Here the coefficient does what its name says.
+- Negatives are drawn for the global batch, so results do not depend on the number of processes.
+- The memory is updated after the optimizer step, with embeddings from before it, so that all micro-batches of a step
+  see the same memory. If a batch has several clips of an instance, the last one is stored.
+- The released CMA uses cross-modal scores for `within_coeff`, too. Here it weights within-modal scores.
 """
 
 import copy
@@ -31,7 +31,7 @@ from .modeling_ssl import MLP, SSLForPreTrainingOutput, SSLPreTrainedModel
 from .towers_avid import AudioTower, AvidOutput, VideoTower
 
 
-# Score -> modality of the anchor, modality of the memory, and the entry of the normalizer.
+# Score -> (modality of the anchor, modality of the memory, index of the normalizer).
 SCORES = {
     "v2a": ("video", "audio", 0),
     "a2v": ("audio", "video", 0),
@@ -47,8 +47,8 @@ def nce_loss(positive: torch.Tensor, negative: torch.Tensor, z: torch.Tensor | f
     overflow.
 
     Args:
-        positive: (B, P) scores of the anchors, cosines over the temperature.
-        negative: (B, K).
+        positive: (B, P) scores of the anchors (cosine over temperature).
+        negative: (B, K) scores of the anchors.
         z: the normalizer, constant over a run.
     """
     with full_precision(positive):
@@ -61,7 +61,7 @@ def nce_loss(positive: torch.Tensor, negative: torch.Tensor, z: torch.Tensor | f
 
 @dataclass
 class AvidForPreTrainingOutput(SSLForPreTrainingOutput):
-    """Output of AVID: `embeddings` (B, 2, D) are video's and audio's, `features` (B, 1, F) the video tower's.
+    """Output of AVID: `embeddings` (B, 2, D) of video and audio, `features` (B, 1, F) of the video tower.
 
     Args:
         audio_features (`torch.FloatTensor` of shape `(B, 1, F)`): pooled features of the audio tower, detached.
@@ -71,7 +71,7 @@ class AvidForPreTrainingOutput(SSLForPreTrainingOutput):
 
 
 class AvidPreTrainedModel(SSLPreTrainedModel):
-    """Base of AVID's models: layers start as torch's."""
+    """Base of AVID's models, with torch's default initialization."""
 
     config: AvidConfig
     main_input_name = "pixel_values_videos"
@@ -93,11 +93,11 @@ class AvidPreTrainedModel(SSLPreTrainedModel):
 
 
 class AvidModel(AvidPreTrainedModel):
-    """Both towers with their heads.
+    """Both towers with their projectors.
 
     Args:
-        modalities: towers to build, of "video" and "audio".
-        heads: with the projectors, whose outputs can be compared.
+        modalities: towers to build, from "video" and "audio".
+        heads: add the projectors, whose outputs are comparable across modalities.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\.", *REMEMBERED]
@@ -113,10 +113,10 @@ class AvidModel(AvidPreTrainedModel):
         self.post_init()
 
     def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
-        """Give the video tower the tensors of a timm network, which sees single frames.
+        """Load a timm state dict into the video tower, which applies it to single frames.
 
         Raises:
-            ValueError: it is no timm network, or tensors are missing, left over or of another shape.
+            ValueError: the tower is not a timm model, or tensors are missing, unexpected or of the wrong shape.
         """
         tower = getattr(self, "video_tower", None)
         if tower is None or tower.published:
@@ -131,11 +131,7 @@ class AvidModel(AvidPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> AvidOutput:
-        """Frames (B, T, C, H, W) and log spectrograms (B, frames, bands), or one of them.
-
-        Raises:
-            ValueError: neither.
-        """
+        """Frames (B, T, C, H, W), log spectrograms (B, frames, bands), or both."""
         if pixel_values_videos is None and input_values is None:
             raise ValueError("AvidModel needs pixel_values_videos, input_values, or both.")
         if output_hidden_states is None:
@@ -157,9 +153,9 @@ class AvidModel(AvidPreTrainedModel):
 
 
 class AvidForPreTraining(AvidPreTrainedModel):
-    """Both towers, and the objective against a memory of every instance.
+    """Both towers, and the objective against a memory of all instances.
 
-    A training loop calls the hooks: CMA's positive sets are found before a step, the memory is updated after it.
+    The training loop must call the hooks: they find CMA's positive sets before a step and update the memory after it.
     """
 
     title = "AVID"
@@ -185,13 +181,13 @@ class AvidForPreTraining(AvidPreTrainedModel):
         indices: torch.Tensor | None = None,
         **kwargs,
     ) -> AvidForPreTrainingOutput:
-        """Frames (B, T, C, H, W), log spectrograms (B, frames, bands), and the numbers (B,) of their instances.
+        """Frames (B, T, C, H, W), log spectrograms (B, frames, bands), and dataset indices (B,).
 
-        Without `indices` there is no loss; with one modality, its embeddings and features only.
+        Without `indices` there is no loss; with one modality, only its embeddings and features.
 
         Raises:
             ValueError: `indices` for a model without a memory.
-            RuntimeError: a loop without the hooks, in which the memory would never move.
+            RuntimeError: the loop does not call the hooks, so the memory would never be updated.
         """
         output = self.encoder(pixel_values_videos, input_values)
         video, audio = output.video_embeds, output.audio_embeds
@@ -210,7 +206,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
         )
 
     def objective(self, video: torch.Tensor, audio: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """The weighted mean of the terms (section 3.2 and 4.2), each the mean of two scores' losses."""
+        """Weighted mean of the terms (sections 3.2 and 4.2), each the mean of two scores' losses."""
         config, own, z = self.config, indices[:, None], {"video": video, "audio": audio}
         positives = self.memory.positives(indices)
         negatives = self.memory.draw_negatives(own, positives)
@@ -253,21 +249,21 @@ class AvidForPreTraining(AvidPreTrainedModel):
             self.memory.assume_read()
 
     def prepare(self, missing: set[str], batches: Iterable[dict[str, torch.Tensor]]) -> None:
-        """Rows that a warm start did not find become the present embeddings of all clips."""
+        """Fill rows missing from a warm start with the current embeddings of all clips."""
         if missing & {"video_memory", "audio_memory"}:
             for batch in batches:
                 embeddings = self(batch["pixel_values_videos"], batch["input_values"]).embeddings
                 self.memory.update(*embeddings.unbind(1), batch["indices"], momentum=0.0)
 
     def metrics(self) -> dict[str, float]:
-        """The terms of the last batch's loss, and the normalizers that are known."""
+        """Terms of the last batch's loss, and the known normalizers."""
         found = {f"loss_{name}": term.item() for name, term in self._terms.items()}
         known = sorted(self.memory.known) if self.memory is not None else []
         names = ("z", "z_video", "z_audio")
         return found | {names[entry]: self.normalizer[entry].item() for entry in known}
 
     def export_parts(self) -> tuple[AvidConfig, dict[str, torch.Tensor]]:
-        """The memory is of use only beside the very clips, so an export has none."""
+        """Drop the memory, which is only useful with the same clips."""
         config = copy.deepcopy(self.config)
         config.num_instances = 0
         memory = dict(self.named_buffers(recurse=False))
@@ -281,7 +277,7 @@ class AvidForPreTraining(AvidPreTrainedModel):
 
 
 class _AvidClassifier(AvidPreTrainedModel):
-    """One tower and a linear classifier behind dropout, as published for fine-tuning."""
+    """One tower and a linear classifier after dropout, as published for fine-tuning."""
 
     accepts_loss_kwargs = True
     modality: str
@@ -318,7 +314,7 @@ class AvidForVideoClassification(_AvidClassifier):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
-        """Frames (B, T, C, H, W), labels (B,) -> `logits` (B, num_labels) and their loss."""
+        """Frames (B, T, C, H, W), labels (B,) -> `logits` (B, num_labels) and `loss`."""
         return self._classify({"pixel_values_videos": pixel_values_videos}, labels, output_hidden_states, **kwargs)
 
 
@@ -336,5 +332,5 @@ class AvidForAudioClassification(_AvidClassifier):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
-        """Log spectrograms (B, frames, bands), labels (B,) -> `logits` (B, num_labels) and their loss."""
+        """Log spectrograms (B, frames, bands), labels (B,) -> `logits` (B, num_labels) and `loss`."""
         return self._classify({"input_values": input_values}, labels, output_hidden_states, **kwargs)

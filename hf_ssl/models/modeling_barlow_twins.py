@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Barlow Twins (https://huggingface.co/papers/2103.03230): two views, one cross-correlation matrix, driven to
+"""Barlow Twins (https://huggingface.co/papers/2103.03230): drive the cross-correlation of two views to
 identity.
 
-Deviation from the released code: the gradient over several processes is that of the global batch; the released one is
-1/W of it, because its all-reduce is outside autograd.
+Deviation from the released code: with several processes, the gradient is that of the global batch; the released code
+has 1/W of it, because its all-reduce is outside autograd.
 """
 
 import torch
@@ -33,11 +33,11 @@ def barlow_twins_loss(
     """sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2 over the global batch (eq. 1, Algorithm 1).
 
     C is the cross-correlation of features, each standardized by its mean and biased variance (plus `eps`) over the
-    global batch. `center=False` takes eq. 2 literally instead: an uncentered cosine, not a correlation.
+    global batch. `center=False` reads eq. 2 literally instead: an uncentered cosine, not a correlation.
 
     Args:
         z_a, z_b: projections (B, D) of the two views on this process.
-        explicit_matrix: False computes the same without C where the global batch is smaller than D, which is faster.
+        explicit_matrix: False computes the same loss without C, and faster, if the global batch is smaller than D.
     """
     with full_precision(z_a):
         z_a, z_b = (_standardize(at_least_float32(z), eps, center) for z in (z_a, z_b))  # (B, D) each
@@ -46,12 +46,12 @@ def barlow_twins_loss(
         else:
             c = all_reduce_mean(z_a.T @ z_b / len(z_a))  # (D, D)
             diagonal, total = c.diagonal(), c.square().sum()  # (D,), ()
-        off_diagonal = total - diagonal.square().sum()  # a difference needs no D x D mask
+        off_diagonal = total - diagonal.square().sum()  # avoids a D x D mask
         return (diagonal - 1).square().sum() + lambd * off_diagonal
 
 
 def _sums_without_matrix(z_a: torch.Tensor, z_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The diagonal (D,) of C = A^T B / N and the sum of its squares, from products of samples instead of features:
+    """Diagonal (D,) of C = A^T B / N and the sum of its squares, from N x N products instead of D x D ones:
     sum C^2 = tr(B^T A A^T B) / N^2 = <A A^T, B B^T> / N^2.
     """
     a, b = all_gather(z_a), all_gather(z_b)  # (N, D) of the global batch
@@ -60,7 +60,7 @@ def _sums_without_matrix(z_a: torch.Tensor, z_b: torch.Tensor) -> tuple[torch.Te
 
 def _standardize(z: torch.Tensor, eps: float, center: bool) -> torch.Tensor:
     if center:
-        z = z - all_reduce_mean(z.mean(0))  # (B, D), each column of mean 0 over the global batch
+        z = z - all_reduce_mean(z.mean(0))  # (B, D), each column has mean 0 over the global batch
     mean_square = all_reduce_mean(z.square().mean(0))  # (D,), the variance when centered
     return z * torch.rsqrt(mean_square + eps if center else mean_square.clamp(min=1e-12))
 
@@ -76,9 +76,9 @@ def global_statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def update_running_statistics(norm: nn.BatchNorm1d, z: torch.Tensor) -> None:
-    """Keep the running statistics as torch's BatchNorm does: momentum 0.1, unbiased variance.
+    """Update running statistics as torch's BatchNorm does: momentum 0.1, unbiased variance.
 
-    The loss does not use them. Checkpoints have them because the released ones do.
+    The loss does not use them. They are in our checkpoints because the released ones have them.
     """
     mean, var = global_statistics(z)
     count = len(z) * world_size()
@@ -93,7 +93,7 @@ class BarlowTwinsModel(SSLModel):
 
 
 class BarlowTwinsForPreTraining(SSLPreTrainedModel):
-    """Encoder, projector, and a BatchNorm without scale that only keeps running statistics, as the released one."""
+    """Encoder, projector, and a non-affine BatchNorm that only keeps running statistics, as in the released code."""
 
     title = "Barlow Twins"
     paper = "https://huggingface.co/papers/2103.03230"
@@ -112,7 +112,7 @@ class BarlowTwinsForPreTraining(SSLPreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SSLForPreTrainingOutput:
-        """Two views (B, 2, C, H, W), one forward pass each, so that each has its own BatchNorm batch."""
+        """Two views (B, 2, C, H, W), one forward pass each, so that each view has its own BatchNorm statistics."""
         features, embeddings = [], []
         for view in two_views(pixel_values, "Barlow Twins"):
             features.append(self.encoder(view).pooler_output)
@@ -130,7 +130,7 @@ class BarlowTwinsForPreTraining(SSLPreTrainedModel):
         )
 
     def before_simulation(self) -> None:
-        """A simulation has fewer processes than the run, whose batch decides whether there is a matrix: expect it."""
+        """`plan` runs fewer processes, so its batch size cannot tell whether the matrix is built; assume it is."""
         self.config.explicit_matrix = True
 
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""BYOL (https://huggingface.co/papers/2006.07733): predict what a moving average of the network projects.
+"""BYOL (https://huggingface.co/papers/2006.07733): predict the projections of a moving average of the network.
 
-Deviation from the released code: the target starts as a copy of the online network (the paper's pseudo-code), not from
-another random seed; its authors saw no difference.
+Deviation from the released code: the target starts as a copy of the online network (as in the paper's pseudo-code),
+not from another random seed; its authors saw no difference.
 """
 
 import math
@@ -25,11 +25,11 @@ from .modeling_ssl import (
 
 
 def byol_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """Mean over the global batch of |p1 - z2|^2 + |p2 - z1|^2 on unit vectors (eq. 2, symmetrized): 0..8.
+    """Mean over the global batch of `|p1 - z2|^2 + |p2 - z1|^2` on unit vectors (eq. 2, symmetrized): 0..8.
 
     Args:
         p1, p2: predictions (B, D) of the online network for both views.
-        z1, z2: projections (B, D) of the target network, through which no gradient flows.
+        z1, z2: projections (B, D) of the target network; no gradient flows through them.
     """
     with full_precision(p1):
         p1, p2, z1, z2 = (_unit(at_least_float32(x)) for x in (p1, p2, z1.detach(), z2.detach()))
@@ -41,12 +41,12 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def tau_at(step: int, num_steps: int, base: float) -> float:
-    """Momentum of the target's average at a step: from `base` to 1 along a cosine (section 3.1)."""
+    """Momentum of the target network at a step: cosine from `base` to 1 (section 3.1)."""
     return 1 - (1 - base) * (math.cos(math.pi * step / num_steps) + 1) / 2
 
 
 def _init_as_haiku(module: nn.Module) -> None:
-    """Truncated normal of 1/sqrt(fan_in), cut at two deviations; biases 0."""
+    """Truncated normal, std 1/sqrt(fan_in), cut at two standard deviations; bias 0."""
     std = 1 / math.sqrt(module.weight[0].numel())
     init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
     if module.bias is not None:
@@ -54,7 +54,7 @@ def _init_as_haiku(module: nn.Module) -> None:
 
 
 class ByolModel(SSLModel):
-    """Convolutional networks with BatchNorm start as in the released code (Haiku's default)."""
+    """Convolutional networks with BatchNorm are initialized as in the released code (Haiku's default)."""
 
     config: ByolConfig
     _keys_to_ignore_on_load_unexpected = [r"^projector\.", r"^predictor\.", r"^target_", r"^classifier\."]
@@ -67,7 +67,7 @@ class ByolModel(SSLModel):
 
 
 class ByolForPreTraining(SSLPreTrainedModel):
-    """Online encoder, projector and predictor; target encoder and projector, their moving average."""
+    """Online encoder, projector and predictor; target encoder and projector, updated by a moving average."""
 
     title = "BYOL"
     paper = "https://huggingface.co/papers/2006.07733"

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """SimSiam (https://huggingface.co/papers/2011.10566): one network, a predictor, and a stop-gradient.
 
-There is no second network and nothing is copied; `target_update="epoch"` adds both, and is not the published method.
+There is no second network and nothing is copied; `target_update="epoch"` adds both and is not the published method.
 """
 
 import torch
@@ -26,7 +26,7 @@ def simsiam_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch
 
     Args:
         p1, p2: predictions (B, D) of both views.
-        z1, z2: projections (B, D), through which no gradient flows.
+        z1, z2: projections (B, D); no gradient flows through them.
     """
     with full_precision(p1):
         p1, p2, z1, z2 = (at_least_float32(x) for x in (p1, p2, z1.detach(), z2.detach()))
@@ -35,7 +35,7 @@ def simsiam_loss(p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch
 
 
 class SimSiamProjector(MLP):
-    """An MLP with a BatchNorm at its end. Without scale and offset, it undoes the bias before it, which is frozen."""
+    """An MLP that ends in BatchNorm. If that is not affine, it cancels the last bias, which is then frozen."""
 
     def __init__(self, in_dim: int, config: SimSiamConfig):
         hidden = config.projector_hidden or in_dim

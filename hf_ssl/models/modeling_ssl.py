@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What the models of all methods share: encoder, MLP, classifier, hooks.
+"""Shared by the models of all methods: encoder, MLP, classifier, hooks.
 
 This file ships inside model repositories, so it imports from its siblings only.
 """
@@ -27,9 +27,9 @@ class SSLForPreTrainingOutput(ModelOutput):
     """Output of every method.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): of the global batch; `None` when only one view was given.
-        embeddings (`torch.FloatTensor` of shape `(B, V, D)`): what the loss compares.
-        features (`torch.FloatTensor` of shape `(B, V, F)`): pooled features of the backbone, detached.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): loss of the global batch; `None` for a single view.
+        embeddings (`torch.FloatTensor` of shape `(B, V, D)`): the vectors that the loss compares.
+        features (`torch.FloatTensor` of shape `(B, V, F)`): pooled backbone features, detached.
     """
 
     loss: torch.FloatTensor | None = None
@@ -41,8 +41,8 @@ class MLP(nn.Sequential):
     """Linear layers with BatchNorm and ReLU between them; (N, in_dim) -> (N, dims[-1]).
 
     Args:
-        batch_norm: BatchNorm after the hidden layers.
-        hidden_bias, output_bias: biases of the hidden and of the last linear layer.
+        batch_norm: use BatchNorm in the hidden layers.
+        hidden_bias, output_bias: use a bias in the hidden layers, in the last layer.
     """
 
     def __init__(
@@ -66,32 +66,32 @@ class MLP(nn.Sequential):
 
 
 class SSLPreTrainedModel(PreTrainedModel):
-    """Base of all models, and what the author of a method needs to know.
+    """Base of all models. To write a new method, read this first.
 
     A method is a configuration and an `XForPreTraining`, whose `forward` returns an `SSLForPreTrainingOutput`. Its
-    `encoder` is an `SSLModel`. Whatever it remembers between steps is a parameter or a buffer, so that checkpoints are
+    `encoder` is an `SSLModel`. All state kept between steps must be parameters or buffers, so that checkpoints are
     complete.
 
-    Class attributes state its facts: `title`, its name in cards; `paper`, a URL; `citation`, BibTeX (ours are keys of
-    `model_cards/citations.bib`); `views`, the preset of views that it uses by default; `collapse`, a sentence on how a
-    collapsed run shows.
+    Class attributes describe the method: `title`, its name in model cards; `paper`, a URL; `citation`, BibTeX (ours
+    are keys of `model_cards/citations.bib`); `views`, its default views preset; `collapse`, one sentence on how to
+    recognize a collapsed run.
 
-    It may override seven hooks. `step` counts optimizer steps from 0.
+    A method may override seven hooks. `step` counts optimizer steps from 0.
 
     - `before_step(step, num_steps, steps_per_epoch)`: before the first forward pass of a step.
-    - `before_optimizer_step(step, num_steps, steps_per_epoch)`: after the backward pass, with the gradients of the
-      global batch, for instance to drop some of them.
-    - `after_step(step, num_steps, steps_per_epoch)`: after the optimizer's step, for instance to update targets.
+    - `before_optimizer_step(step, num_steps, steps_per_epoch)`: after the backward pass, when gradients are those of
+      the global batch; for instance, to drop some of them.
+    - `after_step(step, num_steps, steps_per_epoch)`: after the optimizer step; for instance, to update targets.
     - `metrics()`: scalars of the last step to log.
     - `prepare(missing, batches)`: once before the first step of a new run, in evaluation mode, without gradients.
-      `missing` names the buffers that the weights of `train.init_from` did not have; `batches` iterates over the
-      inputs of all examples, and loads them only if it is used.
-    - `export_parts()`: the configuration and state dict to publish, without what only training needs.
+      `missing` names the buffers that the weights of `train.init_from` lacked; `batches` iterates over the inputs of
+      all examples and loads them lazily.
+    - `export_parts()`: the configuration and state dict to publish, without training-only parts.
     - `before_simulation()`: `hf-ssl plan` runs a step on tensors without values. Set here what the first step would
       compute from values.
 
-    A module named `target_x` is the target of the module `x`. It starts as a copy of it, gets no gradient, and follows
-    it by `update_targets(tau)` or `copy_to_targets()`. Other parameters that `__init__` freezes stay frozen, too.
+    A module named `target_x` is the target network of module `x`. It starts as a copy, gets no gradient, and is
+    updated by `update_targets(tau)` or `copy_to_targets()`. Other parameters frozen in `__init__` stay frozen, too.
     """
 
     title = ""
@@ -109,7 +109,7 @@ class SSLPreTrainedModel(PreTrainedModel):
         "AutoModelForImageClassification": "ForImageClassification",
     }
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # losses are means over the batch, which Trainer must divide over accumulated ones
+    accepts_loss_kwargs = False  # the loss is a batch mean, so Trainer must divide it by the accumulation steps
     _supports_sdpa = True  # timm chooses its own attention
     _checkpointing = False
 
@@ -133,16 +133,16 @@ class SSLPreTrainedModel(PreTrainedModel):
     def before_simulation(self) -> None: ...
 
     def post_init(self) -> None:
-        """Targets start as copies of the online modules. What `__init__` froze stays frozen after loading."""
+        """Initialize and freeze targets, and record all frozen parameters so that loading can freeze them again."""
         super().post_init()
         self.copy_to_targets()
         self.freeze_targets()
         self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
 
     def target_pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Name of every target parameter -> (online, target).
+        """Map from each target parameter's name to (online, target).
 
-        Only parameters belong to a pair: a target normalizes by its own batches and keeps its own running statistics.
+        Buffers are not paired: a target normalizes by its own batches and keeps its own running statistics.
         """
         own = dict(self.named_parameters())
         names = {name: name.removeprefix("target_") for name in own if name.startswith("target_")}
@@ -158,13 +158,13 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def copy_to_targets(self, names: set[str] | None = None) -> None:
-        """target <- online, for the target parameters of these names, or for all."""
+        """target <- online, for the target parameters in `names`, or for all if None."""
         for name, (online, target) in self.target_pairs().items():
             if names is None or name in names:
                 target.copy_(online)
 
     def freeze_targets(self) -> None:
-        """Targets get no gradient."""
+        """Freeze target parameters."""
         for _, target in self.target_pairs().values():
             target.requires_grad_(False)
 
@@ -172,22 +172,22 @@ class SSLPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model.copy_to_targets(set(info["missing_keys"]))
-        for name in model._frozen:  # loading gives them a gradient again
+        for name in model._frozen:  # loading resets requires_grad
             model.get_parameter(name).requires_grad_(False)
         return (model, info) if output_loading_info else model
 
     @classmethod
     def from_timm(cls, name: str, config: SSLConfig | None = None, **changes):
-        """A model whose encoder has pretrained weights of timm; heads, if any, are new.
+        """A model whose encoder has pretrained timm weights; heads, if any, are new.
 
         Args:
             name: "regnety_320.seer", "hf-hub:user/name", or "local-dir:folder" in timm's format.
-            config: of a network of that shape, such as `SwavConfig.seer("regnety_320")`; by default the method's,
-                with the backbone, image size and normalization of the weights.
-            changes: fields of that default that differ.
+            config: configuration with the same backbone, such as `SwavConfig.seer("regnety_320")`. The default is the
+                method's, with the backbone, image size and normalization of the weights.
+            changes: fields of that default to override.
 
         Raises:
-            ValueError: tensors that are missing, left over or of another shape, with their names.
+            ValueError: tensors are missing, unexpected or of the wrong shape; the message names them.
         """
         source = timm.create_model(name, pretrained=True, num_classes=0)
         if config is None:
@@ -199,13 +199,13 @@ class SSLPreTrainedModel(PreTrainedModel):
         return model
 
     def load_encoder(self, tensors: dict[str, torch.Tensor], source: str) -> None:
-        """Give the encoder, and a target's, the tensors of a timm network; `source` names them in errors."""
+        """Load a timm state dict into the encoder and its target, if any; `source` names the weights in errors."""
         self.encoder.load_encoder(tensors, source)
         self.copy_to_targets()
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Recompute activations in the backward pass; transformers' switch sets this, whatever its name."""
+        """Whether activations are recomputed in the backward pass; set by `gradient_checkpointing_enable()`."""
         return self._checkpointing
 
     @gradient_checkpointing.setter
@@ -218,7 +218,7 @@ class SSLPreTrainedModel(PreTrainedModel):
         self._checkpointing = enable
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, with the code of every class of the method beside the weights."""
+        """As in transformers, and copy the code of all classes of the method into the folder."""
         config, prefix = type(self.config), type(self.config).__name__.removesuffix("Config")
         file = type(self).__module__.rpartition(".")[2]
         classes = {auto: f"{file}.{prefix}{suffix}" for auto, suffix in self.auto_classes.items()}
@@ -226,8 +226,8 @@ class SSLPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """For code outside itself transformers passes over modules without tensors of their own; ours must not be:
-        residual blocks start at zero, and the encoder fills what belongs to no layer. `init` spares loaded tensors.
+        """transformers skips modules without own tensors if the model is custom code. Ours need `_init_weights`: it
+        zeroes residual branches and fills the encoder's remaining tensors. `init` leaves loaded tensors alone.
         """
         super()._initialize_weights(module)
 
@@ -242,8 +242,8 @@ class SSLPreTrainedModel(PreTrainedModel):
 class SSLModel(SSLPreTrainedModel):
     """The encoder: a bare timm backbone.
 
-    Networks with BatchNorm are initialized as torchvision's (He et al., fan-out); others (ViT, ConvNeXt) as timm's
-    (truncated normal of 0.02).
+    Networks with BatchNorm are initialized as in torchvision (He et al., fan-out), others (ViT, ConvNeXt) as in timm
+    (truncated normal, std 0.02).
     """
 
     def __init__(self, config: SSLConfig):
@@ -299,7 +299,7 @@ class SSLModel(SSLPreTrainedModel):
 
 
 class SSLForImageClassification(SSLPreTrainedModel):
-    """Encoder and a linear classifier, initialized as in the papers' linear evaluations (normal of 0.01, bias 0)."""
+    """Encoder and linear classifier, initialized as in the papers' linear evaluations (normal, std 0.01; bias 0)."""
 
     model_class: type[SSLModel]
     accepts_loss_kwargs = True
@@ -319,7 +319,7 @@ class SSLForImageClassification(SSLPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
-        """(B, C, H, W), labels (B,) -> `logits` (B, num_labels) and their loss, as `config.problem_type` says."""
+        """(B, C, H, W), labels (B,) -> `logits` (B, num_labels) and `loss`, according to `config.problem_type`."""
         output = self.encoder(pixel_values, output_hidden_states=output_hidden_states)
         logits = self.classifier(output.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
@@ -333,16 +333,12 @@ class SSLForImageClassification(SSLPreTrainedModel):
 
 
 def split_views(pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    """(B, V, C, H, W), or (B, C, H, W) for one view -> V tensors (B, C, H, W)."""
+    """(B, V, C, H, W), or (B, C, H, W) for a single view -> V tensors (B, C, H, W)."""
     return [pixel_values] if pixel_values.dim() == 4 else list(pixel_values.unbind(1))
 
 
 def two_views(pixel_values: torch.Tensor, method: str) -> list[torch.Tensor]:
-    """The one or two views of a method that compares pairs.
-
-    Raises:
-        ValueError: more than two.
-    """
+    """The one or two views for a method that compares pairs; ValueError for more."""
     views = split_views(pixel_values)
     if len(views) > 2:
         raise ValueError(f"{method} compares two views of an image, not {len(views)}; see views.first.count.")

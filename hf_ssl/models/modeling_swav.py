@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """SwAV (https://huggingface.co/papers/2006.09882): predict one view's cluster assignment from the others.
 
-Deviations from the released code: the queue holds features of the global batch, the same on every process (there each
-process has its own); Sinkhorn runs in the log domain, which gives the same codes and cannot overflow.
+Deviations from the released code: the queue holds features of the global batch and is the same on every process
+(theirs is local to a process); Sinkhorn runs in the log domain, which gives the same codes and cannot overflow.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ from .modeling_ssl import (
 def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iters: int = 3) -> torch.Tensor:
     """Soft assignment of the global batch to prototypes, each used about equally (section 3.1, eq. 3 to 5).
 
-    Columns and rows of exp(scores / epsilon) are normalized in turn, in the log domain.
+    Normalizes columns and rows of exp(scores / epsilon) in turn, in the log domain.
 
     Args:
         scores: (B, K) similarities of this process's samples to the prototypes.
@@ -50,13 +50,13 @@ def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iters: int = 3) ->
     with full_precision(scores):
         log_q = at_least_float32(scores) / epsilon  # (B, K)
         for _ in range(num_iters):
-            log_q = log_q - _logsumexp_over_samples(log_q)  # all prototypes have equal weight in the global batch
-            log_q = log_q - log_q.logsumexp(1, keepdim=True)  # every sample's weights sum to 1
+            log_q = log_q - _logsumexp_over_samples(log_q)  # each prototype gets equal weight in the global batch
+            log_q = log_q - log_q.logsumexp(1, keepdim=True)  # weights of each sample sum to 1
         return log_q.exp()
 
 
 def _logsumexp_over_samples(log_q: torch.Tensor) -> torch.Tensor:
-    """(B, K) of every process -> (1, K)."""
+    """(B, K) on every process -> (1, K) over the global batch."""
     highest = all_reduce_max(log_q.amax(0, keepdim=True))
     return all_reduce_sum((log_q - highest).exp().sum(0, keepdim=True)).log() + highest
 
@@ -67,11 +67,11 @@ def swav_loss(
     crops_for_assign: list[int] | tuple[int, ...] = (0, 1),
     temperature: float = 0.1,
 ) -> torch.Tensor:
-    """Cross-entropy between the codes of one crop and the predictions of every other, mean over both (eq. 2 and 6).
+    """Cross-entropy between the codes of a crop and the predictions of all other crops, averaged (eq. 2 and 6).
 
     Args:
         scores: (V, B, K) similarities of all crops to the prototypes.
-        codes: (A, B, K) of the crops named by `crops_for_assign`.
+        codes: (A, B, K) for the crops in `crops_for_assign`.
     """
     with full_precision(scores):
         log_p = (at_least_float32(scores) / temperature).log_softmax(-1)  # (V, B, K)
@@ -84,11 +84,11 @@ def swav_loss(
 
 @dataclass
 class SwavForPreTrainingOutput(SSLForPreTrainingOutput):
-    """Output of SwAV; `embeddings` and `logits` have all crops, `features` the global views only.
+    """Output of SwAV; `embeddings` and `logits` cover all crops, `features` only the global views.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(B, V, K)`): similarities to the prototypes, those of several
-            matrices one after another.
+        logits (`torch.FloatTensor` of shape `(B, V, K)`): similarities to the prototypes, concatenated over prototype
+            layers.
         codes (`torch.FloatTensor` of shape `(B, A, K)`, *optional*): assignments of `crops_for_assign`.
     """
 
@@ -102,7 +102,7 @@ class SwavModel(SSLModel):
 
 
 class SeveralPrototypes(nn.ModuleList):
-    """Matrices of prototypes side by side: (..., D) -> (..., K), with K the sum over them."""
+    """Several prototype layers: (..., D) -> (..., K), where K is their total."""
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return torch.cat([prototypes(z) for prototypes in self], -1)
@@ -112,8 +112,8 @@ class Queue:
     """Past features of one crop over the global batch, newest first, the same on every process.
 
     Args:
-        features: (L, D), a buffer of the model, which is changed in place. Whole global batches of it are used.
-        batch_size: of this process.
+        features: (L, D) buffer of the model, changed in place. L is rounded down to whole global batches.
+        batch_size: per process.
     """
 
     def __init__(self, features: torch.Tensor, batch_size: int):
@@ -127,13 +127,13 @@ class Queue:
         return bool(self.features[-1].any())
 
     def scores(self, prototypes: nn.Module) -> torch.Tensor:
-        """(L / W, K) of this process's share, in full precision."""
+        """(L / W, K) for this process's share, in full precision."""
         share = self.features.unflatten(0, (world_size(), -1))[rank()]
         with full_precision(share):
             return prototypes(share.to(next(prototypes.parameters()).dtype))
 
     def push(self, z: torch.Tensor) -> None:
-        """Put (B, D) of every process in front; the oldest batch falls out."""
+        """Put (B, D) from every process at the front and drop the oldest batch."""
         newest = gather_batch(z).to(self.features.dtype)
         self.features.copy_(torch.cat([newest, self.features[: -self.total]]))
 
@@ -141,8 +141,8 @@ class Queue:
 class SwavForPreTraining(SSLPreTrainedModel):
     """Encoder, projector, prototypes, and a queue of past features.
 
-    A training loop calls the hooks: the prototypes are normalized before every step and get no gradient in the first
-    ones, and the queue starts at its epoch.
+    The training loop must call the hooks: they normalize the prototypes before every step, freeze them for the first
+    steps, and start the queue.
     """
 
     title = "SwAV"
@@ -182,8 +182,8 @@ class SwavForPreTraining(SSLPreTrainedModel):
     ) -> SwavForPreTrainingOutput:
         """Global views (B, V, C, H, W) and small crops (B, L, C, h, w).
 
-        All crops of one size pass the backbone together and all crops pass the projector together, so that they share
-        BatchNorm statistics as released.
+        Crops of one size pass through the backbone together, and all crops through the projector together, so that
+        they share BatchNorm statistics as in the released code.
         """
         views = split_views(pixel_values)
         size, num_global = len(views[0]), len(views)
@@ -210,14 +210,14 @@ class SwavForPreTraining(SSLPreTrainedModel):
         )
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, V, C, H, W) -> (V*B, F), view by view; no copy when the storage is view-major."""
+        """(B, V, C, H, W) -> (V*B, F), view by view; no copy if the storage is view-major."""
         if pixel_values.dim() == 5:
             pixel_values = pixel_values.transpose(0, 1).flatten(0, 1)
         return self.encoder(pixel_values).pooler_output
 
     @torch.no_grad()
     def _assign(self, scores: torch.Tensor, z: torch.Tensor, num_global: int) -> torch.Tensor:
-        """Codes (A, B, K); the queue is used as it was before this batch, and only when it is full."""
+        """Codes (A, B, K). Uses the queue only if it was full before this batch."""
         config, codes = self.config, []
         if max(config.crops_for_assign) >= num_global:
             raise ValueError(f"crops_for_assign={list(config.crops_for_assign)} needs more than {num_global} views.")
@@ -230,11 +230,11 @@ class SwavForPreTraining(SSLPreTrainedModel):
                     rows = torch.cat([queue.scores(self.prototypes).to(rows.dtype), rows])
                 queue.push(z[crop])
             parts = [sinkhorn(part, config.epsilon, config.sinkhorn_iterations) for part in self._of_each(rows)]
-            codes.append(torch.cat(parts, 1)[-scores.shape[1] :])  # those of the queue are not wanted
+            codes.append(torch.cat(parts, 1)[-scores.shape[1] :])  # drop the queue's codes
         return torch.stack(codes)
 
     def _of_each(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The parts of the last axis that belong to each matrix of prototypes."""
+        """Split the last axis by prototype layer."""
         return x.split(self.config.prototype_counts, -1)
 
     @property
@@ -252,10 +252,10 @@ class SwavForPreTraining(SSLPreTrainedModel):
             self.prototypes.zero_grad(set_to_none=True)
 
     def metrics(self) -> dict[str, float]:
-        """Of this process's last batch: entropy of the codes (nats), and the share of prototypes that win a sample."""
+        """Over this process's last batch: code entropy in nats, and the share of prototypes that win a sample."""
         if self._codes is None:
             return {}
-        parts = self._of_each(self._codes.flatten(0, 1))  # (A*B, K) of each matrix
+        parts = self._of_each(self._codes.flatten(0, 1))  # (A*B, K) for each layer
         entropies = [-(codes * codes.clamp(min=1e-12).log()).sum(1).mean() for codes in parts]
         used = sum(codes.argmax(1).unique().numel() for codes in parts)
         return {

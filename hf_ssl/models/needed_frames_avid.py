@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Reduced decoding of H.264, whose packets say which frames nothing refers to: of those, only wanted ones are decoded.
+"""Faster decoding of H.264: skip frames that are neither wanted nor used as references.
 
 This file ships inside model repositories.
 """
@@ -9,14 +9,13 @@ import math
 import numpy as np
 
 
-_AHEAD = 2**26  # bytes of packets looked at before the first is decoded
+_AHEAD = 2**26  # maximum bytes of packets read before decoding
 
 
 def needed_frames(av, container, stream, times: list[float]) -> list | None:
-    """The frames on display at rising `times`.
+    """The frames on display at increasing `times`, or None if only full decoding can tell.
 
-    None where it is no H.264, where the packets' time stamps do not tell the frames on display, or where something is
-    broken: only decoding can tell then.
+    That is, if the stream is not H.264, is broken, or its time stamps do not determine the frames on display.
     """
     context, base = stream.codec_context, stream.time_base
     if context.name != "h264":
@@ -27,13 +26,13 @@ def needed_frames(av, container, stream, times: list[float]) -> list | None:
     try:
         for packet in container.demux(stream):
             pts, dts = packet.pts, packet.dts
-            if packet.size == 0:  # the end of the file
+            if packet.size == 0:  # end of file
                 whole = True
                 break
             size += packet.size
             if pts is None or dts is None or packet.is_corrupt or packet.is_discard or size > _AHEAD:
                 return None
-            if dts > last:  # and so are all time stamps that follow
+            if dts > last:  # all later time stamps are greater, too
                 break
             packets.append(packet)
             stamps.append(pts)
@@ -53,7 +52,7 @@ def needed_frames(av, container, stream, times: list[float]) -> list | None:
                 missing.remove(packet.pts)
                 if not missing:
                     break
-        for frame in context.decode(None):  # what it held back for the order
+        for frame in context.decode(None):  # flush frames held for reordering
             found[frame.pts] = frame
     except av.error.FFmpegError:
         return None

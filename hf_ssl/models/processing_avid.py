@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Files of video with sound -> AVID's inputs."""
+"""Video files with sound -> AVID's inputs."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ from .video_processing_avid import AvidVideoProcessor
 
 
 class AvidProcessor(ProcessorMixin):
-    """Reads clips with PyAV, and prepares both of their halves."""
+    """Reads clips with PyAV and prepares their frames and sound."""
 
     def __init__(self, feature_extractor, video_processor):
         super().__init__(feature_extractor, video_processor)
 
     def __call__(self, videos, num_clips: int = 1, audio=None, return_tensors: str | None = None) -> BatchFeature:
-        """One file or a list of them -> `pixel_values_videos` (B, T, C, H, W) and `input_values` (B, frames, bands).
+        """One file or a list of files -> `pixel_values_videos` (B, T, C, H, W) and `input_values` (B, frames, bands).
 
         Args:
-            videos: path or content (bytes) of each.
-            num_clips: of every file, evenly spaced; those of file i are rows i * num_clips and following.
-            audio: files of the sound, where it is not in the videos.
+            videos: path or content (bytes) of each file.
+            num_clips: evenly spaced clips per file; row i * num_clips + j is clip j of file i.
+            audio: separate sound files, if the videos have none.
 
         Raises:
             MediaError: a file cannot be read, or has no sound.
@@ -46,7 +46,7 @@ class AvidProcessor(ProcessorMixin):
                 audio=sound,
             )
         ]
-        # Videos may differ in size: each is processed by itself.
+        # Videos may differ in size, so process them one by one.
         seen = [seeing(f, input_data_format="channels_last")["pixel_values_videos"][0] for f, _ in clips]
         heard = hearing([waveform for _, waveform in clips])["input_values"]
         data = {"pixel_values_videos": np.stack([np.asarray(frames) for frames in seen]), "input_values": heard}
@@ -54,7 +54,7 @@ class AvidProcessor(ProcessorMixin):
 
 
 def avid_processor(config) -> AvidProcessor:
-    """The processor of an `AvidConfig`; its `save_pretrained` writes all files that a repo needs."""
+    """Processor for an `AvidConfig`; its `save_pretrained` writes all files that a repo needs."""
     mean, std = (v if isinstance(v, float | int) else list(v) for v in (config.audio_mean, config.audio_std))
     hearing = AvidFeatureExtractor(
         feature_size=config.num_bands,

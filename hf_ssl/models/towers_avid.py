@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The two towers of AVID: the published networks, or any timm model on single frames and on spectrograms.
+"""The two towers of AVID: the published networks, or any timm model on frames and spectrograms.
 
 This file ships inside model repositories, so it imports from its siblings only.
 """
@@ -16,20 +16,20 @@ from .configuration_ssl import SSLConfig
 from .modeling_ssl import SSLModel
 
 
-_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # blocks of the four stages
+_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # blocks in each stage
 
 Encoded = tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...] | None]  # last map, pooled, maps of all stages
 
 
 @dataclass
 class AvidOutput(ModelOutput):
-    """Output of both towers; of one, when only its input was given.
+    """Output of both towers, or of the one whose input was given.
 
     Args:
-        video_embeds, audio_embeds (`torch.FloatTensor` of shape `(B, D)`): unit vectors that can be compared.
+        video_embeds, audio_embeds (`torch.FloatTensor` of shape `(B, D)`): unit vectors, comparable across modalities.
         video_pooler_output, audio_pooler_output (`torch.FloatTensor` of shape `(B, F)`): features for other tasks.
-        video_last_hidden_state (`torch.FloatTensor` of shape `(B, F, t, h, w)`): map of the video tower.
-        audio_last_hidden_state (`torch.FloatTensor` of shape `(B, F, h, w)`): map of the audio tower.
+        video_last_hidden_state (`torch.FloatTensor` of shape `(B, F, t, h, w)`): last map of the video tower.
+        audio_last_hidden_state (`torch.FloatTensor` of shape `(B, F, h, w)`): last map of the audio tower.
         video_hidden_states, audio_hidden_states (`tuple`, *optional*): maps of all stages.
     """
 
@@ -44,7 +44,7 @@ class AvidOutput(ModelOutput):
 
 
 class R2Plus1DBlock(nn.Module):
-    """Two factorized convolutions with a shortcut that has no BatchNorm; the norm stands behind the addition."""
+    """Two factorized convolutions with a shortcut without BatchNorm; the last norm comes after the addition."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -72,7 +72,7 @@ class R2Plus1DBlock(nn.Module):
 
 
 class R2Plus1D(nn.Module):
-    """The published video network of depth 10, 18 or 34, not torchvision's: (B, C, T, H, W) -> a map a stage."""
+    """The published video network (not torchvision's), depth 10, 18 or 34: (B, C, T, H, W) -> one map per stage."""
 
     num_features = 512
 
@@ -110,7 +110,7 @@ class PlainConvBlock(nn.Sequential):
 
 
 class Conv2D(nn.Module):
-    """The published audio network of ten layers: (B, 1, frames, bands) -> a map a stage."""
+    """The published audio network with ten layers: (B, 1, frames, bands) -> one map per stage."""
 
     num_features = 512
 
@@ -135,19 +135,19 @@ def _through(stages: nn.ModuleList, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def over_time(x: torch.Tensor, segments: int, pooling: str) -> torch.Tensor:
-    """(B, D, T) -> (B, segments * D): the mean or maximum of each part of the time, one after another."""
+    """Pool each time segment by mean or max and concatenate: (B, D, T) -> (B, segments * D)."""
     pool = F.adaptive_max_pool1d if pooling == "max" else F.adaptive_avg_pool1d
     return pool(x, segments).transpose(1, 2).flatten(1)
 
 
 def timm_config(backbone: str, arguments: dict | None, channels: int) -> SSLConfig:
-    """A timm model as a tower: `SSLModel` builds, initializes and checkpoints it."""
+    """Configuration of a timm tower; `SSLModel` builds, initializes and checkpoints it."""
     neutral = {"image_mean": (0.5,) * channels, "image_std": (0.5,) * channels}
     return SSLConfig(backbone=backbone, backbone_args=arguments, num_channels=channels, **neutral)
 
 
 class VideoTower(nn.Module):
-    """Frames (B, T, C, H, W) -> last map (B, D, t, h, w), pooled (B, D), and the maps of all stages if asked for."""
+    """Frames (B, T, C, H, W) -> last map (B, D, t, h, w), pooled (B, D), and optionally all stage maps."""
 
     def __init__(self, config: AvidConfig):
         super().__init__()
@@ -181,7 +181,7 @@ class VideoTower(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """Spectrograms (B, frames, bands) -> last map (B, D, h, w), pooled (B, D), and the maps of all stages if asked."""
+    """Spectrograms (B, frames, bands) -> last map (B, D, h, w), pooled (B, D), and optionally all stage maps."""
 
     def __init__(self, config: AvidConfig):
         super().__init__()

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Frames -> the normalized, center-cropped input of AVID's video network."""
+"""Normalize and center-crop frames for AVID's video network."""
 
 import torchvision.transforms.functional as TF
 from transformers import BaseVideoProcessor
@@ -7,7 +7,7 @@ from transformers import BaseVideoProcessor
 
 class AvidVideoProcessor(BaseVideoProcessor):
     """Frames (T, H, W, C) or (T, C, H, W) -> `pixel_values_videos` (B, T, C, size, size).
-
+    `num_frames` and `fps` tell an `AvidProcessor` how to sample a file; frames passed in are used as they are.
     `num_frames` and `fps` say how an `AvidProcessor` takes frames out of a file; frames given are taken as they are.
     """
 
@@ -29,7 +29,7 @@ class AvidVideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values_videos"]
 
     def center_crop(self, image, size, **kwargs):
-        """As at training's evaluations: half a pixel is rounded to even, where transformers rounds down."""
+        """As in training's evaluation: rounds half a pixel to even, where transformers rounds down."""
         return TF.center_crop(image, [size.height, size.width])
 
 

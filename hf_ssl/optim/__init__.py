@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Optimisers, parameter groups and schedules."""
+"""Optimizers, parameter groups and schedules."""
 
 from .larc import Larc, Lars
 from .param_groups import build_optimizer, param_groups

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""LARC (SwAV, SEER) and LARS (Barlow Twins, BYOL): SGD whose steps are scaled to the size of their parameter.
+"""LARC (SwAV, SEER) and LARS (Barlow Twins, BYOL): SGD with steps scaled by the norm of each parameter.
 
-LARC: g <- (g + wd p) * trust |p| / (|g| + wd |p| + eps), for every tensor alike, biases and norms included; where |p|
-or |g| is 0 the gradient stays as it is, without decay. LARS divides by |g + wd p|, and leaves out the groups marked
-`excluded`. timm's Lars takes LARC's denominator, so that its steps are not those of the two papers' code.
+LARC: g <- (g + wd p) * trust |p| / (|g| + wd |p| + eps), for all tensors, including biases and norms; if |p| or |g| is
+0, the gradient is left unchanged, without weight decay. LARS divides by |g + wd p| and skips groups marked `excluded`.
+timm's Lars uses LARC's denominator, so its steps differ from those of the two papers' code.
 """
 
 import torch
@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 
 class Larc(Optimizer):
-    """SGD with momentum behind LARC's scaling (no clipping).
+    """SGD with momentum after LARC scaling (no clipping).
 
     Args:
-        params: parameters or groups; parameters whose gradient is None are skipped, momentum and all.
+        params: parameters or groups; parameters without a gradient are skipped, including their momentum.
         lr: learning rate.
-        momentum: of SGD; the first buffer is the first gradient.
-        weight_decay: inside the scaling.
-        trust_coefficient: size of a step at lr 1, as a fraction of the parameter's norm.
+        momentum: SGD momentum; the buffer starts as the first gradient.
+        weight_decay: applied inside the scaling.
+        trust_coefficient: step size at lr 1, as a fraction of the parameter's norm.
         eps: added to the denominator.
     """
 
@@ -62,7 +62,7 @@ class Larc(Optimizer):
     def _scaled_gradients(
         self, group: dict, params: list[torch.Tensor], grads: list[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Nothing here waits for the device."""
+        """Must not synchronize the device."""
         decay = group["weight_decay"]
         p_norms, g_norms = _norms(params), _norms(grads)
         scaled = []
@@ -74,7 +74,7 @@ class Larc(Optimizer):
 
 
 def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Euclidean norm of every tensor, of the whole one where it is sharded: one sum over processes for all."""
+    """Norms of whole tensors, including sharded ones, with a single all-reduce."""
     if not isinstance(tensors[0], DTensor):
         return list(torch._foreach_norm(tensors))
     placements = [Partial() if placement.is_shard() else placement for placement in tensors[0].placements]
@@ -84,7 +84,7 @@ def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class Lars(Larc):
-    """LARS of Barlow Twins and BYOL; a group with `excluded=True` gets plain SGD without decay."""
+    """LARS as in Barlow Twins and BYOL; groups with `excluded=True` get plain SGD without weight decay."""
 
     def _scaled_gradients(
         self, group: dict, params: list[torch.Tensor], grads: list[torch.Tensor]

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Which parameters learn, how fast, and with what decay: decided by name and shape."""
+"""Parameter groups: which parameters are optimized, with which learning rate and weight decay, by name and shape."""
 
 from typing import Any
 
+import timm.optim
 import torch
 from torch import nn
 
@@ -11,33 +12,46 @@ from .larc import Larc, Lars
 
 
 def param_groups(model: nn.Module, optim: OptimConfig, batch_size: int) -> list[dict[str, Any]]:
-    """Groups of a model's parameters with their `peak_lr`, `fixed_lr` and `weight_decay`.
+    """Parameter groups of a model, with `peak_lr`, `fixed_lr` and `weight_decay`.
 
-    Names that start with `target_` are never optimised, whatever their `requires_grad`. One-dimensional tensors
-    (biases and norms) form groups of their own when the recipe treats them apart, and so does the predictor.
+    Names that start with `target_` are never optimized, whatever their `requires_grad`. One-dimensional tensors
+    (biases and norms) get their own groups if the recipe treats them differently, and so do the predictor
+    and, with `layer_decay`, each layer of the backbone.
 
     Args:
-        batch_size: global batch, by which learning rates per `lr_per` images are scaled.
+        batch_size: global batch size, which scales learning rates given per `lr_per` images.
     """
     scale = batch_size / optim.lr_per if optim.lr_per else 1.0
     apart = optim.exclude_bias_and_norm or optim.lr_bias_and_norm is not None
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    depth = _layer_scales(model, optim.layer_decay)
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name.startswith("target_") or not parameter.requires_grad:
             continue
-        key = (apart and parameter.ndim <= 1, optim.fixed_predictor_lr and name.startswith("predictor."))
+        fixed = optim.fixed_predictor_lr and name.startswith("predictor.")
+        key = (apart and parameter.ndim <= 1, fixed, depth.get(name, 1.0))
         groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "peak_lr": scale * _lr(optim, vector),
-            "lr": scale * _lr(optim, vector),
+            "peak_lr": layer * scale * _lr(optim, vector),
+            "lr": layer * scale * _lr(optim, vector),
             "fixed_lr": fixed,
             "weight_decay": 0.0 if vector and optim.exclude_bias_and_norm else optim.weight_decay,
             "excluded": vector and optim.exclude_bias_and_norm,
         }
-        for (vector, fixed), parameters in groups.items()
+        for (vector, fixed, layer), parameters in groups.items()
     ]
+
+
+def _layer_scales(model: nn.Module, decay: float | None) -> dict[str, float]:
+    """Name of every parameter of the encoder -> the share of the rate with which its layer learns, as timm has it."""
+    if decay is None:
+        return {}
+    backbone: Any = model.get_submodule("encoder.backbone")
+    names = {parameter: f"encoder.backbone.{name}" for name, parameter in backbone.named_parameters()}
+    groups = timm.optim.param_groups_layer_decay(backbone, layer_decay=decay)
+    return {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
 def _lr(optim: OptimConfig, vector: bool) -> float:
@@ -45,7 +59,7 @@ def _lr(optim: OptimConfig, vector: bool) -> float:
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, batch_size: int) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `param_groups`."""
+    """The recipe's optimizer over `param_groups`."""
     groups = param_groups(model, optim, batch_size)
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)

@@ -9,13 +9,13 @@ from ..recipe import OptimConfig
 
 
 def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step (counted from 0) as a fraction of its peak.
+    """Learning rate at a step (counted from 0) as a fraction of its peak.
 
-    A linear warm-up, then a cosine, or a constant that may end in a linear descent. The cosine begins behind the
-    warm-up, or with `cosine_over="run"` at step 0, so that it has gone down a little where it takes over (VISSL). With
-    `schedule_by="epoch"` all steps of an epoch share the value of its first one (SimSiam). With `warmup_reaches_peak`
-    the last warm-up step is already at the peak (SwAV's linspace), else the first step after it is (Barlow Twins,
-    BYOL).
+    Linear warm-up, then a cosine, or a constant with an optional linear cool-down. The cosine starts after the
+    warm-up, or at step 0 with `cosine_over="run"`, where it has already decayed a little by the end of the warm-up
+    (VISSL). With `schedule_by="epoch"`, all steps of an epoch use the value of its first step (SimSiam). With
+    `warmup_reaches_peak`, the last warm-up step is at the peak (SwAV's linspace), otherwise the first step after it is
+    (Barlow Twins, BYOL).
     """
     warmup = optim.warmup_steps
     if warmup is None:
@@ -37,7 +37,7 @@ def lr_fraction(optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: 
 def set_learning_rates(
     optimizer: Optimizer, optim: OptimConfig, step: int, num_steps: int, steps_per_epoch: int
 ) -> None:
-    """Write the learning rates of a step into the groups that `param_groups` made."""
+    """Set the learning rates of `param_groups`' groups for a step."""
     fraction = lr_fraction(optim, step, num_steps, steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * (1.0 if group["fixed_lr"] else fraction)

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What will the network see? A PNG: a row for each image, each view labelled with what was applied to it.
+"""What will the network see? A PNG: a row for each image, each view labeled with what was applied to it.
 
-The views come from the very code that trains, so what is drawn is what is learnt from.
+The views come from the very code that trains, so what is drawn is what is learned from.
 """
 
 import logging
@@ -10,12 +10,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.loader import epoch_order
-from ..data.sources import load_source, source_of
+from ..data.sources import Source, load_source, source_of
 from ..data.streams import open_stream
 from ..errors import UserError
 from ..recipe import Recipe, RecipeError
 from ..resolve import resolve
-from .pictures import CELL, INK, Picture
+from ..training.choices import stand_in
+from .pictures import CELL, INK, Picture, font_of, writable
 
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def preview(
 ) -> Path:
     """Draw the first images of a run's first epoch with all their views; the crops are framed in the original.
 
-    Of videos with sound: the frames of a clip, and its normalised spectrogram, from low to high.
+    Of videos with sound: the frames of a clip, and its normalized spectrogram, from low to high.
 
     Args:
         seed: other images and other views than those of `recipe.train.seed`.
@@ -47,7 +48,7 @@ def preview(
     """
     if num_images <= 0:
         raise RecipeError("The number of images must be greater than 0.")
-    resolved = resolve(recipe)
+    resolved = resolve(recipe := stand_in(recipe))
     views, modality, medium = resolved.views, resolved.modality, resolved.modality.medium
     drawing, stage1 = modality.half(__package__), modality.stage1(views, resolved.config, recipe)
     if recipe.data.streaming:
@@ -66,23 +67,30 @@ def preview(
             break
     if not rows:
         raise RecipeError(f"No image could be read, the last one tried was {problem}.")
+    shown = f"{len(rows)} of {_count(recipe, source, modality.name)}"
     title = f"{recipe.method}: {drawing.title(views)}, colors by the {recipe.views.photometric} pipeline"
     path = Path(output).expanduser().resolve()
     try:
-        _grid(rows, title).save(path, "PNG")
+        _grid(rows, title, shown).save(path, "PNG")
     except OSError as error:
         raise UserError(f"The preview could not be written to {path} ({error}).") from error
     return path
 
 
-def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
-    bold, plain = ImageFont.load_default(size=14), ImageFont.load_default(size=13)
+def _count(recipe: Recipe, source: Source, counted: str) -> str:
+    number = recipe.data.num_examples if recipe.data.streaming else len(source)
+    return f"a stream of {counted}" if number is None else f"{number:,} {counted}"
+
+
+def _grid(rows: list[list[Picture]], title: str, shown: str) -> Image.Image:
+    bold, plain = font_of(14), font_of(13)
     texts = [[_wrapped(lines, plain) for _, _, lines, _ in row] for row in rows]
     heights = [CELL + (2 + max(map(len, lines))) * _LINE + _GAP for lines in texts]
     columns, top = len(rows[0]), _GAP + 2 * _LINE
     canvas = Image.new("RGB", (_GAP + columns * (CELL + _GAP), top + sum(heights)), _PAPER)
     pen = ImageDraw.Draw(canvas)
-    pen.text((_GAP, _GAP - 4), title, INK, font=ImageFont.load_default(size=18))
+    pen.text((_GAP, _GAP - 4), title, INK, font=font_of(18))
+    pen.text((_GAP, _GAP + 18), shown, _PALE, font=plain)
     for row, row_texts, height in zip(rows, texts, heights, strict=True):
         for c, ((picture, name, _, color), lines) in enumerate(zip(row, row_texts, strict=True)):
             left = _GAP + c * (CELL + _GAP)
@@ -91,14 +99,14 @@ def _grid(rows: list[list[Picture]], title: str) -> Image.Image:
             canvas.paste(picture, (left + (CELL - width) // 2, top + (CELL - tall) // 2))
             below = top + CELL + 6
             pen.rectangle((left - 1, below, left + CELL, below + 2), fill=color)
-            pen.text((left, below + 6), name, color, font=bold)
+            pen.text((left, below + 6), writable(name, bold), color, font=bold)
             for n, line in enumerate(lines, 1):
-                pen.text((left, below + 8 + n * _LINE), line, _PALE, font=plain)
+                pen.text((left, below + 8 + n * _LINE), writable(line, plain), _PALE, font=plain)
         top += height
     return canvas
 
 
-def _wrapped(lines: list[str], font: ImageFont.FreeTypeFont) -> list[str]:
+def _wrapped(lines: list[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Lines no wider than a cell, cut between words, or anywhere in a word that is too long."""
     wrapped = []
     for line in lines:

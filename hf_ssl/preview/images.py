@@ -52,12 +52,12 @@ def describe(drawn: ViewParams, area: float) -> list[str]:
         3: f"hue {360 * hue:+.0f}°" if hue else "",
     }
     lines += [jitter[op] for op in ORDERS[int(order)] if jitter[op]]
-    last = {"gray": gray, f"blur, sigma {sigma:.2f} px": sigma, f"solarised from {threshold:g}": threshold <= 1}
+    last = {"gray": gray, f"blur, sigma {sigma:.2f} px": sigma, f"solarized from {threshold:g}": threshold <= 1}
     return lines + [text for text, applied in last.items() if applied]
 
 
 def _framed(original: Image.Image, drawn: list[ViewParams]) -> Image.Image:
-    """The original, fitted into a cell, with every view's crop in the view's colour."""
+    """The original, fitted into a cell, with every view's crop in the view's color."""
     factor = CELL / max(original.size)
     size = tuple(max(1, round(side * factor)) for side in original.size)
     hard = factor > 2

@@ -1,9 +1,13 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Pictures of a preview's cells."""
 
+import unicodedata
+from contextlib import suppress
+from functools import cache
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 
 CELL = 208  # pixels: side of a picture
@@ -11,6 +15,33 @@ INK = "#1d2430"
 COLORS = ("#d1495b", "#2274a5", "#e08e1b", "#3b8b5a", "#8e5bb5", "#00838f", "#a2672d", "#c2408f")
 
 Picture = tuple[Image.Image, str, list[str], str]  # picture, title, what was applied, color
+
+
+_FONTS = (  # with letters of many languages, where systems have them; Pillow's own has those of English alone
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial Unicode.ttf", "Arial.ttf"),
+    *("segoeui.ttf", "Helvetica.ttc"),
+)
+
+
+@cache
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The first font of the system that has more than English letters, or Pillow's."""
+    for name in _FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size=size)
+
+
+def writable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text with letters that the font lacks in their plain form (\u00fc as u), or as a question mark."""
+    return "".join(_in_font(letter, font) for letter in text)
+
+
+def _in_font(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    missing = bytes(font.getmask("\uffff"))  # the box that stands for what is not there
+    plain = unicodedata.normalize("NFKD", letter)
+    choices = (letter, "".join(filter(str.isascii, plain)))
+    return next((one for one in choices if one and (one.isascii() or bytes(font.getmask(one)) != missing)), "?")
 
 
 def picture_of(pixels: torch.Tensor) -> Image.Image:

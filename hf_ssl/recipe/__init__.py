@@ -1,12 +1,13 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A recipe: everything that decides a run, read from YAML and `a.b=c` overrides, checked and frozen."""
+"""Recipes: all settings of a run, read from YAML and `a.b=c` overrides, validated and frozen."""
 
 from ..coerce import nearest
 from ..errors import RecipeError
-from .checks import METHODS, recipe_from_dict
+from .checks import METHODS, recipe_from_dict, with_values
 from .continuation import MEANT_BEFORE, changed_keys, continued
-from .files import find_recipe, load_recipe, recipe_header, recipes_folder, shipped_recipes
+from .files import copy_shipped, find_recipe, load_recipe, recipe_header, recipes_folder, shipped_data, shipped_recipes
 from .sections import (
+    AUTO,
     ClipsConfig,
     DataConfig,
     MonitorConfig,
@@ -17,11 +18,13 @@ from .sections import (
     TrainConfig,
     ViewOverride,
     ViewsConfig,
+    flatten,
     method_name,
 )
 
 
 __all__ = [
+    "AUTO",
     "MEANT_BEFORE",
     "METHODS",
     "ClipsConfig",
@@ -37,12 +40,16 @@ __all__ = [
     "ViewsConfig",
     "changed_keys",
     "continued",
+    "copy_shipped",
     "find_recipe",
+    "flatten",
     "load_recipe",
     "method_name",
     "nearest",
     "recipe_from_dict",
     "recipe_header",
     "recipes_folder",
+    "shipped_data",
     "shipped_recipes",
+    "with_values",
 ]

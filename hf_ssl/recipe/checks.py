@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Nested plain dicts -> a `Recipe`, whose values are checked before data or models are touched.
+"""Build a `Recipe` from nested plain dicts and validate it before any data or model is loaded.
 
-A misspelt key, a wrong type or an impossible value is one sentence (`RecipeError`) that names the key and the nearest
-valid one.
+A misspelled key, a wrong type or an impossible value raises a `RecipeError` of one sentence that names the key and
+suggests a valid one.
 """
 
 import re
@@ -11,23 +11,23 @@ from typing import Any
 
 from ..coerce import build, nearest
 from ..errors import RecipeError
-from .sections import Recipe, flatten
+from .sections import AUTO, Recipe, flatten
 
 
 _CONFIGURATIONS = (Path(__file__).parents[1] / "models").glob("configuration_*.py")  # importing them takes seconds
 METHODS = tuple(sorted({file.stem.removeprefix("configuration_") for file in _CONFIGURATIONS} - {"ssl"}))
 
-# Keys that had another name once.
+# Old key -> new key.
 RENAMED = {"train.keep_checkpoints": "train.keep"}
 
-# Interval -> the keys that must lie in it; `views.*` stands for all, first, second and local.
+# Interval -> keys whose values must be in it; `views.*` means all, first, second and local.
 _RANGES = {
     "[0, 1]": (
         *("data.max_failed_share", "optim.warmup_lr_fraction", "optim.final_lr_fraction", "clips.volume"),
         *(f"views.*.{key}" for key in ("flip", "jitter_prob", "grayscale", "blur", "solarize", "solarize_threshold")),
     ),
     "[0, 1)": ("optim.momentum", "optim.betas"),
-    "(0, 1]": ("views.*.scale",),
+    "(0, 1]": ("views.*.scale", "optim.layer_decay"),
     "[0, 64]": ("views.*.count",),
     "[0, 100]": ("views.*.jitter",),
     "(0, 100]": ("views.*.blur_sigma", "views.*.ratio"),
@@ -37,9 +37,11 @@ _RANGES = {
     "[1, 65536]": ("data.partitions", "train.accumulation"),
     "(0, 100000]": ("data.max_megapixels", "monitor.temperature"),
     "[1, 1000000]": ("monitor.k", "monitor.batch_size", "data.shuffle_block"),
-    "[0, 1000000]": ("optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs"),
-    "(0, 1000000]": ("train.epochs", "optim.trust_coefficient"),
-    "[0, 4294967295]": ("train.seed",),  # what numpy takes
+    "[0, 1000000]": (
+        *("optim.weight_decay", "optim.warmup_epochs", "optim.cooldown_epochs", "train.freeze_backbone_epochs"),
+    ),
+    "(0, 1000000]": ("train.epochs", "train.minutes", "optim.trust_coefficient"),
+    "[0, 4294967295]": ("train.seed",),  # numpy's limit
     "[1, 1000000000]": ("train.batch_size", "optim.lr_per", "monitor.num_samples"),
     "[1, 1000000000000]": (
         *("train.steps", "train.log_every", "train.keep", "train.push_every", "data.max_examples"),
@@ -50,7 +52,7 @@ _RANGES = {
     "[0, inf)": ("optim.lr", "optim.lr_bias_and_norm"),
     "(0, inf)": ("optim.clip_grad_norm",),
 }
-_RANGE_OF = {key: interval for interval, keys in _RANGES.items() for key in keys}
+RANGE_OF = {key: interval for interval, keys in _RANGES.items() for key in keys}
 
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
@@ -62,8 +64,20 @@ def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     return recipe
 
 
+def with_values(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """The recipe with other values of dotted keys."""
+    content = recipe.to_dict()
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        part = content
+        for section in sections:
+            part = part[section]
+        part[last] = value
+    return recipe_from_dict(content) if values else recipe
+
+
 def with_new_names(content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of an older version, in today's names."""
+    """Rename old keys in a recipe of an earlier version."""
     for old, new in RENAMED.items():
         section, key = old.split(".")
         part = content.get(section)
@@ -81,16 +95,16 @@ def _check_values(recipe: Recipe) -> None:
             f"method must be one of {', '.join(METHODS)}, or path/to/file.py:Class; not {recipe.method!r}"
             f"{nearest(recipe.method, METHODS)}"
         )
-    if (train.epochs is None) == (train.steps is None):
+    if (train.epochs in (None, AUTO)) == (train.steps is None) and train.epochs != AUTO:
         raise RecipeError("Set train.epochs or train.steps, and only one of them.")
     for key, value in flatten(recipe.to_dict()).items():
-        interval = _RANGE_OF.get(re.sub(r"^views\.[a-z]+\.", "views.*.", key))
+        interval = RANGE_OF.get(re.sub(r"^views\.[a-z]+\.", "views.*.", key))
         for number in value if isinstance(value, list) else [value]:
-            if interval and number is not None and not _lies_in(number, interval):
+            if interval and number not in (None, AUTO) and not _lies_in(number, interval):
                 raise RecipeError(f"{key} must be in {interval}, not {number}.")
     if not isinstance(recipe.model.get("init_from", ""), str | None):
         raise RecipeError("model.init_from must be a text: timm/NAME, a Hub id or a folder.")
-    if optim.warmup_steps is not None and optim.warmup_epochs:
+    if optim.warmup_steps is not None and optim.warmup_epochs not in (0, AUTO):
         raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, and only one of them.")
     if optim.cooldown_epochs and optim.schedule != "constant":
         raise RecipeError("optim.cooldown_epochs is for optim.schedule=constant; a cosine goes down by itself.")

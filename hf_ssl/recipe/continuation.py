@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What may differ between a run and its continuation, and what a run of an older version meant."""
+"""What may change when a run is resumed, and what recipes meant in earlier versions."""
 
 import math
 from dataclasses import fields
@@ -10,7 +10,7 @@ from .files import load_recipe, shipped_recipes
 from .sections import Recipe, flatten, method_name
 
 
-# Keys that may differ between a run and its continuation: they change what is written or how fast, never the weights.
+# Keys that may change on resume: they affect speed or output, never the weights.
 FREE_ON_RESUME = (
     "data.num_workers",
     "data.path",
@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "train.keep",
     "train.keep_every",
     "train.log_every",
+    "train.minutes",
     "train.output_dir",
     "train.push_every",
     "train.push_private",
@@ -29,7 +30,7 @@ FREE_ON_RESUME = (
     "train.track",
 )
 
-# What a run did that began in a format below the number, and goes on doing.
+# Format N -> behavior of runs that began in an earlier format, which they keep.
 MEANT_BEFORE: dict[int, dict[str, Any]] = {
     2: {
         "data.exif": "ignore",
@@ -58,14 +59,14 @@ _DECIDED = (
 
 
 def continued(recipe: Recipe, kept: dict[str, Any], format: int, began: int | None = None) -> Recipe:
-    """The recipe with which a run goes on whose checkpoint has the recipe `kept`.
+    """The recipe with which to resume a run from a checkpoint that has the recipe `kept`.
 
-    Where `recipe` has a key's default, or what the shipped recipe of its name says today, the run keeps what it did
-    when it began. What the weights of `model.init_from` decided, which are not read again, stays decided. And what
-    `auto` chose stays chosen.
+    If `recipe` has a key's default, or the current value of the shipped recipe of its name, the run keeps its original
+    behavior. Keys that came from the weights of `model.init_from`, which are not read again, and values chosen by
+    `auto` are kept, too.
 
     Args:
-        format: of the checkpoint.
+        format: format of the checkpoint.
         began: format of the run's first checkpoint.
     """
     began = format if began is None else began
@@ -86,9 +87,9 @@ def continued(recipe: Recipe, kept: dict[str, Any], format: int, began: int | No
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], format: float = math.inf) -> list[str]:
-    """Dotted keys whose values differ between two recipes and that decide the weights (see FREE_ON_RESUME).
+    """Dotted keys that affect the weights (see FREE_ON_RESUME) and differ between two recipes.
 
-    A key that an older version did not know has had its default, or what MEANT_BEFORE says of the checkpoint's format.
+    A key unknown to an older version counts as its default, or as MEANT_BEFORE's value for the checkpoint's format.
     """
     defaults = flatten(Recipe(METHODS[0]).to_dict())
     old, new = ({**one, "method": method_name(one.get("method", ""))} for one in (old, new))
@@ -103,8 +104,8 @@ def _meant_before(format: float) -> dict[str, Any]:
 
 
 def _is_field(recipe: Recipe, key: str) -> bool:
-    """Whether the method's config has a key of `model`, said or not."""
-    from ..methods import method_classes  # only the continuation of a run of before has to wait for them
+    """Whether `key` is a field of the method's config, set or not."""
+    from ..methods import method_classes  # slow import, only needed to resume an old run
 
     section, _, name = key.partition(".")
     return section == "model" and name in {field.name for field in fields(method_classes(recipe.method)[0])}

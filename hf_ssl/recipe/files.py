@@ -1,20 +1,28 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Recipes as files: those that ship with the package, a person's own, and `a.b=c` overrides."""
+"""Recipe files: shipped ones, users' own, and `a.b=c` overrides."""
 
+import logging
 import os
 import re
 from contextlib import suppress
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import date
+from difflib import SequenceMatcher
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ..coerce import nearest
-from ..errors import RecipeError
+from ..errors import RecipeError, UserError
 from ..files import read_text, read_yaml
-from .checks import recipe_from_dict
-from .sections import Places, Recipe
+from .checks import METHODS, recipe_from_dict
+from .sections import Places, Recipe, flatten
+
+
+logger = logging.getLogger(__name__)
+
+_LAUNCH = ("accelerate", "cluster")  # folders of files that are no recipes
+_COPIED = (".yaml", ".sbatch", ".sh", ".py")
 
 
 def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -27,13 +35,14 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     content = read_yaml(read_text(path), str(path)) or {}
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must be a mapping of sections (method, data, model, train ...).")
+    _use_method(content, overrides, path)
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     recipe = recipe_from_dict(content)
     method, name, data, monitor, train = recipe.method, recipe.name, recipe.data, recipe.monitor, recipe.train
     file, colon, class_name = method.rpartition(":")
     if colon:
-        from ..methods import load_method  # what no other recipe has to wait for
+        from ..methods import load_method  # slow import, only needed here
 
         method = f"{_locate_data(file, path.parent)}:{class_name}"
         load_method(method)
@@ -53,20 +62,20 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
 
 
 def recipes_folder() -> Path:
-    """The recipes that ship with the package: beside it in a checkout, inside it in a wheel."""
+    """Folder of the shipped recipes: next to the package in a checkout, inside it in a wheel."""
     inside = Path(__file__).parents[1] / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name ("swav/imagenet1k_resnet50") -> file of every training recipe that ships with the package."""
+    """Map from the name ("swav/imagenet1k_resnet50") of each shipped training recipe to its file."""
     root = recipes_folder()
     found = {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
-    return {name: path for name, path in found.items() if not name.startswith("accelerate/")}
+    return {name: path for name, path in found.items() if name.split("/")[0] not in _LAUNCH}
 
 
 def recipe_header(path: Path) -> dict[str, str]:
-    """Facts of a recipe's comment header: its title, and its `# Key: value` lines (Published, Source, Hardware)."""
+    """Parse a recipe's comment header: its title and `# Key: value` lines (Published, Source, Hardware)."""
     comments = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     title, *lines = [line.lstrip("# ").rstrip() for line in comments] or [path.stem]
     matches = [re.match(r"([A-Z][a-z]+): (.+)", line) for line in lines]
@@ -74,13 +83,13 @@ def recipe_header(path: Path) -> dict[str, str]:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """Path of a recipe given as a file or by the name of a shipped one.
+    """Path of a recipe, given as a file or as the name of a shipped recipe.
 
     Raises:
-        RecipeError: neither; the message has the nearest names.
+        RecipeError: it is neither; the message suggests names.
     """
     path = Path(source)
-    with suppress(OSError):  # a name that is too long to be one
+    with suppress(OSError):  # the name is too long for a path
         if path.is_file():
             return path
     shipped = shipped_recipes()
@@ -88,22 +97,68 @@ def find_recipe(source: str | Path) -> Path:
     if name in shipped:
         return shipped[name]
     raise RecipeError(
-        f"There is no recipe {str(source)!r}{nearest(name, shipped)} `hf-ssl recipes` lists them, or give a file."
+        f"There is no recipe {str(source)!r}; the nearest are {', '.join(_nearest(name, shipped))}. `hf-ssl recipes` "
+        "lists all, or give a YAML file."
     )
 
 
-def _apply_override(content: dict, override: str) -> None:
+def _use_method(content: dict[str, Any], overrides: list[str] | tuple[str, ...], path: Path) -> None:
+    """Let `method=` on the command line be enough: the section `methods` of a recipe says what changes with each, and
+    fields of `model` that another method has are left out.
+    """
+    first = content.get("method")
+    typed = {key: text for key, _, text in (override.partition("=") for override in overrides)}
+    method = typed.get("method", first)
+    own, model = content.pop("methods", None) or {}, content.get("model")
+    if not isinstance(own, dict) or not all(isinstance(part, dict | None) for part in own.values()):
+        raise RecipeError(f"methods in {path} must have a section of keys for each method.")
+    if method != first and method in METHODS and first in METHODS and isinstance(model, dict):
+        from ..methods import method_classes  # seconds, that only this has to wait for
+
+        known = {field.name for field in fields(method_classes(method)[0])} | {"init_from"}
+        foreign = [key for key in model if key not in known]
+        if foreign:
+            logger.info(f"method={method}: without {', '.join(f'model.{key}' for key in foreign)}, of {first}.")
+        content["model"] = {key: value for key, value in model.items() if key in known}
+    changes = {str(key): value for key, value in flatten(own.get(method) or {}).items()}
+    for key, value in changes.items():
+        _set_key(content, key, value)
+    if method != first and changes:
+        said = ", ".join(f"{key}={value}" for key, value in changes.items() if key not in typed)
+        logger.info(f"method={method}, as {path.name} has it: {said}.")
+
+
+def _nearest(name: str, shipped: dict[str, Path]) -> list[str]:
+    """The three names that are most like it, by themselves or by their last part, which people may leave alone."""
+
+    def likeness(known: str) -> float:
+        parts = (known, known.rpartition("/")[2])
+        return max(SequenceMatcher(None, name.lower(), part).ratio() for part in parts)
+
+    return sorted(shipped, key=likeness, reverse=True)[:3]
+
+
+def apply_override(content: dict, override: str) -> None:
+    """Set what `a.b=c` says in nested dicts.
+
+    Raises:
+        RecipeError: it says nothing, or its value is no YAML.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"{override!r} is not an override; write key=value, for example train.batch_size=512.")
+    value = read_yaml(text, f"The value of {key}")
+    # A folder may be called 2024, 007 or 2024-05-01.
+    _set_key(content, key, text.strip() if _is_number(value) and _is_text(key) else value)
+
+
+def _set_key(content: dict, key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise RecipeError(f"{key!r} cannot be set: {section!r} is not a section.")
-    value = read_yaml(text, f"The value of {key}")
-    # A folder may be called 2024, 007 or 2024-05-01.
-    content[last] = text.strip() if _is_number(value) and _is_text(key) else value
+    content[last] = value
 
 
 def _is_number(value: Any) -> bool:
@@ -111,7 +166,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a dotted key holds a text, so that what YAML reads as a number or a date is one, too."""
+    """Whether a dotted key holds text, so that numbers and dates in YAML are meant as text."""
     hint: Any = Recipe
     for name in key.split("."):
         hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
@@ -120,7 +175,37 @@ def _is_text(key: str) -> bool:
 
 
 def _locate_data(path: str, folder: Path) -> str:
-    """A path relative to the recipe's own folder is found there when the working folder has none of that name."""
+    """Look for a relative path in the recipe's folder if it does not exist in the working directory."""
     if not os.path.exists(path) and os.path.exists(folder / path):
         return str(folder / path)
-    return path
+    return shipped_data(path)
+
+
+def shipped_data(path: str) -> str:
+    """The photographs that ship with the package, by their name "quickstart"; any other path as it is."""
+    return str(recipes_folder() / path) if path == "quickstart" and not os.path.exists(path) else path
+
+
+def copy_shipped(name: str, folder: str | Path) -> Path:
+    """Copy a recipe, or a file to launch with ("accelerate/ddp", "cluster/seer"), which goes where the docs name it.
+
+    Raises:
+        UserError: there is none of that name, or the folder has a file of its name already.
+    """
+    root, wanted = recipes_folder(), name.removeprefix("recipes/")
+    found = {str(p.relative_to(root)): p for p in sorted(root.rglob("*.*")) if p.suffix in _COPIED}
+    by_name = {str(Path(file).with_suffix("")): path for file, path in found.items()}
+    source = found.get(wanted) or by_name.get(wanted)
+    if source is None:
+        raise RecipeError(f"There is no file {name!r} to copy{nearest(wanted, by_name)}")
+    inside = source.relative_to(root)
+    target = Path(folder).expanduser() / (Path("recipes") / inside if inside.parts[0] in _LAUNCH else source.name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise UserError(f"{target} exists already and stays as it is; name another folder behind --copy.") from None
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror}).") from error
+    return target

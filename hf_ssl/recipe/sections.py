@@ -1,35 +1,41 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A recipe: everything that decides a run, as frozen dataclasses."""
+"""A recipe: all settings of a run, as frozen dataclasses."""
 
 import os
 import re
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from ..errors import RecipeError
 
 
+# Of a number that a recipe may leave open: hf_ssl.training.choices replaces `auto` before anything else reads it.
+AUTO = "auto"
+WholeOrAuto = Annotated[int, AUTO]
+NumberOrAuto = Annotated[float, AUTO]
+
+
 def _set(section: Any, **values: Any) -> None:
-    """Give a frozen section, while it is made, a value in its usual form."""
+    """Normalize values in the `__post_init__` of a frozen section."""
     for key, value in values.items():
         object.__setattr__(section, key, value)
 
 
 def _under_home(path: str | None) -> str | None:
-    """A path whose ~ is the home folder."""
+    """Expand ~ to the home folder."""
     return path and os.path.expanduser(path)
 
 
 @dataclass(frozen=True)
 class Place:
-    """One of several places of `data.path`."""
+    """One entry of a list in `data.path`."""
 
-    path: str = ""
-    weight: float = 1.0  # how often its images are shown in an epoch; of 0.5 a half of them, chosen once, is shown
+    path: str = ""  # folder, Parquet or tar files, Hub id, URL
+    weight: float = 1.0  # how often its images are shown per epoch; 0.5 shows a fixed random half of them
 
     def __post_init__(self):
         _set(self, path=os.path.expanduser(self.path))
@@ -40,7 +46,7 @@ class Place:
 
 
 class Places(tuple[Place, ...]):
-    """Several places, which a message calls by their paths."""
+    """Several places; printed as their paths."""
 
     def __str__(self) -> str:
         return ", ".join(place.path for place in self)
@@ -48,26 +54,26 @@ class Places(tuple[Place, ...]):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images, or videos with sound, are. Labels are never needed to pretrain."""
+    """Where the images or videos are. Pretraining never needs labels."""
 
     path: str | tuple[str | Place, ...] | None = None  # folder, Parquet or tar files, Hub id, URL; or a list of these
     name: str | None = None  # configuration of a Hub dataset
     revision: str | None = None  # revision of a Hub dataset
-    split: str = "train"
-    image_column: str | None = None  # found by its type when there is one
-    video_column: str | None = None  # files with sound, or frames alone beside an audio_column; found by its type
-    audio_column: str | None = None  # where the sound is not in the video's file; found by its type
-    label_column: str | None = None  # for the monitor; found by its type
-    max_examples: int | None = None  # only the first n examples
-    streaming: bool = False  # read shard by shard instead of being indexed first: for what does not fit the disk
-    num_examples: int | None = None  # of an epoch of a stream; without it train.steps is one epoch
-    partitions: int | None = None  # parts of a stream that processes share out, a multiple of them; default: 16
-    shuffle_block: int = 256  # examples that a partition reads and permutes together
+    split: str = "train"  # split to train on
+    image_column: str | None = None  # default: found by type
+    video_column: str | None = None  # files with sound, or frames only if there is an audio_column; default: by type
+    audio_column: str | None = None  # if the video files have no sound; default: found by type
+    label_column: str | None = None  # for the monitor; default: found by type
+    max_examples: int | None = None  # use only the first n examples
+    streaming: bool = False  # read shard by shard without an index, for data that does not fit on the disk
+    num_examples: int | None = None  # examples per epoch of a stream; if unset, train.steps is one epoch
+    partitions: int | None = None  # parts of a stream, a multiple of the number of processes; default: 16
+    shuffle_block: int = 256  # examples that a partition reads and shuffles together
     max_megapixels: float = 50.0  # larger images are skipped
-    value_range: Literal["full"] | tuple[float, float] | None = None  # black and white of files deeper than 8 bits
-    exif: Literal["apply", "ignore"] = "apply"  # whether photos are turned upright
-    num_workers: int = 4  # loader processes per training process
-    max_failed_share: float = 0.1  # the run stops when more than this share of the last 1,000 images cannot be read
+    value_range: Literal["full"] | tuple[float, float] | None = None  # black and white of files with over 8 bits
+    exif: Literal["apply", "ignore"] = "apply"  # whether to rotate photos according to EXIF
+    num_workers: WholeOrAuto = 4  # loader processes per training process
+    max_failed_share: float = 0.1  # stop if more than this share of the last 1,000 images cannot be read
 
     def __post_init__(self):
         if isinstance(self.path, str | os.PathLike):
@@ -86,16 +92,16 @@ class DataConfig:
 
     @property
     def places(self) -> Places:
-        """The places of a list; none where `path` is a single one."""
+        """Entries if `path` is a list, otherwise empty."""
         return self.path if isinstance(self.path, Places) else Places()
 
 
 @dataclass(frozen=True)
 class ViewOverride:
-    """Changes to a preset's view; `None` keeps the preset's value. See `hf_ssl.data.views.View` for the meanings."""
+    """Overrides for one view; `None` keeps the preset's value. See `hf_ssl.data.views.View` for the fields."""
 
-    count: int | None = None
-    size: int | None = None
+    count: int | None = None  # number of such views per image
+    size: WholeOrAuto | None = None
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] | None = None
     crop: Literal["retry", "clip"] | None = None
@@ -113,89 +119,88 @@ class ViewOverride:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """What the network sees of an image: a preset, and changes to all of its views or to one."""
+    """Augmentations: a preset, with overrides for all views or for one."""
 
-    preset: str | None = None  # of hf_ssl.data.views; default: the method's
-    photometric: Literal["fast", "reference"] = "fast"  # or per image, as published
-    arithmetic: Literal["auto", "torch"] = "auto"  # of fast ones: OpenCV on a CPU; or that of a GPU there, too
-    colors: Literal["torchvision", "deepmind"] | None = None  # arithmetic of all views' colors; default: the preset's
-    all: ViewOverride = field(default_factory=ViewOverride)
-    first: ViewOverride = field(default_factory=ViewOverride)
-    second: ViewOverride = field(default_factory=ViewOverride)
-    local: ViewOverride = field(default_factory=ViewOverride)
+    preset: str | None = None  # see hf_ssl.data.views; default: the method's
+    photometric: Literal["fast", "reference"] = "fast"  # fast: in batches; reference: per image, as published
+    arithmetic: Literal["auto", "torch"] = "auto"  # of fast views; auto: OpenCV on a CPU, torch: the same as on a GPU
+    colors: Literal["torchvision", "deepmind"] | None = None  # color arithmetic of all views; default: the preset's
+    all: ViewOverride = field(default_factory=ViewOverride)  # changes to every view
+    first: ViewOverride = field(default_factory=ViewOverride)  # changes to the first global view
+    second: ViewOverride = field(default_factory=ViewOverride)  # changes to the second global view
+    local: ViewOverride = field(default_factory=ViewOverride)  # changes to the small local crops
 
 
 @dataclass(frozen=True)
 class ClipsConfig:
-    """How a clip is cut out of a video with sound (AVID); its lengths and rates are the model's."""
+    """How clips are cut from videos with sound (AVID); the model sets their lengths and rates."""
 
-    offset: float = 0.5  # seconds by which the frames may lie outside of the sound's window
-    volume: float = 0.1  # the sound is multiplied by a factor of 1 - volume to 1 + volume
+    offset: float = 0.5  # how far, in seconds, the frames may extend beyond the audio window
+    volume: float = 0.1  # multiply the audio by a random factor from 1 - volume to 1 + volume
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and its schedule. Learning rates are per `lr_per` images of the global batch."""
+    """The optimizer and its schedule. Learning rates are per `lr_per` images of the global batch."""
 
-    name: Literal["lars", "larc", "sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.05
-    lr_per: int | None = 256  # null: `lr` is absolute
-    lr_bias_and_norm: float | None = None  # own learning rate for one-dimensional tensors (Barlow Twins)
-    weight_decay: float = 0.0
-    exclude_bias_and_norm: bool = False  # one-dimensional tensors get neither decay nor LARS adaptation
+    name: Literal["lars", "larc", "sgd", "adam", "adamw"] = "sgd"  # larc: SGD with LARC scaling
+    lr: float = 0.05  # peak learning rate
+    lr_per: int | None = 256  # batch size that `lr` is for; null: `lr` is absolute
+    lr_bias_and_norm: float | None = None  # separate learning rate for one-dimensional tensors (Barlow Twins)
+    weight_decay: float = 0.0  # decoupled for AdamW, an L2 penalty otherwise
+    exclude_bias_and_norm: bool = False  # no weight decay and no LARS scaling for one-dimensional tensors
     fixed_predictor_lr: bool = False  # the predictor keeps the peak learning rate (SimSiam)
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9  # SGD, LARS and LARC
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam and AdamW
     trust_coefficient: float = 0.001  # LARS and LARC
-    clip_grad_norm: float | None = None
-    schedule: Literal["cosine", "constant"] = "cosine"
-    cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it has begun before the warm-up ends (VISSL)
-    schedule_by: Literal["step", "epoch"] = "step"
-    warmup_epochs: float = 0.0
+    layer_decay: float | None = None  # factor on the learning rate from each backbone layer to the one before it
+    clip_grad_norm: float | None = None  # maximum norm of all gradients together; default: no clipping
+    schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after the warm-up
+    cosine_over: Literal["run", "after_warmup"] = "after_warmup"  # run: it starts at step 0 (VISSL)
+    schedule_by: Literal["step", "epoch"] = "step"  # how often the learning rate changes
+    warmup_epochs: NumberOrAuto = 0.0  # length of the linear warm-up
     warmup_steps: int | None = None  # instead of warmup_epochs
-    warmup_lr_fraction: float = 0.0  # where the warm-up starts, as a fraction of the peak
+    warmup_lr_fraction: float = 0.0  # learning rate at the start of the warm-up, as a fraction of the peak
     warmup_reaches_peak: bool = False  # the last warm-up step is already at the peak (SwAV)
-    final_lr_fraction: float = 0.0  # where the cosine or the cool-down ends, as a fraction of the peak
-    cooldown_epochs: float = 0.0  # at the end of a constant schedule the rate goes down in a line
+    final_lr_fraction: float = 0.0  # learning rate at the end of the cosine or cool-down, as a fraction of the peak
+    cooldown_epochs: float = 0.0  # linear decay at the end of a constant schedule
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run: how long, how large, how precise, and what is kept."""
+    """The run: length, batch size, precision, checkpoints."""
 
     output_dir: str | None = None  # default: runs/<recipe name>
-    init_from: str | None = None  # weights of the same method to start from: a run's folder, or an exported model
-    epochs: float | None = None
+    init_from: str | None = None  # start from weights of the same method: a run's folder or an exported model
+    epochs: NumberOrAuto | None = None  # length of the run
+    minutes: float = 15.0  # length of the run with epochs: auto and no GPU
     steps: int | None = None  # instead of epochs
-    batch_size: int = 256  # images of one optimiser step over all processes
-    accumulation: int = 1  # micro-batches per optimiser step
-    seed: int = 0
-    precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"  # null: what `accelerate launch` says
-    channels_last: bool = True
-    compile: bool = False
+    batch_size: WholeOrAuto = 256  # images per optimizer step over all processes
+    accumulation: int = 1  # micro-batches per optimizer step
+    seed: int = 0  # of weights, data order and views
+    precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"  # null: from `accelerate launch`
+    channels_last: bool = True  # memory format of images and convolutions, faster on most hardware
+    compile: bool = False  # torch.compile
     sync_batchnorm: bool = True  # BatchNorm statistics over all processes
-    gradient_checkpointing: bool = False
-    log_every: int = 10  # steps
-    checkpoint_every: float = 1.0  # epochs
-    checkpoint_minutes: float | None = None  # and at least as often as this
-    keep: int = 2  # newest checkpoints
-    keep_every: float | None = None  # epochs: these checkpoints stay, and their models in milestones/
-    resume: Literal["auto", "never"] = "auto"
-    track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
-    push_to_hub: str | None = None  # "user/name": published while it trains and at the end; see `hf auth login`
-    push_every: int = 1  # checkpoints
-    push_private: bool | None = None  # default: as the account has it
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+    freeze_backbone_epochs: float = 0.0  # train only the heads for so many epochs at first
+    log_every: int = 10  # steps between log lines
+    checkpoint_every: NumberOrAuto = 1.0  # epochs between checkpoints
+    checkpoint_minutes: float | None = None  # also checkpoint at least this often, in minutes
+    keep: int = 2  # number of newest checkpoints to keep
+    keep_every: float | None = None  # epochs between checkpoints kept for good, with their models in milestones/
+    resume: Literal["auto", "never"] = "auto"  # continue from the newest checkpoint; never: refuse a used folder
+    track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()  # experiment trackers to log to
+    push_to_hub: str | None = None  # "user/name": publish during training and at the end; see `hf auth login`
+    push_every: int = 1  # checkpoints between pushes
+    push_private: bool | None = None  # default: the account's default
 
     def __post_init__(self):
         _set(self, output_dir=_under_home(self.output_dir), init_from=_under_home(self.init_from))
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept.
-
-        Raises:
-            RecipeError: the recipe does not say.
-        """
+        """Output folder of the run; RecipeError if the recipe does not set one."""
         if self.output_dir is None:
             raise RecipeError("The recipe names no folder for the run; set train.output_dir.")
         return Path(self.output_dir)
@@ -203,22 +208,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is measured while training; kNN needs a labelled dataset, the collapse diagnostics do not."""
+    """Measurements during training; kNN needs a labeled dataset, the collapse diagnostics do not."""
 
-    every: float = 1.0  # epochs; 0: only before and after training
-    path: str | None = None  # labelled dataset; default: data.path when it has labels
-    name: str | None = None
-    bank_split: str = "train"
-    query_split: str = "test"
-    image_column: str | None = None
-    label_column: str | None = None
-    max_bank: int | None = None
-    max_queries: int | None = None
-    k: int = 20
-    temperature: float = 0.1
-    probe: bool = False  # of images: a linear classifier that learns from the features while they are trained
+    every: NumberOrAuto = 1.0  # epochs between measurements; 0: only before and after training
+    path: str | None = None  # labeled dataset; default: data.path if it has labels
+    name: str | None = None  # configuration of a Hub dataset
+    bank_split: str = "train"  # split whose labels vote
+    query_split: str = "test"  # split that is classified
+    image_column: str | None = None  # default: found by type
+    label_column: str | None = None  # default: found by type
+    max_bank: int | None = None  # maximum number of examples from bank_split
+    max_queries: int | None = None  # maximum number of examples from query_split
+    k: int = 20  # nearest neighbors that vote
+    temperature: float = 0.1  # of the votes' weights, exp(similarity / temperature)
+    probe: bool = False  # images only: train a linear classifier on the features during pretraining
     num_samples: int = 2048  # images for the collapse diagnostics
-    batch_size: int = 256
+    batch_size: int = 256  # images embedded at once
 
     def __post_init__(self):
         _set(self, path=_under_home(self.path))
@@ -226,11 +231,11 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `model` holds fields of the method's config (see `hf_ssl.models`), and `init_from`: pretrained
-    weights of the encoder, "timm/resnet50.a1_in1k", a Hub id or a folder.
+    """All settings of a run. `model` holds fields of the method's config (see `hf_ssl.models`) and `init_from`, the
+    pretrained weights of the encoder: "timm/resnet50.a1_in1k", a Hub id or a folder.
     """
 
-    method: str  # one of METHODS, or "path/to/file.py:Class" or "package.module:Class", see hf_ssl.methods
+    method: str  # avid, barlow_twins, byol, simsiam, swav, or `path/to/file.py:Class`, `package.module:Class`
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     clips: ClipsConfig = field(default_factory=ClipsConfig)
@@ -238,7 +243,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    name: str | None = None  # of the shipped recipe that it was read from, whatever was changed since
+    name: str | None = None  # name of the shipped recipe that this one was read from, even if modified
 
     def __post_init__(self):
         if isinstance(self.model.get("init_from"), str):
@@ -252,7 +257,7 @@ class Recipe:
         return plain
 
     def shareable(self) -> "Recipe":
-        """A copy without the folders of whoever ran it: local paths become their last part, Hub ids stay."""
+        """A copy without private folder names: local paths are cut to their last part, Hub ids stay."""
         data, monitor, train, model = self.data, self.monitor, self.train, dict(self.model)
         if isinstance(data.path, Places):
             places = tuple(replace(place, path=_without_folders(place.path)) for place in data.path)
@@ -269,23 +274,19 @@ class Recipe:
 
     @property
     def start(self) -> str:
-        """What the network is before training, for a person."""
+        """Whether the network is "pretrained" or "untrained" before training."""
         return "pretrained" if self.train.init_from or self.model.get("init_from") else "untrained"
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def flat_text(self) -> dict[str, str | int | float | bool]:
-        """Dotted key -> value, as trackers want it."""
+        """Flat dict from dotted key to value, for experiment trackers."""
         flat = flatten(self.to_dict())
         return {k: v if isinstance(v, str | int | float | bool) else str(v) for k, v in flat.items()}
 
     def per_process_batch(self, world_size: int) -> int:
-        """Images of one forward on one process.
-
-        Raises:
-            RecipeError: the global batch does not divide by processes x accumulation.
-        """
+        """Images per forward pass and process; RecipeError if the global batch is not divisible."""
         parts = world_size * self.train.accumulation
         if self.train.batch_size % parts:
             lower = self.train.batch_size // parts * parts
@@ -298,20 +299,20 @@ class Recipe:
 
 
 def method_name(method: str) -> str:
-    """A method without the folder of its file."""
+    """Name of a method without the folder of its file."""
     place, colon, class_name = method.rpartition(":")
     return f"{Path(place).name if place.endswith('.py') else place}{colon}{class_name}"
 
 
 def _without_folders(place: str) -> str:
-    """What others may know of a place: a Hub id, a URL, or the last part of a path."""
+    """The part of a place to publish: a Hub id, or the last part of a path or URL."""
     if _is_hub_id(place):
         return place
     return Path(place.partition("?")[0] if "://" in place else place).expanduser().resolve().name
 
 
 def _is_hub_id(place: str) -> bool:
-    """Whether "user/name" cannot be a path here; runs/ is where runs are by default."""
+    """Whether "user/name" is not a local path; runs/ is the default folder for runs."""
     match = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place)
     return bool(match) and not place.startswith("runs/") and not os.path.exists(place)
 
@@ -323,7 +324,7 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of nested dicts."""
+    """Flatten nested dicts to dotted keys."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, sub in value.items() for k, v in flatten(sub, f"{prefix}.{key}" if prefix else key).items()}

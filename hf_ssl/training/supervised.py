@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Classifiers on an encoder, trained by gradient descent: linear ones on a frozen encoder, and fine-tuning.
+"""Classifiers trained by gradient descent: linear heads on a frozen encoder, and fine-tuning.
 
-The loop is that of pretraining: a killed run continues exactly, and any number of processes gives the run of one.
+As in pretraining, a killed run resumes exactly, and the result does not depend on the number of processes.
 """
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,28 @@ import torch.nn.functional as F
 import xxhash
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from tqdm.auto import tqdm
 
-from ..checkpoint_folder import RunState
-from ..data.bank import labelled_sources, measured_on, place_in_class
+from ..data.bank import labeled_sources, measured_on, place_in_class
 from ..data.images import ImageInference, ImageTransform, LabeledViews
 from ..data.loader import TrainLoader, steps_in_epoch
 from ..data.sources import Source
 from ..data.views import View
 from ..devices import process_state
 from ..disk import atomic_write
-from ..errors import RecipeError, UserError
+from ..errors import RecipeError
 from ..evaluation.encoders import Encoder, open_model
 from ..evaluation.features import embedded
 from ..evaluation.protocols import Supervised
-from ..evaluation.scores import Scores, is_share, spread, standard_error
+from ..evaluation.scores import Scores, spread, standard_error
 from ..evaluation.store import key_of
 from ..optim.larc import Larc
 from ..recipe import DataConfig, MonitorConfig, TrainConfig
-from .accelerator import build_accelerator, fit_model
-from .checkpoint import Checkpoints
+from .accelerator import build_accelerator
 from .classifiers import network_of, normalization_of, size_of
-from .signals import Interrupted, StopSignals
+from .loop import Plan, train_steps
 
 
-_HELD_OUT = 10  # one of so many of a class chooses among several rates
-_LOOK = 10  # steps
+_HELD_OUT = 10  # one in ten examples of each class is held out to choose the learning rate
 _CROP = View(scale=(0.08, 1.0), jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0)
 
 
@@ -55,17 +51,18 @@ def supervised(
     seed: int = 0,
     train: TrainConfig | None = None,
 ) -> dict[str, Any]:
-    """Train and judge a classifier; every process must call it.
+    """Train and evaluate a classifier; every process must call it.
 
     Args:
         model: see `open_model`.
-        folder: for checkpoints, from which a killed run continues, and the finished figures of each seed.
+        folder: for checkpoints, so that a killed run resumes, and for the finished results of each seed.
 
     Returns:
         As `hf_ssl.evaluation.evaluate.evaluate`: mean, spread and standard error over `settings.seeds`.
 
     Raises:
-        RecipeError, Interrupted: the model or the data do not suit the protocol; a signal came.
+        RecipeError: the model or the data do not fit the protocol.
+        Interrupted: stopped by a signal.
     """
     process_state()
     encoder = open_model(model, pooler=settings.frozen)
@@ -74,21 +71,23 @@ def supervised(
             f"{model} has the towers {' and '.join(towers)}, and {protocol} trains on images alone; take `hf-ssl "
             "evaluate linear` with its default --protocol."
         )
-    bank, queries = labelled_sources(data, monitor, encoder.modality.medium, trained_on=False)
+    bank, queries = labeled_sources(data, monitor, encoder.modality.medium, trained_on=False)
     if bank is None or queries is None:
         raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")
     measured = measured_on(bank, queries, 0)
     seeds = range(seed, seed + settings.seeds)
     task = Task(encoder, settings, data, monitor, train or TrainConfig())
     found = [_of_seed(task, bank, queries, folder / f"seed{number}", number) for number in seeds]
-    over = {key: spread([one[key] for one in found]) for key in found[0] if key not in ("lr", "failed")}
-    values = {protocol if key == "top1" else f"{protocol}_{key}": one for key, one in over.items()}
+    no_figures = ("lr", "failed", "errors")
+    over = {key: spread([one[key] for one in found]) for key in found[0] if key not in no_figures}
     several = settings.seeds > 1
-    errors = {
-        key: one["standard_error"] if several else standard_error(one["value"], len(queries))
-        for key, one in values.items()
-        if several or is_share(key)
-    }
+    errors = {key: one["standard_error"] for key, one in over.items()}
+    if not several:
+        shares = {key: standard_error(over[key]["value"], len(queries)) for key in over if key != "mean_per_class"}
+        errors = shares | found[0].get("errors", {})  # results of earlier versions have none
+    names = {key: protocol if key == "top1" else f"{protocol}_{key}" for key in over}
+    values = {names[key]: one for key, one in over.items()}
+    errors = {names[key]: one for key, one in errors.items()}
     result: dict[str, Any] = {key: one["value"] for key, one in values.items()}
     result |= {"failed": found[0]["failed"], "bank": len(bank), "queries": len(queries), "errors": errors}
     result |= {"spread": {key: one["spread"] for key, one in values.items()} if several else {}}
@@ -98,7 +97,7 @@ def supervised(
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned, whatever the seed."""
+    """A classification task, independent of the seed."""
 
     encoder: Encoder
     settings: Supervised
@@ -118,10 +117,11 @@ class Trial:
     accelerator: Accelerator
     size: int
     classes: int
+    failed: list[str] = field(default_factory=list)  # unreadable training files
 
 
 def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int) -> dict[str, Any]:
-    """Accuracies of one seed, from its file where it is finished."""
+    """Accuracies for one seed, read from `folder` if already finished."""
     settings, encoder = task.settings, task.encoder
     about: list[Any] = [encoder.name, asdict(settings), seed]
     about += [key_of(encoder, source, task.train.precision or "") for source in (bank, queries)]
@@ -142,6 +142,7 @@ def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int)
         told = [_accuracy(trial, choosing, head)["top1"] for head in heads]
         best = max(heads, key=lambda head: told[head])
     figures = _accuracy(trial, queries, best) | {"lr": settings.lr[best]}
+    figures["failed"] = trial.failed + figures["failed"]
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(done, json.dumps(figures))
@@ -150,7 +151,7 @@ def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int)
 
 
 def _split(bank: Source, settings: Supervised, seed: int) -> tuple[Source, Source | None]:
-    """What is learned from, and what chooses among several rates."""
+    """Training examples, and held-out examples to choose the learning rate if there are several."""
     place, size = place_in_class(bank.numbers, seed)
     known = bank.numbers >= 0
     if settings.share is not None:
@@ -162,7 +163,7 @@ def _split(bank: Source, settings: Supervised, seed: int) -> tuple[Source, Sourc
 
 
 def _train(trial: Trial, source: Source, folder: Path) -> None:
-    """The training loop, from the newest checkpoint on."""
+    """Train, resuming from the newest checkpoint if there is one."""
     settings, accelerator = trial.task.settings, trial.accelerator
     if len(source) < settings.batch_size:
         raise RecipeError(
@@ -171,50 +172,30 @@ def _train(trial: Trial, source: Source, folder: Path) -> None:
         )
     steps_per_epoch = steps_in_epoch(len(source), settings.batch_size)
     num_steps = max(1, round(settings.epochs * steps_per_epoch))
-    optimizer: Any = _optimizer(trial.network.groups(settings), settings)
-    trial.network.train()
-    wrapped, optimizer = accelerator.prepare(fit_model(trial.network, trial.task.train, accelerator), optimizer)
-    trial.network = accelerator.unwrap_model(wrapped)
-    checkpoints = Checkpoints(folder / "checkpoints", 1, accelerator)
-    found, start = checkpoints.newest(), 0
-    if found is not None:
-        found, _ = checkpoints.load(found, trial.network, optimizer)
-        start = found.state.step
+    optimizer = _optimizer(trial.network.groups(settings), settings)
     stage2 = ImageTransform(*normalization_of(trial.encoder))
-    loader = _loader_of(trial, source, start, num_steps)
     labels = torch.from_numpy(source.numbers)
-    bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
-    with StopSignals() as stop, tqdm(total=num_steps, initial=start, disable=not accelerator.is_main_process) as bar:
-        for step, batch in enumerate(loader, start):
-            due = step > start and step % steps_per_epoch == 0
-            look = due or step % _LOOK == 0  # seldom: a GPU is waited for
-            signum, diverged = stop.agreed(look and bool(bad))
-            if diverged:
-                raise UserError(f"The loss became NaN or infinite before step {step}; take a lower learning rate.")
-            if signum or due:
-                state = RunState(step, {"supervised": asdict(settings)})
-                saved = checkpoints.save(step, trial.network, optimizer, state)
-                if signum:
-                    raise Interrupted(signum, step, saved)
-            share = rate(settings, step, num_steps, steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * share
-            pixels = stage2(batch, accelerator.device)["pixel_values"][:, 0]
-            asked = labels[batch["index"]].to(accelerator.device)
-            losses = torch.stack([F.cross_entropy(one, asked) for one in wrapped(pixels).float()])
-            bad |= ~losses.detach().isfinite().all()
-            accelerator.backward(losses.sum())
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            bar.update()
-            if look:
-                bar.set_postfix_str(f"loss {losses.mean().item():.4g}", refresh=False)
-        if stop.agreed(bool(bad))[1]:
-            raise UserError(f"The loss became NaN or infinite before step {num_steps}; take a lower learning rate.")
+
+    def loss(network: Any, batch: dict[str, Any]) -> torch.Tensor:
+        pixels = stage2(batch, accelerator.device)["pixel_values"][:, 0]
+        asked = labels[batch["index"]].to(accelerator.device)
+        return torch.stack([F.cross_entropy(one, asked) for one in network(pixels).float()]).sum()
+
+    plan = Plan(
+        num_steps,
+        steps_per_epoch,
+        lambda start: _loader_of(trial, source, start, num_steps),
+        loss,
+        lambda step: rate(settings, step, num_steps, steps_per_epoch),
+        {"supervised": asdict(settings)},
+    )
+    train = trial.task.train
+    trained = train_steps(plan, trial.network, optimizer, folder=folder, train=train, accelerator=accelerator)
+    trial.network, trial.failed = trained
 
 
 def _loader_of(trial: Trial, source: Source, start: int, num_steps: int) -> TrainLoader:
-    """Batches of one random crop of each image, and the numbers of those that are really there."""
+    """Batches of one random crop per image, with the index of the image shown, also for substitutes."""
     views = LabeledViews([replace(_CROP, size=trial.size)], channels=len(normalization_of(trial.encoder)[0]))
     return TrainLoader(
         source,
@@ -239,7 +220,7 @@ def _optimizer(groups: list[dict[str, Any]], settings: Supervised) -> torch.opti
 
 
 def rate(settings: Supervised, step: int, num_steps: int, steps_per_epoch: int) -> float:
-    """Share of its peak that a learning rate has at a step, counted from 0."""
+    """Learning rate at a step (from 0) as a fraction of the peak."""
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
@@ -251,7 +232,7 @@ def rate(settings: Supervised, step: int, num_steps: int, steps_per_epoch: int) 
 
 
 def _accuracy(trial: Trial, source: Source, head: int) -> dict[str, Any]:
-    """Accuracies on a source, each example once on any number of processes."""
+    """Accuracies on a source; every example counts once for any number of processes."""
     accelerator, transform = trial.accelerator, trial.encoder.transform
     if isinstance(transform, ImageInference):
         transform = replace(transform, size=trial.size)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Small pictures, and files of them."""
+"""Small test images, and image files."""
 
 import io
 
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 
-def grey(shade: int, side: int = 8) -> Image.Image:
+def gray(shade: int, side: int = 8) -> Image.Image:
     return Image.new("RGB", (side, side), (shade, shade, shade))
 
 

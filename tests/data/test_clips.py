@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Clips: the right frames and the sound that belongs to them, out of any container and place, whoever loads them."""
+"""Clips: the right frames with matching sound, from any container and source, for any workers and processes."""
 
 import gc
 import io
@@ -16,7 +16,7 @@ import pytest
 import torch
 from datasets import Audio, Dataset, Features, Value, Video
 
-from hf_ssl.data.bank import labelled_sources
+from hf_ssl.data.bank import labeled_sources
 from hf_ssl.data.clips import Clips, ClipTransform, ClipViews, eval_clip
 from hf_ssl.data.images import Images
 from hf_ssl.data.loader import TrainLoader
@@ -51,16 +51,16 @@ N = 12
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> list[Path]:
-    """Video i has the grey 20 * i throughout."""
+    """All frames of video i have gray level 20 * i."""
     folder = tmp_path_factory.mktemp("videos")
     endings = list(CODECS)
     return [
-        write_clip(folder / f"{i:02}.{endings[i % 4]}", seconds=1, greys=[20 * i] * 8, side=16 + 2 * (i % 3))
+        write_clip(folder / f"{i:02}.{endings[i % 4]}", seconds=1, grays=[20 * i] * 8, side=16 + 2 * (i % 3))
         for i in range(N)
     ]
 
 
-def greys(frames: np.ndarray) -> list[int]:
+def grays(frames: np.ndarray) -> list[int]:
     return frames.mean((1, 2, 3)).round().astype(int).tolist()
 
 
@@ -75,7 +75,7 @@ def first_above(values: np.ndarray, threshold: float, rate: float) -> float:
 @pytest.mark.parametrize("ending", CODECS)
 def test_picture_and_sound_of_a_clip_belong_together(ending, content, tmp_path):
     file = flash_and_beep(tmp_path / f"both.{ending}", at=1.6)
-    late = 0.06 if ending == "avi" else 0  # the writer shifts everything by MP3's delay, which AVI cannot tell
+    late = 0.06 if ending == "avi" else 0  # the writer shifts everything by the MP3 delay, which AVI cannot store
     for draw, start, seconds in (((0, 0.5), 0, 3.0), ((0.5, 0.5), 0.75, 1.5), ((0.999, 0.5), 1.0, 2.0)):
         frames, sound = read_clips(
             file.read_bytes() if content else file,
@@ -96,17 +96,17 @@ def test_picture_and_sound_of_a_clip_belong_together(ending, content, tmp_path):
 def test_the_frame_on_display_is_taken_whatever_the_rate(tmp_path):
     file = write_clip(tmp_path / "slow_and_fast.mkv", times=[0, 0.1, 0.5, 0.55, 1.4, 1.5, 1.9])
     frames, _ = read_clips(file, [(0, 0)], num_frames=10, frame_rate=5, sampling_rate=8000, audio_seconds=2)[0]
-    assert np.allclose(greys(frames), 8 * np.array([0, 1, 1, 3, 3, 3, 3, 4, 5, 5]), atol=2)
+    assert np.allclose(grays(frames), 8 * np.array([0, 1, 1, 3, 3, 3, 3, 4, 5, 5]), atol=2)
 
 
 def test_windows_cover_all_of_the_sound_and_the_frames_stay_near_it(tmp_path):
     rate = CODECS["mkv"][3]
-    rising = np.repeat(np.arange(40) / 40, rate // 10) * np.sin(np.arange(4 * rate))  # its amplitude tells the time
+    rising = np.repeat(np.arange(40) / 40, rate // 10) * np.sin(np.arange(4 * rate))  # the amplitude encodes the time
     file = write_clip(
         tmp_path / "rising.mkv",
         seconds=4,
         fps=10,
-        greys=[6 * i for i in range(40)],
+        grays=[6 * i for i in range(40)],
         sound=rising,
     )
     draws = [tuple(d) for d in np.random.default_rng(0).random((60, 2))]
@@ -114,28 +114,28 @@ def test_windows_cover_all_of_the_sound_and_the_frames_stay_near_it(tmp_path):
     at, apart = [], []
     for frames, sound in read_clips(file, draws, offset=0.5, **options):
         at.append(np.abs(sound).max() * 4 - 1)
-        apart.append(greys(frames)[0] / 60 - at[-1])
-    assert min(at) < 0.3 and max(at) > 2.7  # of 0..3, where a sound of a second starts
+        apart.append(grays(frames)[0] / 60 - at[-1])
+    assert min(at) < 0.3 and max(at) > 2.7  # one-second windows start in 0..3 s
     assert min(apart) < -0.2 and max(apart) > 1.0 and -0.8 < min(apart) and max(apart) < 1.6
     middle = read_clips(file, even_draws(3), **options)
-    assert [greys(f)[0] for f, _ in middle] == pytest.approx([24, 114, 204], abs=8)  # 0.4, 1.9 and 3.4 s
+    assert [grays(f)[0] for f, _ in middle] == pytest.approx([24, 114, 204], abs=8)  # 0.4, 1.9 and 3.4 s
 
 
 def test_a_short_video_is_tiled_and_a_short_sound_padded(tmp_path):
     file = write_clip(tmp_path / "short.mp4", seconds=0.5)
     frames, sound = read_clips(file, [(0.3, 0.7)], **CLIP | {"num_frames": 10, "audio_seconds": 2.0})[0]
-    assert np.allclose(greys(frames), 8 * np.array([0, 1, 2, 3, 0, 1, 2, 3, 0, 1]), atol=2)
+    assert np.allclose(grays(frames), 8 * np.array([0, 1, 2, 3, 0, 1, 2, 3, 0, 1]), atol=2)
     assert np.abs(sound[:7500]).max() > 0.2 and np.abs(sound[9000:]).max() == 0
 
 
 def test_a_long_video_is_not_decoded_from_its_beginning(tmp_path, monkeypatch):
-    file = write_clip(tmp_path / "long.mp4", seconds=60, greys=[i // 8 * 4 for i in range(480)], options={"g": "16"})
+    file = write_clip(tmp_path / "long.mp4", seconds=60, grays=[i // 8 * 4 for i in range(480)], options={"g": "16"})
     decoded, plain = [], media_avid._decoded
     counting = lambda *of: (decoded.append(frame) or frame for frame in plain(*of))  # noqa: E731
     monkeypatch.setattr(media_avid, "_decoded", counting)
     frames, sound = read_clips(file, [(0.9, 0.5)], **CLIP)[0]  # from 53.1 s on
-    assert len(decoded) < 60  # of 480 frames and 938 pieces of sound
-    assert np.allclose(greys(frames), 4 * 53, atol=3) and np.abs(sound).max() > 0.2
+    assert len(decoded) < 60  # of 480 video and 938 audio frames
+    assert np.allclose(grays(frames), 4 * 53, atol=3) and np.abs(sound).max() > 0.2
 
 
 @pytest.mark.parametrize(
@@ -159,24 +159,24 @@ def test_what_cannot_be_read_says_why(make, reason, tmp_path):
 def test_sound_may_come_from_another_file_and_frames_may_be_too_large(tmp_path):
     mute, other = write_clip(tmp_path / "mute.mp4", audio=False), write_clip(tmp_path / "voice.mkv", video=False)
     frames, sound = read_clips(mute, [(0, 0)], audio=other, **CLIP)[0]
-    assert np.allclose(greys(frames), [0, 8, 16, 24], atol=2) and np.abs(sound).max() > 0.2
+    assert np.allclose(grays(frames), [0, 8, 16, 24], atol=2) and np.abs(sound).max() > 0.2
     with pytest.raises(MediaError, match="megapixels, more than the allowed 0.001"):
         read_clips(mute, [(0, 0)], audio=other, max_megapixels=0.001, **CLIP)
 
 
 def test_a_few_broken_packets_are_passed_over(tmp_path):
-    whole = write_clip(tmp_path / "whole.mp4", seconds=4, greys=np.random.default_rng(0).integers(0, 255, 32).tolist())
+    whole = write_clip(tmp_path / "whole.mp4", seconds=4, grays=np.random.default_rng(0).integers(0, 255, 32).tolist())
     broken = damage(whole, tmp_path / "broken.mp4", 0.30, 0.32)
     frames, sound = read_clips(broken, [(0, 0)], **CLIP | {"num_frames": 30, "audio_seconds": 3.9})[0]
     assert len(frames) == 30 and len(sound) == 3.9 * 16000
     expected, _ = read_clips(whole, [(0, 0)], **CLIP | {"num_frames": 30, "audio_seconds": 3.9})[0]
-    assert (np.array(greys(frames)) == greys(expected)).mean() > 0.2
+    assert (np.array(grays(frames)) == grays(expected)).mean() > 0.2
 
 
 @pytest.mark.parametrize("ending", CODECS)
 def test_whatever_is_wrong_with_a_file_is_a_clip_or_one_sentence(ending, tmp_path):
     rng = np.random.default_rng(0)
-    whole = write_clip(tmp_path / f"whole.{ending}", greys=rng.integers(0, 255, 16).tolist()).read_bytes()
+    whole = write_clip(tmp_path / f"whole.{ending}", grays=rng.integers(0, 255, 16).tolist()).read_bytes()
     read = 0
     for _ in range(40):
         content = bytearray(whole)
@@ -230,14 +230,14 @@ FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 )
 def test_recordings_without_a_duration_are_as_long_as_they_are(ending, container, options, tmp_path):
     file = write_clip(
-        tmp_path / f"whole.{ending}", seconds=12, greys=[40 + 2 * i for i in range(96)], options={"g": "8"}
+        tmp_path / f"whole.{ending}", seconds=12, grays=[40 + 2 * i for i in range(96)], options={"g": "8"}
     )
     live = rewritten(file, container, **options)
     with av.open(io.BytesIO(live)) as opened:
-        for kind in ("video", "audio", "video"):  # whichever is asked for first
+        for kind in ("video", "audio", "video"):  # in any order
             start, end = media_avid._extent(opened, opened.streams.best(kind))
             assert end - start == pytest.approx(12, abs=0.13)
-    shown = [(greys(frames)[0] - 40) / 16 for frames, _ in read_clips(live, even_draws(3), **CLIP | {"num_frames": 1})]
+    shown = [(grays(frames)[0] - 40) / 16 for frames, _ in read_clips(live, even_draws(3), **CLIP | {"num_frames": 1})]
     assert shown == pytest.approx([0.5, 6, 11.5], abs=0.3)
     sounds = read_sounds(live, 3, sampling_rate=16000, audio_seconds=1.0)
     assert all(np.abs(sound).max() > 0.2 for sound in sounds)
@@ -265,7 +265,7 @@ def test_a_sound_that_all_channels_have_keeps_its_level(layout, codec, tmp_path)
 
 
 def broken(whole: dict[str, bytes], rng: np.random.Generator) -> bytes:
-    """One of the files after something that happens to files."""
+    """A random file with random damage."""
     content = bytearray(whole[rng.choice(sorted(whole))])
     first, last = sorted(rng.integers(0, len(content), 2).tolist())
     what = rng.choice(["bytes", "cut", "zeros", "hole", "twice", "noise", "other end"])
@@ -290,11 +290,11 @@ def broken(whole: dict[str, bytes], rng: np.random.Generator) -> bytes:
 @pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_whatever_is_wrong_with_files_each_is_a_clip_or_skipped_counted_and_named(count, tmp_path):
     rng = np.random.default_rng(count)
-    files = {e: write_clip(tmp_path / f"whole.{e}", seconds=1, greys=rng.integers(0, 255, 8), side=16) for e in CODECS}
+    files = {e: write_clip(tmp_path / f"whole.{e}", seconds=1, grays=rng.integers(0, 255, 8), side=16) for e in CODECS}
     whole = {ending: file.read_bytes() for ending, file in files.items()}
     whole |= {"live": rewritten(files["mkv"], "matroska"), "parts": rewritten(files["mp4"], "mp4", **FRAGMENTS)}
     records = [{"bytes": broken(whole, rng), "path": f"{i}.mp4"} for i in range(count)]
-    records += [{"bytes": whole["mp4"], "path": "good.mp4"}] * count  # of bad ones alone, ten in a row end a run
+    records += [{"bytes": whole["mp4"], "path": "good.mp4"}] * count  # ten bad files in a row would end a run
     loader = loader_of(
         clips_of(Dataset.from_dict({"x": records})), batch_size=20, num_steps=count // 10, max_failed_share=1
     )
@@ -312,9 +312,11 @@ def test_without_pyav_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RecipeError, match="pip install av"):
         ClipViews(VIEW, CONFIG, ClipsConfig())
+    with pytest.raises(RecipeError, match=r"hf_ssl\[video\]"):  # before the path is checked
+        check_source(DataConfig(path="/nowhere"), kind="video")
 
 
-# ---------------------------------------------------------------------------------------------- any place
+# ---------------------------------------------------------------------------------------------- any source
 
 
 def cells_of(videos: list[Path]) -> list[dict]:
@@ -331,7 +333,7 @@ def write_shards(videos: list[Path], folder: Path, ending: str, per_shard: int =
             continue
         with tarfile.open(file, "w") as tar:
             for video in part:
-                info = tarfile.TarInfo(f"{video.stem}.mp4")  # the container is in the content
+                info = tarfile.TarInfo(f"{video.stem}.mp4")  # the content determines the container
                 info.size = video.stat().st_size
                 tar.addfile(info, io.BytesIO(video.read_bytes()))
     return folder
@@ -364,7 +366,7 @@ def test_every_kind_of_place_has_the_same_clips(videos, tmp_path):
         for i in (0, 5, 11):
             frames, sound = eval_clip(source.record(i), CONFIG)
             assert frames.shape == (1, 3, 16, 16, 3) and sound.shape == (1, 4000), name
-            assert np.allclose(greys(frames[0]), 20 * i, atol=4), name
+            assert np.allclose(grays(frames[0]), 20 * i, atol=4), name
         assert source.label(0) is None
     part = source.select([3, 4])
     assert len(part) == 2 and np.allclose(eval_clip(part.record(1), CONFIG, 2)[0], 80, atol=4)
@@ -380,7 +382,7 @@ def test_folders_with_classes_splits_and_metadata_have_labels(tmp_path):
             write_clip(tmp_path / "table" / split / f"{i}.mp4", seconds=0.5)
         (tmp_path / "table" / split / "metadata.csv").write_text("file_name,label\n0.mp4,7\n1.mp4,8\n")
     for folder, labels in (("classes", [0, 1]), ("table", [7, 8])):
-        bank, queries = labelled_sources(DataConfig(path=str(tmp_path / folder)), MonitorConfig(), "video")
+        bank, queries = labeled_sources(DataConfig(path=str(tmp_path / folder)), MonitorConfig(), "video")
         assert [bank.label(i) for i in range(2)] == [queries.label(i) for i in range(2)] == labels
         assert "train" in bank.name(0) and "test" in queries.name(0)
 
@@ -416,7 +418,7 @@ def stream_of(path, **data):
 
 
 def shown(batch: dict) -> list[int]:
-    """The videos that are in a batch, by their grey, which the tests' colours leave alone."""
+    """The videos in a batch, identified by their gray level, which these tests' augmentation preserves."""
     return (batch["frames"].float().mean((1, 2, 3, 4)) / 20).round().long().tolist()
 
 
@@ -469,7 +471,7 @@ def test_the_rows_of_a_continued_stream_are_those_of_its_beginning(videos, tmp_p
     next(iter(first))
     state = merge_states([first.state()])
     assert state["shard_lengths"] == [5, 5, 2]
-    (path / "00.tar").write_bytes((path / "10.tar").read_bytes())  # now of two
+    (path / "00.tar").write_bytes((path / "10.tar").read_bytes())  # now two examples
     stream = stream_of(path)
     assert stream.rows().tolist() == [0, 2, 7, 9]
     loader_of(stream, state=state)
@@ -478,9 +480,9 @@ def test_the_rows_of_a_continued_stream_are_those_of_its_beginning(videos, tmp_p
 
 def test_new_examples_of_a_shard_share_its_last_row_and_take_none_of_the_next(videos, tmp_path):
     stream = stream_of(write_shards(videos, tmp_path / "tar", "tar"))
-    stream.shard_lengths = [3, 0, 2]  # as counted before two of them had grown
+    stream.shard_lengths = [3, 0, 2]  # counted before two of the shards grew
     seen = [i for batch in loader_of(stream) for i in batch["index"].tolist()]
-    assert sorted(set(seen)) == [0, 1, 2, 3, 4] and [seen.count(row) for row in (3, 4)] == [4, 4]  # in two epochs
+    assert sorted(set(seen)) == [0, 1, 2, 3, 4] and [seen.count(row) for row in (3, 4)] == [4, 4]  # over two epochs
 
 
 def test_broken_files_are_named_replaced_and_the_rows_are_those_that_are_seen(videos, tmp_path):
@@ -531,16 +533,16 @@ def test_the_preview_of_a_stream_has_its_first_clips(videos, tmp_path):
 # ---------------------------------------------------------------------------------------------- views of a clip
 
 
-def test_all_frames_of_a_clip_have_one_crop_flip_and_colour(tmp_path):
-    file = write_clip(tmp_path / "still.mkv", seconds=1, greys=[100] * 8)
+def test_all_frames_of_a_clip_have_one_crop_flip_and_color(tmp_path):
+    file = write_clip(tmp_path / "still.mkv", seconds=1, grays=[100] * 8)
     source = clips_of(Dataset.from_dict({"v": [str(file)] * 4}, features=Features({"v": Video()})))
     inputs = ClipTransform(CONFIG)(next(iter(loader_of(source))))
     frames = inputs["pixel_values_videos"]
     assert torch.allclose(frames, frames[:, :1].expand_as(frames), atol=0.06)
-    assert frames.mean((1, 2, 3, 4)).std() > 0.05  # every clip has colours of its own
+    assert frames.mean((1, 2, 3, 4)).std() > 0.05  # each clip has its own colors
 
 
-def test_volume_and_reference_colours(source):
+def test_volume_and_reference_colors(source):
     batch = next(iter(loader_of(source)))
     quiet = ClipViews(VIEW, CONFIG, ClipsConfig(volume=0.0))
     plain = next(iter(TrainLoader(source, quiet, batch_size=4, num_steps=6, seed=3)))
@@ -553,11 +555,11 @@ def test_volume_and_reference_colours(source):
     assert torch.allclose(fast, slow, atol=0.1)
 
 
-def test_inference_clips_are_centre_cropped_and_normalised(tmp_path):
+def test_inference_clips_are_center_cropped_and_normalized(tmp_path):
     file = write_clip(tmp_path / "plain.mp4", seconds=2, side=48)
     frames, sound = eval_clip({"bytes": None, "path": str(file)}, CONFIG, num_clips=4)
     assert frames.shape == (4, 3, 16, 16, 3) and sound.shape == (4, 4000)
-    assert greys(frames[0]) < greys(frames[1]) < greys(frames[3])
+    assert grays(frames[0]) < grays(frames[1]) < grays(frames[3])
     inputs = ClipTransform(CONFIG).normalize(torch.from_numpy(frames), torch.from_numpy(sound))
     assert inputs["pixel_values_videos"].shape == (4, 3, 3, 16, 16) and "indices" not in inputs
     expected = (frames[2, 1, 5, 5] / 255 - np.array(CONFIG.image_mean)) / np.array(CONFIG.image_std)
@@ -581,7 +583,7 @@ def test_a_clip_has_one_view():
         Images().check_views(resolve_views(ViewsConfig(preset="avid"), "byol"))
 
 
-def test_grey_frames_are_refused():
+def test_gray_frames_are_refused():
     config = AvidConfig(num_channels=1, image_mean=[0.5], image_std=[0.5])
     with pytest.raises(RecipeError, match="model.num_channels=1"):
         ClipViews(VIEW, config, ClipsConfig())

@@ -1,50 +1,59 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a network does not take is one sentence with a remedy that works, before anything is trained."""
-
-import re
+"""Image sizes that a network does not accept: a clear error with a working remedy, before training starts."""
 
 import pytest
-import yaml
 
 from hf_ssl.data.fits import check_fits
 from hf_ssl.recipe import RecipeError, recipe_from_dict
-from hf_ssl.resolve import resolve
+from hf_ssl.resolve import Resolved, resolve
 
 
-def check(model: dict, views: dict | None = None, method: str = "simsiam", **train) -> None:
+def check(model: dict, views: dict | None = None, method: str = "simsiam", **train) -> Resolved:
     sections = {"views": views or {"all": {"size": 32}}, "train": {"epochs": 1, "batch_size": 8} | train}
     recipe = recipe_from_dict({"method": method, "model": model, **sections})
     resolved = resolve(recipe)
-    views, config = resolved.views, resolved.config
-    check_fits(views, config)
+    check_fits(resolved.views, resolved.config)
+    return resolved
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size", "usual"),
+    ("backbone", "size", "more"),
     [
-        ("vit_tiny_patch16_224", 40, 224),
-        ("swin_tiny_patch4_window7_224", 32, 224),
-        ("maxvit_rmlp_pico_rw_256", 32, 256),
-        ("levit_128s", 32, 224),
+        ("vit_tiny_patch16_224", 32, {"dynamic_img_size": True}),
+        ("vit_tiny_patch16_224", 40, {"dynamic_img_size": True, "dynamic_img_pad": True}),
+        ("swin_tiny_patch4_window7_224", 32, {"dynamic_img_size": True}),
+        ("levit_128s", 32, {}),
     ],
 )
-def test_a_size_that_a_backbone_does_not_take_is_said_with_those_that_work(backbone, size, usual):
-    with pytest.raises(RecipeError, match=f"{backbone} does not take images of views.all.size={size}") as caught:
-        check({"backbone": backbone}, {"all": {"size": size}})
-    assert "\n" not in str(caught.value) and f"views.all.size to {usual}" in str(caught.value)
-    argument = re.search(r"model.backbone_args=(\{.*\})", str(caught.value))
-    if argument:
-        check({"backbone": backbone, "backbone_args": yaml.safe_load(argument[1])}, {"all": {"size": size}})
+def test_a_network_for_one_size_is_made_for_that_of_the_views(backbone, size, more):
+    resolved = check({"backbone": backbone}, {"all": {"size": size}})
+    assert resolved.config.backbone_args == {"img_size": size, **more}
 
 
-def test_sizes_of_small_crops_and_of_evaluation_count_too():
-    with pytest.raises(RecipeError, match="views.local.size=32"):
-        check({"backbone": "vit_tiny_patch16_224"}, {"all": {"size": 224}, "local": {"size": 32}}, "swav")
-    with pytest.raises(RecipeError, match="model.image_size=64"):
-        check({"backbone": "vit_tiny_patch16_224", "image_size": 64}, {"all": {"size": 224}})
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet", "vit_tiny_patch16_224"])
+def test_a_network_that_takes_the_views_is_left_as_it_is(backbone):
+    size = 224 if backbone.startswith("vit") else 48
+    assert check({"backbone": backbone}, {"all": {"size": size}}).config.backbone_args is None
+
+
+def test_small_crops_and_the_size_at_inference_count_too():
+    both = {"all": {"size": 64}, "local": {"size": 32}}
+    for backbone in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
+        assert check({"backbone": backbone}, both, "swav").config.backbone_args["dynamic_img_size"]
+    check({"backbone": "vit_tiny_patch16_224", "image_size": 64}, {"all": {"size": 224}})
+    own = check({"backbone": "vit_tiny_patch16_224", "backbone_args": {"img_size": 96}}, {"all": {"size": 64}})
+    assert own.config.backbone_args == {"img_size": 96, "dynamic_img_size": True}, "what is set stays"
+
+
+def test_sizes_that_a_network_cannot_take_are_said_with_one_that_works():
+    with pytest.raises(RecipeError, match="levit_128s does not take images of") as caught:
+        check({"backbone": "levit_128s"}, {"all": {"size": 64}, "local": {"size": 32}}, "swav")
+    assert "\n" not in str(caught.value) and "views.local.size to one size, such as 224" in str(caught.value)
+    check({"backbone": "levit_128s"}, {"all": {"size": 64}}, "swav")
+    with pytest.raises(RecipeError, match="maxvit_rmlp_pico_rw_256 does not take images of views.all.size=33"):
+        check({"backbone": "maxvit_rmlp_pico_rw_256"}, {"all": {"size": 33}})
     with pytest.raises(RecipeError, match="backbone_args"):
         check({"backbone": "vit_tiny_patch16_224", "backbone_args": {"no_such_argument": 1}})
-    check({"backbone": "test_vit"}, {"all": {"size": 48}})
 
 
 @pytest.mark.parametrize("method", ["barlow_twins", "byol", "simsiam"])

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 2: the colours of a CPU and of a GPU against the published per-image arithmetic, on two photographs."""
+"""Stage 2: CPU and GPU colors against the published per-image arithmetic, on two photographs."""
 
 import colorsys
 import io
@@ -14,14 +14,14 @@ from sklearn.datasets import load_sample_images
 
 from hf_ssl.data import photometric
 from hf_ssl.data.images import ImageTransform
-from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, colour_maps, reference_photometric
+from hf_ssl.data.photometric import NEUTRAL, ORDERS, PARAMS, Photometric, color_maps, reference_photometric
 from hf_ssl.data.views import resolve_views, sample_views
 from hf_ssl.recipe import ViewsConfig, recipes_folder
 
 
 @pytest.fixture(scope="module")
 def crops() -> list[Image.Image]:
-    """16 crops of 48 pixels."""
+    """16 crops, resized to 48 pixels."""
     photos = [Image.fromarray(array) for array in load_sample_images().images]
     corners = np.random.default_rng(0).integers(0, 427 - 200, (16, 2)).tolist()
     boxes = [(left, top, left + 200, top + 200) for left, top in corners]
@@ -36,13 +36,13 @@ def row(**changes: float) -> np.ndarray:
 
 
 def pixels_of(images: list[Image.Image]) -> torch.Tensor:
-    """(1, B, S, S, C), as the loader stacks a view."""
+    """(1, B, S, S, C), stacked like one view in the loader."""
     arrays = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(arrays[None] if arrays.ndim == 4 else arrays[None, ..., None])
 
 
 def fast(images: list[Image.Image], rows: list[np.ndarray], arithmetic: str = "auto") -> np.ndarray:
-    """(B, S, S, C) in 0..255; on a CPU `arithmetic` "torch" is that of a GPU."""
+    """(B, S, S, C) in 0..255; `arithmetic` "torch" runs the GPU arithmetic on a CPU."""
     channels = len(images[0].getbands())
     plain = Photometric([0.0] * channels, [1.0] * channels, arithmetic)
     out = plain(pixels_of(images)[0], torch.from_numpy(np.stack(rows)))
@@ -63,7 +63,7 @@ def same(params: np.ndarray) -> list[np.ndarray]:
 
 @both
 @pytest.mark.parametrize(
-    ("name", "values", "levels"),  # mean distance allowed, of 255 levels; Pillow cuts to whole levels after each step
+    ("name", "values", "levels"),  # allowed mean distance, of 255 levels; Pillow truncates to 8 bits after each step
     [
         ("multiply", (0.2, 0.6, 1.4, 1.8), 0.5),
         ("add", (-0.4, -0.1, 0.3), 0.5),
@@ -110,7 +110,7 @@ def test_on_a_cpu_the_blur_is_pillows(crops, sigma):
     for images in (crops, large):
         rows = [row(sigma=sigma)] * len(images)
         distance = np.abs(fast(images, rows) - reference(images, rows))
-        inner = distance[:, 8:-8, 8:-8]  # Pillow goes over the edge in three steps, which are seen in small crops
+        inner = distance[:, 8:-8, 8:-8]  # Pillow handles edges in each of three passes, visible in small crops
         assert ((distance if images is large else inner) < 2.01).mean() > 0.99
         assert inner.max() < 4.01 and distance.mean() < 0.6
 
@@ -121,37 +121,37 @@ def test_on_a_cpu_the_hue_is_the_published_one(crops, hue):
     wanted = reference(crops, rows)
     distance = np.abs(fast(crops, rows) - wanted)
     assert distance.mean() < 0.5 and distance.max() < 9
-    assert (distance < 2.01).mean() > 0.93  # 0.24 with one map, and the rest is a level of Pillow's hue
+    assert (distance < 2.01).mean() > 0.93  # 0.24 with an affine map; the rest are single hue levels of Pillow
     assert distance.mean() < 0.1 * np.abs(fast(crops, rows, "torch") - wanted).mean()
     assert np.abs(fast(crops, exact) - reference(crops, exact)).max() < 1.01
 
 
 @both
 @pytest.mark.parametrize("hue", [-0.2, -0.1, 0.1, 0.2])
-def test_a_turn_about_grey_is_nearer_to_pillows_hue_than_no_or_the_opposite_turn(crops, hue, arithmetic):
+def test_a_turn_about_gray_is_nearer_to_pillows_hue_than_no_or_the_opposite_turn(crops, hue, arithmetic):
     wanted = reference(crops, same(row(hue=hue)))
     distance = {h: np.abs(fast(crops, same(row(hue=h)), arithmetic) - wanted).mean() for h in (hue, 0, -hue)}
     assert distance[hue] < 0.85 * distance[0] < 0.85 * distance[-hue]
 
 
-def test_a_third_of_a_turn_exchanges_the_pure_colours():
-    colours = [Image.new("RGB", (4, 4), c) for c in ("red", "lime", "blue")]
+def test_a_third_of_a_turn_exchanges_the_pure_colors():
+    colors = [Image.new("RGB", (4, 4), c) for c in ("red", "lime", "blue")]
     wanted = [[0, 255, 0], [0, 0, 255], [255, 0, 0]]
-    assert np.allclose(fast(colours, [row(hue=1 / 3)] * 3, "torch")[:, 0, 0], wanted, atol=0.01)
-    assert np.allclose(fast(colours, [row(hue=1 / 3, deepmind=1)] * 3)[:, 0, 0], wanted, atol=0.01)
-    # Half a level of Pillow's 255 levels of hue is 3 levels of a pure colour.
-    assert np.allclose(fast(colours, [row(hue=1 / 3)] * 3)[:, 0, 0], wanted, atol=3.01)
+    assert np.allclose(fast(colors, [row(hue=1 / 3)] * 3, "torch")[:, 0, 0], wanted, atol=0.01)
+    assert np.allclose(fast(colors, [row(hue=1 / 3, deepmind=1)] * 3)[:, 0, 0], wanted, atol=0.01)
+    # Pillow has 255 hue levels; half of one changes a pure color by 3 levels.
+    assert np.allclose(fast(colors, [row(hue=1 / 3)] * 3)[:, 0, 0], wanted, atol=3.01)
 
 
 @pytest.mark.parametrize("order", range(24))
 def test_one_map_is_the_four_jitter_operations_one_after_the_other_in_the_drawn_order(order):
     pixels = torch.rand(500, 3, generator=torch.Generator().manual_seed(order))
     changes = {"add": 0.2, "contrast": 0.5, "saturation": 1.6, "hue": 0.15}
-    matrix, offset = colour_maps(torch.from_numpy(row(**changes, order=order))[None], pixels.mean(0)[None])
+    matrix, offset = color_maps(torch.from_numpy(row(**changes, order=order))[None], pixels.mean(0)[None])
     together = pixels @ matrix[0].T + offset[0]
     for op in ORDERS[order]:
         name = ("add", "contrast", "saturation", "hue")[op]
-        matrix, offset = colour_maps(torch.from_numpy(row(**{name: changes[name]}))[None], pixels.mean(0)[None])
+        matrix, offset = color_maps(torch.from_numpy(row(**{name: changes[name]}))[None], pixels.mean(0)[None])
         pixels = pixels @ matrix[0].T + offset[0]
     assert torch.allclose(together, pixels, atol=1e-5)
 
@@ -167,7 +167,7 @@ def test_the_order_of_hue_and_saturation_is_seen(crops, arithmetic):
 
 @both
 @pytest.mark.parametrize("preset", ["barlow_twins", "byol", "simsiam", "swav"])
-def test_over_many_drawn_views_the_fast_colours_have_the_published_moments(crops, preset, arithmetic):
+def test_over_many_drawn_views_the_fast_colors_have_the_published_moments(crops, preset, arithmetic):
     view = resolve_views(ViewsConfig(preset=preset), preset)[1]
     drawn = [[d.params for d in sample_views([view] * 16, 48, 48, (0, 0, i))] for i in range(30)]
     ours = np.concatenate([fast(crops, rows, arithmetic) for rows in drawn])
@@ -177,7 +177,7 @@ def test_over_many_drawn_views_the_fast_colours_have_the_published_moments(crops
         "spread of all pixels": (lambda x: x.std(), 3.0),
         "contrast of an image": (lambda x: x.std((1, 2)).mean(), 2.5),
         "brightness of images": (lambda x: x.mean((1, 2, 3)).std(), 2.5),
-        "colourfulness": (lambda x: (x.max(-1) - x.min(-1)).mean(), 3.0),
+        "colorfulness": (lambda x: (x.max(-1) - x.min(-1)).mean(), 3.0),
         "sharpness": (lambda x: np.abs(np.diff(x, axis=2)).mean(), 0.6),
         "share of black, in percent": (lambda x: 100 * (x < 2).mean(), 3.0),
         "share of white, in percent": (lambda x: 100 * (x > 253).mean(), 3.0),
@@ -200,7 +200,7 @@ def test_views_of_a_cpu_and_of_a_gpu_are_alike(crops, preset):
 
 
 def deepmind_by_hand(image: Image.Image, params: np.ndarray) -> np.ndarray:
-    """Pixel by pixel with the standard library's HSV, in 0..255; rounded once."""
+    """Pixel by pixel with the standard library's HSV, in 0..255; rounded once at the end."""
     values = dict(zip(PARAMS, params.tolist(), strict=True))
     x = np.asarray(image) / 255
     for op in ORDERS[int(values["order"])]:
@@ -229,7 +229,7 @@ def test_byols_reference_has_deepminds_contrast_and_saturation(crops, order):
         {"contrast": 0.6},
         {"contrast": 1.4},
         {"saturation": 0.8},
-        {"saturation": 3.0},  # clipped
+        {"saturation": 3.0},  # clipped at 1
         {"hue": 0.1},
         {"add": 0.3, "contrast": 1.4, "saturation": 1.2, "hue": -0.1},
         {"add": -0.2, "contrast": 0.7, "saturation": 0.8, "hue": 0.1, "gray": 1},
@@ -264,7 +264,7 @@ def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
         published = reference(images, rows)
         return np.abs(published - untouched).mean(), np.abs(fast(images, rows, arithmetic) - published).mean()
 
-    # The figures of photometric.py's docstring, in levels of 255.
+    # The figures in the docstring of photometric.py, of 255 levels.
     assert distances(rows) == pytest.approx((39.8, 3.3), abs=0.2)
     assert distances(saturations) == pytest.approx((1.5, 1.4), abs=0.2)
     contrast = [row(contrast=1.4, deepmind=1)] * len(images)
@@ -274,7 +274,7 @@ def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
 
 
 @both
-def test_neutral_rows_are_normalised_and_nothing_else(crops, arithmetic):
+def test_neutral_rows_are_normalized_and_nothing_else(crops, arithmetic):
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     out = Photometric(mean, std, arithmetic)(pixels_of(crops)[0], torch.from_numpy(np.stack(same(NEUTRAL))))
     expected = (pixels_of(crops)[0].numpy() / 255 - mean) / std
@@ -309,12 +309,12 @@ def test_an_image_looks_the_same_alone_in_a_batch_and_in_small_chunks(crops, pre
 
 def test_on_a_cpu_views_are_the_same_numbers_with_any_count_of_threads(crops):
     rows = torch.from_numpy(np.stack(same(row(contrast=0.7, hue=0.1, sigma=1.0)))).repeat(40, 1)
-    pixels, normalised = pixels_of(crops)[0].repeat(40, 1, 1, 1), Photometric([0.4, 0.5, 0.6], [0.2, 0.3, 0.23])
+    pixels, normalized = pixels_of(crops)[0].repeat(40, 1, 1, 1), Photometric([0.4, 0.5, 0.6], [0.2, 0.3, 0.23])
     before, made = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
-            made.append(normalised(pixels, rows))
+            made.append(normalized(pixels, rows))
         finally:
             torch.set_num_threads(before)
     assert torch.equal(*made)
@@ -335,20 +335,20 @@ def test_an_unknown_arithmetic_is_named():
 
 @both
 @pytest.mark.parametrize("deepmind", [0, 1])
-def test_grey_images_keep_one_channel_and_have_no_colour_operations(crops, deepmind, arithmetic):
-    grey = [crop.convert("L") for crop in crops]
+def test_gray_images_keep_one_channel_and_have_no_color_operations(crops, deepmind, arithmetic):
+    gray = [crop.convert("L") for crop in crops]
     changes = {"multiply": 1.2, "contrast": 0.7, "sigma": 1.0, "threshold": 0.6, "deepmind": deepmind}
     rows, without = same(row(saturation=0.2, hue=0.2, gray=1, **changes)), same(row(**changes))
-    made = fast(grey, rows, arithmetic)
+    made = fast(gray, rows, arithmetic)
     assert made.shape == (16, 48, 48, 1)
-    assert np.allclose(made, fast(grey, without, arithmetic), atol=0.01)
-    assert np.median(np.abs(made - reference(grey, rows))) < 2
+    assert np.allclose(made, fast(gray, without, arithmetic), atol=0.01)
+    assert np.median(np.abs(made - reference(gray, rows))) < 2
     plain = same(row(multiply=1.2, contrast=0.7, deepmind=deepmind))
-    assert arithmetic == "torch" or np.abs(fast(grey, plain) - reference(grey, plain)).max() < 2.01
+    assert arithmetic == "torch" or np.abs(fast(gray, plain) - reference(gray, plain)).max() < 2.01
 
 
 @both
-def test_solarising_comes_after_blur_and_colour(crops, arithmetic):
+def test_solarizing_comes_after_blur_and_color(crops, arithmetic):
     rows = same(row(multiply=0.7, gray=1, sigma=1.5, threshold=0.3))
     before = fast(crops, same(row(multiply=0.7, gray=1, sigma=1.5)), arithmetic)
     wanted = np.where(before >= 0.3 * 255, 255 - before, before)
@@ -371,4 +371,4 @@ def test_a_gpu_gives_the_same_views_and_is_never_waited_for(crops):
     on_cpu.photometric = Photometric([0.5] * 3, [0.2] * 3, "torch")
     expected = on_cpu(batch)["pixel_values"]
     close = (views.cpu() - expected).abs() < 1e-2
-    assert close.float().mean() > 0.999  # solarising turns a rounding at its threshold into a large difference
+    assert close.float().mean() > 0.999  # solarization amplifies rounding at its threshold

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Where data can be: one place or several, weighted, under home, behind braces, globs and URLs."""
+"""Data paths: one or several, weighted, in the home directory, with braces, globs and URLs."""
 
+import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from hf_ssl.cli import build_parser
-from hf_ssl.data.bank import labelled_sources
+from hf_ssl.data.bank import labeled_sources
 from hf_ssl.data.loader import TrainLoader
 from hf_ssl.data.places import expand_braces
 from hf_ssl.data.sources import check_source, load_source
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError, load_recipe, recipe_from_dict
-from tests.data.pictures import encoded, grey
+from tests.data.pictures import encoded, gray
 
 
 def png(shade: int) -> bytes:
-    return encoded(grey(shade))
+    return encoded(gray(shade))
 
 
 def parquet(path: Path, shades, **columns) -> Path:
@@ -114,7 +116,7 @@ def test_a_year_in_a_recipe_file_is_a_path_too(tmp_path):
         assert "data.path" in said(load_recipe, "my_images", [f"data.path={wrong}"])
 
 
-# ---------------------------------------------------------------------------------------------- several places
+# ---------------------------------------------------------------------------------------------- several paths
 
 
 def test_a_list_of_places_is_one_after_the_other_whatever_their_columns_are_called(tmp_path):
@@ -183,9 +185,9 @@ def test_labels_of_several_places_are_kept_where_all_have_the_same_classes_and_c
         {"method": "byol", "train": {"steps": 1}, "data": {"path": [{"path": str(a), "weight": 3}, str(b)]}}
     ).data
     assert len(load_source(weighted)) == 16
-    bank, queries = labelled_sources(weighted, MonitorConfig())
+    bank, queries = labeled_sources(weighted, MonitorConfig())
     assert len(bank) + len(queries) == 8
-    assert labelled_sources(DataConfig(path=[str(a), str(other)]), MonitorConfig()) == (None, None)
+    assert labeled_sources(DataConfig(path=[str(a), str(other)]), MonitorConfig()) == (None, None)
 
 
 # ---------------------------------------------------------------------------------------------- patterns and URLs
@@ -303,3 +305,37 @@ def test_a_table_without_a_possible_column_says_what_a_row_needs():
     nested = Dataset.from_dict({"image": np.zeros((4, 8, 8, 3), np.uint8).tolist()})
     text = said(source_of, nested, DataConfig())
     assert "needs one image" in text and "set data.image_column" not in text, "no column could be named"
+
+
+class CountedFile(AbstractBufferedFile):
+    """An in-memory file that records the size of each request."""
+
+    def _fetch_range(self, start, end):
+        self.fs.requests.append(end - start)
+        return self.fs.files[self.path][start:end]
+
+
+class Counted(AbstractFileSystem):
+    """A file system that `datasets` takes for a remote one."""
+
+    protocol = "counted"
+    files: dict[str, bytes] = {}
+    requests: list[int] = []
+
+    def info(self, path, **_):
+        return {"name": path, "size": len(self.files[self._strip_protocol(path)]), "type": "file"}
+
+    def _open(self, path, mode="rb", block_size=None, autocommit=True, cache_options=None, **_):
+        return CountedFile(self, path, mode, block_size or "default", cache_options=cache_options)
+
+
+def test_a_remote_stream_asks_for_several_row_groups_at_once():
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    records = [{"bytes": png(i) + np.random.default_rng(i).bytes(2**20), "path": None} for i in range(48)]
+    table = Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()})).with_format("arrow")[:]
+    pq.write_table(table, buffer := io.BytesIO(), row_group_size=12)
+    Counted.files["shard.parquet"] = buffer.getvalue()
+    stream = open_stream(DataConfig(path="counted://shard.parquet", streaming=True))
+    Counted.requests.clear()
+    assert sum(1 for _ in stream.examples(0)) == 48
+    assert max(Counted.requests) > 48 * 2**20

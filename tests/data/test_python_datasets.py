@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Datasets that are made in Python: filtered, mapped, generated, transformed."""
+"""Datasets created in Python: filtered, mapped, generated, transformed."""
 
 import datasets
 import numpy as np
@@ -12,7 +12,7 @@ from hf_ssl.data.sources import source_of
 from hf_ssl.data.streams import open_stream
 from hf_ssl.data.views import View
 from hf_ssl.recipe import DataConfig, RecipeError
-from tests.data.pictures import grey as picture
+from tests.data.pictures import gray as picture
 
 
 PLAIN = View(size=8, scale=(1.0, 1.0), jitter_prob=0, grayscale=0, blur=0, flip=0)
@@ -77,7 +77,7 @@ def shown(stream, steps: int, workers: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("kind", STREAMS)
 def test_a_stream_that_python_changes_is_shown_as_it_is_then(kind, shards, monkeypatch):
-    # After every shard of a shuffled stream `datasets` sleeps for seconds: threads of Arrow might still read.
+    # `datasets` sleeps for seconds after each shard of a shuffled stream, in case Arrow threads are still reading.
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.2, raising=False)
     change, wanted = STREAMS[kind]
     stream = change(datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Every place that images can be in, and what is said when they are not there."""
+"""Every kind of image source, and the error messages for missing ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_ssl.data.bank import labelled_sources
+from hf_ssl.data.bank import labeled_sources
 from hf_ssl.data.sources import available_splits, check_source, load_source
 from hf_ssl.recipe import DataConfig, MonitorConfig, RecipeError
 from tests.data.pictures import encoded
@@ -71,7 +71,7 @@ def test_train_and_validation_folders_are_splits_and_so_is_what_stands_beside_th
     assert len(load_source(data, "validation")) == len(load_source(data, "extra")) == 1
 
 
-def test_every_split_of_a_labelled_folder_has_the_same_class_numbers(tmp_path):
+def test_every_split_of_a_labeled_folder_has_the_same_class_numbers(tmp_path):
     folder_of_classes(tmp_path / "train")
     draw(tmp_path / "test" / "dog" / "x.png")
     data = DataConfig(path=str(tmp_path))
@@ -171,7 +171,7 @@ def test_columns_are_found_by_type_and_by_name(digits):
     assert ImageSource(numbered.rename_column("label", "kind")).label_column is None
 
 
-# ---------------------------------------------------------------------------------------------- one sentence
+# ---------------------------------------------------------------------------------------------- error messages
 
 
 def said(call, *args, **kwargs) -> str:
@@ -246,8 +246,8 @@ def test_sounds_of_a_table_need_no_decoder(tmp_path):
     assert labels(load_source(DataConfig(path=str(tmp_path), label_column="target"), "test", "audio")) == [4]
 
 
-def test_the_monitor_uses_the_labelled_splits(digits):
-    bank, queries = labelled_sources(DataConfig(path=str(digits)), MonitorConfig())
+def test_the_monitor_uses_the_labeled_splits(digits):
+    bank, queries = labeled_sources(DataConfig(path=str(digits)), MonitorConfig())
     assert (len(bank), len(queries)) == (128, 64)
 
 
@@ -261,12 +261,12 @@ def test_validation_stands_in_for_a_test_split_that_is_missing_or_secret(tmp_pat
     splits = {"train": split(10, 1), "validation": split(4, 1)}
     for name, more in (("missing", {}), ("secret", {"test": split(6, -1)})):
         DatasetDict(splits | more).save_to_disk(tmp_path / name)
-        bank, queries = labelled_sources(DataConfig(path=str(tmp_path / name)), MonitorConfig())
+        bank, queries = labeled_sources(DataConfig(path=str(tmp_path / name)), MonitorConfig())
         assert (len(bank), len(queries)) == (10, 4)
 
 
-def test_every_fifth_labelled_image_is_a_query_where_no_split_is(tmp_path):
-    bank, queries = labelled_sources(DataConfig(path=str(folder_of_classes(tmp_path, 5))), MonitorConfig())
+def test_every_fifth_labeled_image_is_a_query_where_no_split_is(tmp_path):
+    bank, queries = labeled_sources(DataConfig(path=str(folder_of_classes(tmp_path, 5))), MonitorConfig())
     assert (len(bank), len(queries)) == (8, 2)
     assert not {bank.name(i) for i in range(8)} & {queries.name(i) for i in range(2)}
     assert [queries.label(i) for i in range(2)] == [0, 1]
@@ -275,16 +275,14 @@ def test_every_fifth_labelled_image_is_a_query_where_no_split_is(tmp_path):
 def test_what_has_no_labels_has_no_knn_unless_it_was_asked_for(tmp_path):
     draw(tmp_path / "a.png")
     plain = DataConfig(path=str(tmp_path))
-    assert labelled_sources(plain, MonitorConfig()) == (None, None)
-    assert "no labels for kNN" in said(labelled_sources, DataConfig(), MonitorConfig(path=str(tmp_path)))
-    assert "no column 'kind'" in said(labelled_sources, plain, MonitorConfig(label_column="kind"))
+    assert labeled_sources(plain, MonitorConfig()) == (None, None)
+    assert "no labels for kNN" in said(labeled_sources, DataConfig(), MonitorConfig(path=str(tmp_path)))
+    assert "no column 'kind'" in said(labeled_sources, plain, MonitorConfig(label_column="kind"))
 
 
-def test_another_labelled_dataset_can_be_the_monitors(tmp_path, digits):
+def test_another_labeled_dataset_can_be_the_monitors(tmp_path, digits):
     draw(tmp_path / "a.png")
     monitor = MonitorConfig(path=str(digits), query_split="train", bank_split="test")
-    bank, queries = labelled_sources(DataConfig(path=str(tmp_path), image_column="elsewhere"), monitor)
+    bank, queries = labeled_sources(DataConfig(path=str(tmp_path), image_column="elsewhere"), monitor)
     assert (len(bank), len(queries)) == (64, 128)
-    assert "no split 'tran'" in said(
-        labelled_sources, DataConfig(), MonitorConfig(path=str(digits), bank_split="tran")
-    )
+    assert "no split 'tran'" in said(labeled_sources, DataConfig(), MonitorConfig(path=str(digits), bank_split="tran"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 1: presets, crops against torchvision's, one decode for all views, the published pipeline as reference."""
+"""Stage 1: presets, crops compared with torchvision, one decode for all views, the published reference pipeline."""
 
 import io
 import math
@@ -24,13 +24,13 @@ PHOTO = Image.fromarray(load_sample_images().images[0])  # 640 x 427
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> Image.Image:
-    """The image as a file that is opened but not decoded."""
+    """The image as an opened but undecoded file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return Image.open(file)
 
 
-# ---------------------------------------------------------------------------------------------- what views there are
+# ---------------------------------------------------------------------------------------------- presets and overrides
 
 BT = {"scale": (0.08, 1.0), "jitter": (0.4, 0.4, 0.2, 0.1), "interpolation": "bicubic"}
 BT1, BT2 = BT | {"blur": 1.0, "solarize": 0.0}, BT | {"blur": 0.1, "solarize": 0.2}
@@ -106,7 +106,7 @@ def test_impossible_views_are_named(override, named):
         Images().check_views(resolve_views(ViewsConfig(first=ViewOverride(**override)), "barlow_twins"))
 
 
-# ---------------------------------------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------------------------------------- random parameters
 
 
 def test_views_depend_on_seed_epoch_example_and_view_and_on_nothing_else():
@@ -199,7 +199,7 @@ def test_a_plain_view_is_the_crop_flipped():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_reference_views_are_torchvisions_crop_and_pillows_colours_of_the_same_draw(interpolation):
+def test_reference_views_are_torchvisions_crop_and_pillows_colors_of_the_same_draw(interpolation):
     view = View(size=40, interpolation=interpolation, flip=1.0, solarize=1.0)
     pixels, params = make_views(encoded(PHOTO), [view], (0, 0, 3), reference=True)
     drawn = sample_views([view], *PHOTO.size, (0, 0, 3))[0]
@@ -233,8 +233,8 @@ FILES = {
     "palette with transparency": encoded(PHOTO.convert("P"), "PNG", transparency=bytes(range(100))),
     "alpha": encoded(PHOTO.convert("RGBA"), "PNG"),
     "cmyk": encoded(PHOTO.convert("CMYK"), "JPEG"),
-    "grey": encoded(PHOTO.convert("L"), "JPEG"),
-    "grey with alpha": encoded(PHOTO.convert("LA"), "PNG"),
+    "gray": encoded(PHOTO.convert("L"), "JPEG"),
+    "gray with alpha": encoded(PHOTO.convert("LA"), "PNG"),
     "black and white": encoded(PHOTO.convert("1"), "PNG"),
     "webp": encoded(PHOTO, "WEBP"),
     "gif": encoded(PHOTO, "GIF"),
@@ -243,7 +243,7 @@ FILES = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", FILES)
-def test_any_kind_of_file_becomes_rgb_or_grey(kind):
+def test_any_kind_of_file_becomes_rgb_or_gray(kind):
     view = View(size=24, scale=(1.0, 1.0), jitter_prob=0, grayscale=0, blur=0, flip=0)
     wanted = np.asarray(PHOTO.resize((24, 24)), dtype=int)
     for channels, target in ((3, wanted), (1, np.asarray(PHOTO.convert("L").resize((24, 24)), dtype=int)[..., None])):
@@ -251,13 +251,13 @@ def test_any_kind_of_file_becomes_rgb_or_grey(kind):
             file = FILES[kind].copy()
             pixels = make_views(file, [view], (0, 0, 0), reference=reference, channels=channels)[0][0]
             assert pixels.shape == (24, 24, channels)
-            grey = channels == 1 or kind in ("grey", "grey with alpha", "black and white")
-            difference = pixels.mean(2) - target.mean(2) if grey else pixels - target
+            gray = channels == 1 or kind in ("gray", "gray with alpha", "black and white")
+            difference = pixels.mean(2) - target.mean(2) if gray else pixels - target
             assert np.corrcoef(pixels.mean(2).ravel(), target.mean(2).ravel())[0, 1] > 0.85
             assert abs(difference.mean()) < 20
 
 
-def test_of_sixteen_bit_grey_the_upper_bits_are_seen():
+def test_of_sixteen_bit_gray_the_upper_bits_are_seen():
     file = encoded(Image.fromarray(GRADIENT.astype(np.uint16) * 257), "PNG")
     view = View(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_prob=0, grayscale=0, blur=0, flip=0)
     pixels = make_views(file, [view], (0, 0, 0))[0][0]
@@ -276,7 +276,7 @@ def test_a_broken_file_is_an_error_of_its_decoding():
 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (50, 50), (33, 300), (24, 24)])
 @pytest.mark.parametrize(("crop_pct", "interpolation"), [(0.875, "bicubic"), (1.0, "bilinear"), (0.9, "bicubic")])
-def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(size, crop_pct, interpolation):
+def test_the_evaluation_view_is_torchvisions_resize_and_center_crop(size, crop_pct, interpolation):
     image = PHOTO.resize(size)
     ours = eval_image(image, 48, crop_pct, interpolation)
     resize = Resize(math.floor(48 / crop_pct), InterpolationMode(interpolation))

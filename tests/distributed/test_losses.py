@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Losses, codes, queue and statistics do not depend on the number of processes: they are those of the whole batch."""
+"""Losses, codes, queue and statistics are those of the global batch for any number of processes."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ from tests.models.test_losses import assert_close, cases
 
 
 WORLDS = [1, 2, 4]
-ORACLE = 2e-7  # what is computed in float64 against oracles stored in float32
+ORACLE = 2e-7  # float64 against oracles stored in float32
 DOUBLE = 1e-12  # float64 against float64
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def drifting(*shape: int, dim: int = 0, seed: int = 0) -> torch.Tensor:
-    """Random numbers whose mean and deviation grow along the batch, so that its blocks are not alike."""
+    """Random numbers whose mean and std grow along the batch, so that the ranks' parts differ."""
     values = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     along = torch.linspace(0, 1, shape[dim], dtype=torch.float64).view([-1] + [1] * (len(shape) - dim - 1))
     return values * (0.5 + along) + 2 * along
@@ -44,7 +44,7 @@ def unit(*shape: int) -> torch.Tensor:
     return F.normalize(drifting(*shape) - 1, dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------- what a rank computes
+# ---------------------------------------------------------------------------------------------- computed on each rank
 
 
 def _swav(z: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def _swav(z: torch.Tensor) -> torch.Tensor:
 
 LOSSES = {
     "barlow_twins": lambda z: barlow_twins_loss(z[0], z[1]),
-    "barlow_twins_uncentred": lambda z: barlow_twins_loss(z[0], z[1], center=False),
+    "barlow_twins_uncentered": lambda z: barlow_twins_loss(z[0], z[1], center=False),
     "barlow_twins_without_matrix": lambda z: barlow_twins_loss(*(z[:2] @ unit(20, 5).T), explicit_matrix=False),
     "byol": lambda z: byol_loss(z[0], z[1], z[2] - 1, z[3] - 1),
     "simsiam": lambda z: simsiam_loss(z[0], z[1], z[2] - 1, z[3] - 1),
@@ -63,7 +63,7 @@ LOSSES = {
 
 
 def losses() -> dict:
-    """Every loss of a linear layer's outputs (V, B, D)."""
+    """Every loss, on the outputs (V, B, D) of a linear layer."""
     found = {}
     for name, loss_of in LOSSES.items():
         torch.manual_seed(0)
@@ -105,7 +105,7 @@ def sinkhorn_oracles() -> dict:
 
 
 def swav_oracles() -> dict:
-    """The head of SwAV on stored projections, with and without a queue."""
+    """SwAV's head on stored projections, with and without a queue."""
     found = {}
     for path in cases("swav_loss"):
         case = np.load(path)
@@ -148,7 +148,7 @@ QUEUE_STEPS, QUEUE_LENGTH = 6, 24
 
 
 def queue_steps() -> list[dict]:
-    """Steps of SwAV under DDP, of a network without BatchNorm; the queue holds three batches and a useless rest."""
+    """SwAV steps under DDP, without BatchNorm; the queue holds three batches and an unusable remainder."""
     torch.manual_seed(0)
     config = SwavConfig(
         backbone="test_vit",
@@ -213,7 +213,7 @@ def build(method: str):
 
 
 def whole_models() -> dict:
-    """One step of every method under DDP, with synchronised BatchNorm, in float64."""
+    """One step of every method under DDP, with synchronized BatchNorm, in float64."""
     found = {}
     for method in IMAGE_METHODS:
         torch.manual_seed(0)
@@ -245,12 +245,12 @@ def compute() -> dict:
     return {part.__name__: part() for part in PARTS}
 
 
-# ---------------------------------------------------------------------------------------------- what must hold
+# ---------------------------------------------------------------------------------------------- assertions
 
 
 @pytest.fixture(scope="module")
 def one() -> dict:
-    """Of one process with the whole batch."""
+    """Results of one process with the global batch."""
     return compute()
 
 
@@ -374,7 +374,7 @@ def test_training_with_a_queue_stays_on_the_course_of_one_process(ranks, one):
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_synchronised_batchnorm_on_cpus_is_batchnorm_over_the_whole_batch(name, ranks, one):
+def test_synchronized_batchnorm_on_cpus_is_batchnorm_over_the_whole_batch(name, ranks, one):
     ours, expected = [rank["batch_norms"][name] for rank in ranks], one["batch_norms"][name]
     assert_close(torch.cat([rank["out"] for rank in ours]), expected["out"], 2e-6)
     assert_close(torch.cat([rank["eval"] for rank in ours]), expected["eval"], 2e-6)
@@ -386,7 +386,7 @@ def test_synchronised_batchnorm_on_cpus_is_batchnorm_over_the_whole_batch(name, 
 
 
 def assert_all_close(ours: dict, expected: dict, bound: float, floor: float) -> None:
-    """Differences relative to the largest value of each tensor, which counts as `floor` where it is smaller."""
+    """Compare differences relative to the largest value of each tensor, or to `floor` if that is larger."""
     assert ours.keys() == expected.keys()
     for name, tensor in expected.items():
         error = (ours[name] - tensor).abs().max() / tensor.abs().max().double().clamp(min=floor)
@@ -403,7 +403,7 @@ def test_loss_of_a_whole_model_under_ddp_is_that_of_one_process(method, two_mode
 
 @pytest.mark.parametrize("method", IMAGE_METHODS)
 def test_every_gradient_of_a_whole_model_under_ddp_is_that_of_one_process(method, two_models, one_model):
-    """The floor is for biases before a BatchNorm, whose gradient is zero but for rounding."""
+    """The floor is for biases before a BatchNorm, whose gradients are zero up to rounding."""
     expected = one_model[method]["grads"]
     largest = max(grad.abs().max().item() for grad in expected.values())
     for rank in two_models:

@@ -35,7 +35,7 @@ def test_equals_scikit_learns_weighted_vote_on_cosine_distance(k, temperature):
     assert knn_accuracy(bank, queries, k=k, temperature=temperature) == pytest.approx(expected, abs=0.002)
 
 
-def test_a_near_neighbour_outvotes_two_far_ones():
+def test_a_near_neighbor_outvotes_two_far_ones():
     bank = features([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]], [0, 1, 1])
     query = features([[1.0, 0.0]], [0])
     assert 2 * math.exp(0.6 / 0.1) < math.exp(1 / 0.1)
@@ -48,9 +48,9 @@ def test_chunks_do_not_change_the_result():
     assert knn_accuracy(bank, queries, chunk=7) == knn_accuracy(bank, queries, chunk=4096)
 
 
-def test_no_labelled_image_is_an_error():
+def test_no_labeled_image_is_an_error():
     bank, queries = digits_split()
-    with pytest.raises(ValueError, match="labelled"):
+    with pytest.raises(ValueError, match="labeled"):
         knn_accuracy(bank, features(torch.zeros(0, 64), torch.zeros(0, dtype=torch.long)))
 
 
@@ -62,7 +62,7 @@ def test_class_numbers_of_any_size_cost_no_memory(ids):
     assert linear_accuracy(bank, queries) == pytest.approx(2 / 3)
 
 
-def test_unlabelled_images_neither_vote_nor_ask():
+def test_unlabeled_images_neither_vote_nor_ask():
     bank = features([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [0, -1, 1])
     queries = features([[0.0, 1.0], [0.0, 1.0]], [1, -1])
     assert knn_accuracy(bank, queries, k=1) == 1

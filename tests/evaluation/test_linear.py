@@ -112,7 +112,7 @@ def test_one_class_only_and_classes_unseen_in_training(accuracy):
 
 
 @pytest.mark.parametrize("accuracy", [linear_accuracy, linear_svm_accuracy])
-def test_unlabelled_examples_are_left_out(accuracy):
+def test_unlabeled_examples_are_left_out(accuracy):
     train, test = digits_split()
     expected = accuracy(train, test)
     more = [
@@ -120,11 +120,11 @@ def test_unlabelled_examples_are_left_out(accuracy):
         for x in (train, test)
     ]
     assert accuracy(*more) == expected
-    with pytest.raises(ValueError, match="labelled"):
+    with pytest.raises(ValueError, match="labeled"):
         accuracy(train, features(test.vectors, torch.full_like(test.labels, -1)))
 
 
-def test_every_fold_is_judged_by_what_was_learnt_from_the_others():
+def test_every_fold_is_judged_by_what_was_learned_from_the_others():
     train, _ = digits_split(200)
     folds = torch.arange(200) % 4 + 1
     fold_of = [features(train.vectors[folds == f], train.labels[folds == f]) for f in (1, 2, 3, 4)]
@@ -139,7 +139,7 @@ def test_every_fold_is_judged_by_what_was_learnt_from_the_others():
 def test_a_fold_of_labels_without_a_pattern_gets_chance():
     generator = torch.Generator().manual_seed(0)
     noise = features(torch.randn(400, 200, generator=generator), torch.randint(0, 4, (400,), generator=generator))
-    assert linear_accuracy(noise, noise) == 1  # it can be learnt by heart
+    assert linear_accuracy(noise, noise) == 1  # it can be learned by heart
     assert kfold_accuracy(noise, torch.arange(400) % 5) == pytest.approx(0.25, abs=0.08)
 
 

@@ -30,12 +30,14 @@ from hf_ssl.data.sources import load_source
 from hf_ssl.errors import RecipeError, UserError
 from hf_ssl.evaluation import store
 from hf_ssl.evaluation.encoders import open_model
-from hf_ssl.evaluation.evaluate import evaluate, keep
+from hf_ssl.evaluation.evaluate import evaluate
 from hf_ssl.evaluation.features import Features
+from hf_ssl.evaluation.keep import keep
 from hf_ssl.evaluation.knn import knn
 from hf_ssl.evaluation.linear import accuracy_of, logistic_regression
 from hf_ssl.evaluation.protocols import KNN_PROTOCOLS
 from hf_ssl.evaluation.retrieval import mean_average_precision
+from hf_ssl.evaluation.scores import Scores
 from hf_ssl.evaluation.store import features_of
 from hf_ssl.hub.evaluations import read_evaluations
 from hf_ssl.recipe import DataConfig, MonitorConfig
@@ -123,6 +125,32 @@ def test_average_precision_is_that_of_scikit_learn():
         expected.append(average_precision_score(labels[others] == labels[i], unit[others] @ unit[i]))
     found = mean_average_precision(features, chunk=32)
     assert found["map"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert found["errors"]["map"] == pytest.approx(np.std(expected, ddof=1) / 200**0.5, rel=1e-3)
+
+
+def test_the_error_of_a_mean_per_class_is_that_of_classes_drawn_apart():
+    labels, right = torch.tensor([0] * 40 + [1] * 10), torch.tensor([1] * 30 + [0] * 10 + [1] * 4 + [0] * 6)
+    scores = Scores(torch.tensor([0, 1]))
+    scores.add(F.one_hot(torch.where(right == 1, labels, 1 - labels), 2).float(), labels)
+    found, chance = scores.read(), np.random.default_rng(0)
+    drawn = [(chance.binomial(40, 0.75) / 40 + chance.binomial(10, 0.4) / 10) / 2 for _ in range(20000)]
+    assert found["mean_per_class"] == pytest.approx((0.75 + 0.4) / 2)
+    assert found["errors"]["mean_per_class"] == pytest.approx(np.std(drawn), rel=0.03)
+
+
+def test_a_random_projection_is_of_the_pixels_and_as_wide_as_the_encoder(encoder, digits):
+    opened, source = open_model(encoder), load_source(DataConfig(path=str(digits)))
+    width = features_of(opened, source, cache=None)[""].vectors.shape[1]
+    pixels, first, again, other = (
+        features_of(one, source, cache=None)[""].vectors
+        for one in (
+            opened.raw_pixels(),
+            *(opened.random_projection(seed) for seed in (0, 0, 1)),
+        )
+    )
+    assert first.shape[1] == width and first.equal(again) and not first.equal(other)
+    distances = [torch.pdist(one).double() for one in (pixels, first)]
+    assert torch.corrcoef(torch.stack(distances))[0, 1] > 0.8, "it keeps distances"
 
 
 # ------------------------------------------------------------------------------------------------------ features once
@@ -187,7 +215,7 @@ def test_a_result_is_a_file_of_the_model_and_a_row_of_its_card(digits, tmp_path,
     assert files == [f"{kind}_digits0.json" for kind in ("knn", "linear", "lowshot", "retrieval")]
     result = json.loads((tmp_path / "run/model/results/lowshot_digits0.json").read_text())
     assert result["spread"]["lowshot"] > 0 and result["errors"]["lowshot"] > 0 and result["versions"]
-    assert len(result["baselines"]) == 2 and "## Evaluated" not in (tmp_path / "run/model/README.md").read_text()
+    assert len(result["baselines"]) == 3 and "## Evaluated" not in (tmp_path / "run/model/README.md").read_text()
     main(["card", run])
     card = ModelCard.load(tmp_path / "run/model/README.md")
     names = [entry.metric_name for entry in card.data.eval_results]

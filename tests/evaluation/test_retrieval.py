@@ -77,12 +77,12 @@ def test_chunks_do_not_change_the_result():
     assert retrieval(video, audio, labels, chunk=7) == pytest.approx(retrieval(video, audio, labels), abs=1e-6)
 
 
-def test_unlabelled_clips_count_for_pairs_but_not_for_classes():
+def test_unlabeled_clips_count_for_pairs_but_not_for_classes():
     video, audio = noisy_pairs()
     labels = torch.arange(60) % 3
     labels[40:] = -1
-    results, labelled = retrieval(video, audio, labels), retrieval(video[:40], audio[:40], labels[:40])
-    assert results["video_to_audio_p1"] == pytest.approx(labelled["video_to_audio_p1"])
+    results, labeled = retrieval(video, audio, labels), retrieval(video[:40], audio[:40], labels[:40])
+    assert results["video_to_audio_p1"] == pytest.approx(labeled["video_to_audio_p1"])
     assert results["video_to_audio_r1"] == retrieval(video, audio)["video_to_audio_r1"]
     assert "video_to_audio_p1" not in retrieval(video, audio)
     assert "video_to_audio_p1" not in retrieval(video, audio, torch.full((60,), -1))
@@ -100,11 +100,11 @@ def test_fewer_sounds_than_videos_is_an_error():
             retrieval(*arguments)
 
 
-def test_positive_precision_counts_labelled_pairs():
+def test_positive_precision_counts_labeled_pairs():
     labels = torch.tensor([0, 0, 1, 1, -1])
     positives = torch.tensor([[1, 2], [0, 4], [3, 4], [0, 1], [0, 1]], dtype=torch.int32)
     # right: 0-1, 1-0, 2-3; wrong: 0-2, 3-0, 3-1; the others have no label
     assert positive_precision(positives, labels) == 0.5
     assert positive_precision(positives[:2, :1], torch.tensor([0, 0])) == 1
-    with pytest.raises(ValueError, match="labelled"):
+    with pytest.raises(ValueError, match="labeled"):
         positive_precision(positives, torch.full((5,), -1))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A Hub on 127.0.0.1 that speaks the endpoints which huggingface_hub's client uses, LFS included, and can fail."""
+"""A Hub on 127.0.0.1 with the endpoints that huggingface_hub's client uses (LFS included), and faults on demand."""
 
 import base64
 import hashlib
@@ -10,15 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 
-TOKEN = "hf_" + "x" * 34  # of nobody
+TOKEN = "hf_" + "x" * 34  # not a real token
 
 
 @dataclass
 class FakeHub:
-    """Repositories in memory: every commit is a whole tree, and a branch points to one.
+    """Repositories in memory: each commit is a whole tree, and a branch points to a commit.
 
-    `faults`: (method, part of the path) -> what happens to such requests: an HTTP status, or "drop" (the connection
-    is cut while the request is read). They last until they are removed.
+    `faults`: (method, part of the path) -> an HTTP status to return, or "drop" to close the connection while the
+    request is read. Faults stay until removed.
     """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class FakeHub:
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[tuple[str, str], int | str] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
-    large: int = 20_000  # bytes from which a file goes through LFS
+    large: int = 20_000  # files of at least this many bytes go through LFS
 
     def __enter__(self) -> "FakeHub":
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -40,11 +40,11 @@ class FakeHub:
         self.server.server_close()
 
     def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
-        """The head of a branch: path -> content."""
+        """Files at the head of a branch: path -> content."""
         return self.commits[self.branches[repo][branch]]
 
     def environment(self, home) -> dict[str, str]:
-        """For processes that shall take this for the Hub."""
+        """Environment of processes that use this Hub."""
         return {
             "HF_ENDPOINT": self.address,
             "HF_HOME": str(home),
@@ -80,7 +80,7 @@ class FakeHub:
         return self.branches[repo][branch]
 
     def find(self, repo: str, revision: str) -> str | None:
-        """The commit of a branch or a commit."""
+        """The commit of a branch, or the commit itself."""
         branches = self.branches.get(repo, {})
         return branches.get(revision) or (revision if branches and revision in self.commits else None)
 
@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _lfs(self, wanted: dict) -> dict:
         if wanted["oid"] in self.hub.objects:
-            return wanted  # without actions: it is there
+            return wanted  # no actions: the object exists
         return {**wanted, "actions": {"upload": {"href": f"{self.hub.address}/lfs/{wanted['oid']}"}}}
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A published figure is claimed for published settings, a measured one for its run, and never one for the other."""
+"""Cards claim published figures only for published settings and measured ones only for their run."""
 
 import json
 import re
@@ -16,17 +16,18 @@ from hf_ssl.hub.published import differences, published_rows
 from hf_ssl.hub.refresh import refresh_card
 from hf_ssl.recipe import RecipeError, load_recipe, recipe_header, shipped_recipes
 from hf_ssl.resolve import model_config
+from hf_ssl.training.choices import stand_in
 from model_cards.make_cards import published_configurations, render
 from tests.hub.test_export import trained
 
 
 NAMES = published_configurations()
 FOLDER = templates_folder()
-DATA = "data.path=uoft-cs/cifar10"  # which the runs here are not trained on
+DATA = "data.path=uoft-cs/cifar10"  # the runs here do not train on it
 
 
 def table(text: str, title: str) -> list[list[str]]:
-    """Cells of the first table below a heading."""
+    """Cells of the first table under a heading."""
     section = text.split(f"\n{title}\n")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return [row for row in rows if "---" not in row][1:]
@@ -71,7 +72,7 @@ def test_a_cards_numbers_are_those_of_the_recipe(name):
     optim = recipe.optim
     peak = optim.lr * (recipe.train.batch_size / optim.lr_per if optim.lr_per else 1)
     assert float(re.match(r"[\d.]+", rows["Learning rate"])[0]) == pytest.approx(peak, rel=1e-5)
-    assert float(re.search(r"weight decay ([\d.e-]+)", rows["Optimiser"])[1]) == recipe.optim.weight_decay
+    assert float(re.search(r"weight decay ([\d.e-]+)", rows["Optimizer"])[1]) == recipe.optim.weight_decay
     for key in (key for key in rows if key.startswith("`model.")):
         field = key.strip("`").removeprefix("model.")
         if field in recipe.model and not isinstance(recipe.model[field], list):
@@ -91,8 +92,8 @@ def test_a_cards_commands_are_commands(name):
 
 
 def card_of(name: str, overrides=(), final=None, card=None, measured=None) -> ModelCard:
-    """The card of a run that is not run, on 100 images."""
-    recipe = load_recipe(name, overrides)
+    """The card of a hypothetical run on 100 images."""
+    recipe = stand_in(load_recipe(name, overrides))
     final = {"loss": 1.0, "embedding_std": 0.9} if final is None else final
     results = Results({}, final, 100, 5, 90.0, "1 CPU process(es)", {"Python": "3"}, card or {}, measured or {})
     return ModelCard(render_card(model_config(recipe, 224), recipe.shareable(), results))
@@ -232,7 +233,7 @@ def test_what_is_said_about_a_model_stays_and_its_numbers_too(run, tmp_path, cap
     heading = "## Results of this run"
     assert table(after.text, heading) == table(before.text, heading)
     assert "`cc-by-4.0`" in after.text and "hf-ssl card FOLDER" in before.text
-    trained(tmp_path / "run", "simsiam", DATA)  # has ended: exports once more
+    trained(tmp_path / "run", "simsiam", DATA)  # the run has ended, so it only exports again
     assert ModelCard.load(folder / "README.md").content == after.content
     refresh_card(folder, license="", name="", datasets=[""])
     assert ModelCard.load(folder / "README.md").content == before.content

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Originals to ours and back: every name and byte, the features of the network, and files that are not sound."""
+"""Convert originals to our format and back: all names and bytes, features, and damaged or hostile files."""
 
 import codecs
 import gzip
@@ -45,7 +45,7 @@ def keys(name: str, section: str = "keys") -> list:
 
 
 def filled(rows, seed: int = 0, small: dict[int, int] | None = None) -> dict[str, torch.Tensor]:
-    """Random tensors of such names and shapes; `small` replaces widths."""
+    """Random tensors with these names and shapes; `small` replaces widths."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, shape, *kind in rows:
@@ -62,7 +62,7 @@ def filled(rows, seed: int = 0, small: dict[int, int] | None = None) -> dict[str
 
 
 def narrow(module: str, shape: list[int]) -> list[int]:
-    """Half of a Haiku ResNet's width; its stem stays, and with it what the first block takes in."""
+    """Halve a Haiku ResNet's width, except for the stem and the first block's input."""
     if "/~/initial_" in module:
         return shape
     if module.endswith("group_0/~/block_0/~/conv_0"):
@@ -72,7 +72,7 @@ def narrow(module: str, shape: list[int]) -> list[int]:
 
 
 def haiku(seed: int, published: bool = False):
-    """Trees of parameters and statistics; unless `published`, half as wide behind the first convolution."""
+    """Trees of parameters and statistics; unless `published`, half as wide after the first convolution."""
     trees = []
     for section in ("params", "state"):
         rows = [[f"{m}/{n}", s if published else narrow(m, s)] for m, n, s in keys("byol_resnet50", section)]
@@ -109,7 +109,7 @@ def vissl_tensors(column: int) -> tuple[dict, dict]:
 
 
 def wide_rows() -> list:
-    """The layout of w2 with widths of a quarter: a first convolution that is as wide as the rest."""
+    """The layout of w2 at a quarter of the width: the first convolution is as wide as the rest."""
     rows = []
     for name, shape, kind in keys("swav_resnet50"):
         backbone = not name.startswith(("module.projection_head", "module.prototypes"))
@@ -130,7 +130,7 @@ def avid(criterion: str) -> dict:
 
 
 def avid_depth_10() -> dict:
-    """The authors' network of one block a stage, which has no number of a block in its names."""
+    """The authors' network with one block per stage, whose names have no block numbers."""
     content = avid("avid")
     model = {name: t for name, t in content["model"].items() if not re.search(r"conv\dx\.1\.", name)}
     return content | {"model": {re.sub(r"(conv\dx)\.0\.", r"\1.", name): t for name, t in model.items()}}
@@ -148,7 +148,7 @@ def vissl_several_prototypes() -> dict:
     return vissl(trunk, heads | filled([("0.prototypes1.weight", (25, 16))]))
 
 
-CASES = {  # content, --method, --to, entries of the content that come back
+CASES = {  # content, --method, --to, entries of the content that are restored
     "swav": (swav_training, "swav", "swav", lambda c: c["state_dict"]),
     "swav-wide": (lambda: filled(wide_rows()), "swav", "swav", lambda c: c),
     "swav-several": (several_prototypes, "swav", "swav", lambda c: c),
@@ -202,7 +202,7 @@ def save(content, path: Path) -> Path:
 
 
 class Originals(dict):
-    """Case -> (content, folder of its conversion); made when first asked for."""
+    """Case -> (content, folder of its conversion), created on first access."""
 
     def __init__(self, place: Path):
         super().__init__()
@@ -234,7 +234,7 @@ def test_there_and_back_every_name_and_byte(case, originals, tmp_path):
 
 @pytest.mark.slow
 def test_there_and_back_at_the_published_sizes(tmp_path):
-    """Those whose wide heads are narrow in the other tests."""
+    """Cases whose wide heads are narrowed in the other tests."""
     barlow_twins = {"epoch": 1, "optimizer": {}, "model": filled(keys("barlow_twins_resnet50"))}
     for method, content in {"barlow_twins": barlow_twins, "byol": byol_content(published=True)}.items():
         comes_back(method, content, convert(save(content, tmp_path / "x.pth"), method, tmp_path / method), tmp_path)
@@ -304,7 +304,7 @@ def test_features_of_a_resnet_are_those_of_torchvision(originals, features):
 
 
 def resnet(x, weights: dict, norm, convolve, pool) -> torch.Tensor:
-    """Pooled features of a ResNet-50 v1.5, by hand; names as in torchvision."""
+    """Pooled features of a ResNet-50 v1.5 in plain PyTorch, with torchvision's names."""
     x = pool(norm(convolve(x, "conv1", 2), "bn1").relu())
     for stage, blocks in enumerate((3, 4, 6, 3), 1):
         for block in range(blocks):
@@ -369,7 +369,7 @@ def test_features_of_byol_are_those_of_tensorflows_padding(originals, features):
     def pool(x):
         return F.max_pool2d(same(x, 3, 2, -torch.inf), 3, 2)
 
-    expected = resnet(features, params, norm, convolve, pool)  # as Haiku orders and pads them
+    expected = resnet(features, params, norm, convolve, pool)  # Haiku's order and padding
     found = AutoModel.from_pretrained(folder)(features).pooler_output
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(RecipeError, match="padding=same.*other features"):
@@ -471,7 +471,7 @@ def test_seers_regnets_are_told_apart(name):
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -501,7 +501,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, originals):
 
 def test_avid_carries_the_mean_and_deviation_of_every_band_of_the_authors_file(originals, tmp_path, caplog):
     originals["avid"]
-    caplog.clear()  # what was said when it was made, if that was now
+    caplog.clear()  # drop messages of the conversion
     file, generator = originals.place / "avid.pth", np.random.default_rng(0)
     mean = generator.uniform(-53.9, -0.1, 257).astype(np.float32)
     std = generator.uniform(17.4, 21.4, 257).astype(np.float32)
@@ -570,7 +570,7 @@ def test_a_state_that_dill_wrote_is_read_and_converted(version, tmp_path):
 
 
 def with_text(content: bytes, old: str, new: str) -> bytes:
-    """The pickle with another text in place of one of its texts."""
+    """Replace one text in a pickle."""
     text = lambda said: b"X" + len(said).to_bytes(4, "little") + said.encode()  # noqa: E731
     assert text(old) in content
     return content.replace(text(old), text(new))
@@ -642,7 +642,7 @@ def test_a_spoilt_file_gives_a_clear_error_or_the_same_network(originals, tmp_pa
                 spoilt = spoilt[: int(generator.integers(0, len(sound) - 1))]
             elif i % 3 == 1:
                 spoilt = spoilt[len(spoilt) // 2 :] + spoilt[: len(spoilt) // 2]
-            else:  # noise, which may fall on numbers only
+            else:  # noise, which may only hit numbers
                 at = int(generator.integers(0, 5000))
                 spoilt[at : at + 20] = generator.bytes(20)
             (tmp_path / "spoilt.pkl").write_bytes(spoilt)
@@ -697,7 +697,7 @@ def test_the_command_converts_both_ways_and_guards_folders(tmp_path, capsys, mon
 
 
 def byol_roundtrip(tmp_path: Path, **fields) -> tuple[dict, dict, dict]:
-    """Tensors of a small BYOL of ours, those after the way to the authors' layout and back, and the configuration."""
+    """Tensors of a small BYOL before and after conversion to the authors' layout and back, and its configuration."""
     small = {"projector_hidden": 16, "projector_dim": 8, "predictor_hidden": 16, "padding": "same"}
     model = ByolForPreTraining(ByolConfig(**small | fields))
     write_repo(tmp_path / "ours", model, model.state_dict(), {})

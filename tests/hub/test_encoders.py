@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Runs that start from pretrained encoders: ours, timm's, and transformers' in the layers of timm."""
+"""Runs that start from pretrained encoders: ours, timm's, and transformers' loaded into timm networks."""
 
 import shutil
 
@@ -25,7 +25,7 @@ from hf_ssl import SimSiamConfig, SimSiamModel, pretrain
 from hf_ssl.hub.encoders import copy_by_execution, start_from_encoder
 from hf_ssl.models import AvidForAudioClassification, AvidForPreTraining
 from hf_ssl.recipe import RecipeError, recipe_from_dict
-from tests.conftest import digit_dataset, randomised
+from tests.conftest import digit_dataset, randomized
 from tests.hub.test_publish import simsiam
 from tests.methods import fields
 
@@ -35,18 +35,18 @@ def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
     images = torch.randn(2, 3, 32, 32)
     place, more = tmp_path / "encoder", []
     if kind == "ours":
-        model = randomised(SimSiamModel(SimSiamConfig(backbone="resnet10t", stem="small", image_mean=(0.1, 0.2, 0.3))))
+        model = randomized(SimSiamModel(SimSiamConfig(backbone="resnet10t", stem="small", image_mean=(0.1, 0.2, 0.3))))
         model.save_pretrained(place)
     elif kind == "timm-format":
         before = pretrain(simsiam(tmp_path, f"train.output_dir={place}"), dataset=digit_dataset(0, 48))
         place, model = before.model_dir, AutoModel.from_pretrained(before.model_dir)
     elif kind == "resnet":
         config = ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic")
-        model, more = randomised(ResNetModel(config)), ["model.backbone=resnet18"]
+        model, more = randomized(ResNetModel(config)), ["model.backbone=resnet18"]
         model.save_pretrained(place)
     else:
         config = RegNetConfig(hidden_sizes=[48, 104, 208, 440], depths=[1, 3, 6, 6], groups_width=8, layer_type="y")
-        model, more = randomised(RegNetModel(config)), ["model.backbone=regnety_004"]
+        model, more = randomized(RegNetModel(config)), ["model.backbone=regnety_004"]
         model.save_pretrained(place)
     recipe = simsiam(tmp_path, f"model.init_from={place}", "optim.lr=0", "train.steps=1", *more)
     if kind in ("ours", "timm-format"):
@@ -73,7 +73,7 @@ def test_a_run_starts_from_a_pretrained_encoder(kind, tmp_path, monkeypatch):
 
 def test_a_vit_of_transformers_becomes_timms(tmp_path):
     config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
-    model = randomised(ViTModel(config))
+    model = randomized(ViTModel(config))
     model.save_pretrained(tmp_path)
     fields = {"init_from": str(tmp_path), "backbone": "vit_tiny_patch16_224"}
     tensors, _ = start_from_encoder(recipe_from_dict({"method": "byol", "model": fields, "train": {"steps": 1}}))
@@ -88,7 +88,7 @@ def test_a_vit_of_transformers_becomes_timms(tmp_path):
 def test_timm_weights_fill_what_the_recipe_leaves_out(monkeypatch):
     create, source = (
         timm.create_model,
-        randomised(timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=0)),
+        randomized(timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=0)),
     )
 
     def offline(name, pretrained=False, **kwargs):
@@ -145,7 +145,7 @@ SMALL = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 TF = {"pad_type": "same", "bn_eps": 1e-3}
 HALF = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 64, "hidden_dim": 1280}
 MERGED = {"use_relative_position_bias": True, "use_mean_pooling": True}
-ENCODERS = {  # of transformers: fields of its configuration; timm's name and arguments; pixels
+ENCODERS = {  # transformers' models: fields of the configuration; timm's name and arguments; pixels
     "ViT": (VIT, "vit_tiny_patch16_224", {"depth": 2}, 224),
     "DeiT": (VIT, "deit_tiny_distilled_patch16_224", {"depth": 2}, 224),
     "Swin": ({"depths": [1, 1, 2, 1]}, "swin_tiny_patch4_window7_224", {"depths": (1, 1, 2, 1)}, 224),
@@ -190,13 +190,13 @@ FAST = {"DeiT", "Swin", "Beit", "Dinov2WithRegisters", "CLIPVision"}
 )
 def test_an_encoder_of_transformers_becomes_timms(name):
     fields, network, arguments, size = ENCODERS[name]
-    source = randomised(getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**fields)))
+    source = randomized(getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**fields)))
     target = timm.create_model(network, num_classes=0, **arguments)
     copy_by_execution(source, target, size)
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
         expected, found = source(images).last_hidden_state, target.forward_features(images)
-    if name in ("CLIPVision", "ViTMAE", "Hiera", "DINOv3ConvNext"):  # other tokens or another order: alike when pooled
+    if name in ("CLIPVision", "ViTMAE", "Hiera", "DINOv3ConvNext"):  # tokens differ or are reordered; compare pooled
         return
     if expected.shape != found.shape:
         found = found.flatten(2).transpose(1, 2) if name == "FocalNet" else found.flatten(1, 2)
@@ -204,7 +204,7 @@ def test_an_encoder_of_transformers_becomes_timms(name):
 
 
 def test_layers_of_the_same_sizes_that_compute_something_else_are_refused():
-    source = randomised(ViTModel(ViTConfig(**VIT, hidden_act="relu")))
+    source = randomized(ViTModel(ViTConfig(**VIT, hidden_act="relu")))
     target = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2)
     with pytest.raises(ValueError, match="compute something else"):
         copy_by_execution(source, target, 224)
@@ -226,7 +226,7 @@ def test_the_vision_half_of_clip_starts_and_a_text_model_does_not(tmp_path):
 
 
 def test_avids_video_tower_starts_from_an_encoder_of_images(tmp_path, monkeypatch):
-    source = randomised(timm.create_model("test_resnet", num_classes=0))
+    source = randomized(timm.create_model("test_resnet", num_classes=0))
     create = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, pretrained=False, **k: source if pretrained else create(name, **k)

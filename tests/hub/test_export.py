@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run leaves loads where hf_ssl is not installed and gives the features of the trained encoder."""
+"""A run's model loads where hf_ssl is not installed and gives the features of the trained encoder."""
 
 import copy
 from pathlib import Path
@@ -49,7 +49,7 @@ torch.save(results, output_file)
 
 
 def trained(output: Path, method: str, *more: str):
-    """A finished run and its model rebuilt from the last checkpoint."""
+    """A finished run, and its model rebuilt from the last checkpoint."""
     recipe = few_steps(method, output, *model_overrides(method), *more)
     data = digit_dataset(0, 48)
     result = pretrain(recipe, dataset=data, bank=data, queries=data)
@@ -85,7 +85,7 @@ def test_a_fresh_process_without_hf_ssl_gets_the_trained_features_and_the_loss(m
     with torch.no_grad():
         features = model.encoder(pixel_values=inputs["image"]).pooler_output
         output = model(**inputs["views"])
-    # The weights are the same bits; where a process maps them to in memory decides the last digit of a product.
+    # The weights are bitwise equal, but their memory alignment affects the last digit of a product.
     trained_weights = model.encoder.backbone.state_dict()
     assert loaded["weights"].keys() == trained_weights.keys()
     assert all(loaded["weights"][name].equal(tensor) for name, tensor in trained_weights.items())
@@ -127,7 +127,7 @@ def test_an_encoder_that_is_too_large_for_one_file(tmp_path, monkeypatch):
     image = torch.randn(2, 3, 32, 32)
     own, loaded = model.encoder.backbone.state_dict(), encoder.timm_model.state_dict()
     assert own.keys() == loaded.keys() and all(torch.equal(own[name], loaded[name]) for name in own)
-    # Where weights lie in a file decides which kernels of some processors multiply them; copies lie alike.
+    # The position of weights in a file can affect which kernels are used; copies are aligned alike.
     encoder, model = copy.deepcopy(encoder), copy.deepcopy(model)
     with torch.no_grad():
         expected = model.encoder(image).pooler_output

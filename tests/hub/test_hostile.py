@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Folders and files of somebody else: no command executes what they hold, or takes memory for what they only claim."""
+"""Untrusted folders and files: no command executes their content, or allocates memory that they only claim to need."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(runs, tmp_path, digits, monkeypatch) -> Path:
-    """A working folder with the run `mapped`, of which only the checkpoint at step 8 is left, and its model."""
+    """A working directory with the run `mapped`, of which only the checkpoint at step 8 is left, and its data."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(runs / "mapped", "mapped")
     shutil.rmtree("mapped/checkpoints/step_00000004")
@@ -37,7 +37,7 @@ def place(runs, tmp_path, digits, monkeypatch) -> Path:
 
 
 def commands(folder: str) -> dict[str, list[str]]:
-    """Every command that reads a run's or a model's folder."""
+    """All commands that read a run's or a model's folder."""
     small = "model.backbone_args={channels: [4, 4, 8, 8], stem_width: 4}"
     train = ["pretrain", "recipe.yaml", "train.output_dir=new", "train.steps=1", "data.num_workers=0", small]
     Path("recipe.yaml").write_text(
@@ -57,7 +57,7 @@ def commands(folder: str) -> dict[str, list[str]]:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status of `hf-ssl`; anything but an exit is a traceback."""
+    """Exit status of `hf-ssl`; any other exception is a traceback."""
     try:
         main(arguments)
     except SystemExit as end:
@@ -68,14 +68,14 @@ def run(arguments: list[str]) -> int:
 @pytest.mark.parametrize("name", ["convert", "weights", "encoder", "export", "torch", "card", "knn"])
 def test_every_command_reads_what_is_whole(place, capsys, name):
     status = run(commands("mapped" if name == "export" else "mapped/model")[name])
-    if name == "convert":  # all is read, and the original has no such network
+    if name == "convert":  # the files are fine, but the original has no such network
         assert status == 2 and "does not have these tensors" in capsys.readouterr().err
     else:
         assert status == 0
 
 
 def every_pickle(folder: Path, bomb: Bomb) -> None:
-    """Put a bomb in every file that is, or might be taken for, a pickle."""
+    """Put a bomb in every file that is, or could be read as, a pickle."""
     names = ["pytorch_model.bin", "model.pt", "weights.pth", "training_args.bin", "original.pth", "optimizer.pt"]
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for inside in folders:
@@ -146,7 +146,7 @@ def test_a_configuration_names_no_other_weights_for_timm_to_load(place, capsys, 
     assert not (place / "executed").exists()
 
 
-# ------------------------------------------------------------------------------------------ more than there is
+# ------------------------------------------------------------------------------------------ false claims of size
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/hostname", "", 7, None])
@@ -221,7 +221,7 @@ def test_tensors_that_only_claim_their_size_are_refused(tmp_path, capsys, kind):
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_not_exported(place, capsys):
-    """As those of an earlier version, whose files have no digests."""
+    """As in checkpoints of an earlier version, which have no digests."""
     from safetensors.torch import load_file, save_file
 
     checkpoint = place / "mapped/checkpoints/step_00000008"
@@ -242,7 +242,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_exported(place, capsys):
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:
-    """One of: cut, bytes flipped, a part repeated or taken out, a number made absurd, another kind of file."""
+    """Mutate content: cut, flip bytes, repeat or remove a part, make a number absurd, or change the file type."""
     data = bytearray(content)
     place, kind = generator.randrange(len(data) or 1), generator.randrange(7)
     if kind == 0:
@@ -268,7 +268,7 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
 
 def fuzz(place: Path, count: int, seed: int) -> None:
     generator = random.Random(seed)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, whatever tests came before in this process
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, since earlier tests ran in this process
     files = [f for f in (place / "mapped").rglob("*") if f.suffix in (".json", ".yaml", ".safetensors")]
     files = [f for f in files if f.name != "metrics.jsonl"]
     whole = {file: file.read_bytes() for file in files}
@@ -283,12 +283,12 @@ def fuzz(place: Path, count: int, seed: int) -> None:
             arguments = ["evaluate", "knn", "mapped/model", "--data", "absent", "--num-workers", "0"]
         assert run(arguments) in (0, 2), (file, name)
         file.write_bytes(whole[file])
-        for other in files:  # the card writes two of them
+        for other in files:  # `card` writes two of them
             if other.read_bytes() != whole[other]:
                 other.write_bytes(whole[other])
     assert not Path("executed").exists()
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-    assert peak < 4_000_000  # kilobytes, of the whole test process
+    assert peak < 4_000_000  # kilobytes, for the whole test process
 
 
 def test_damaged_files_of_a_model_end_in_success_or_one_sentence(place):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints exported by hand, pushed while training, and exported for serving."""
+"""Checkpoints exported manually, pushed during training, and exported for serving."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ from hf_ssl.hub.push import PushError
 from hf_ssl.models import AvidConfig, AvidModel
 from hf_ssl.recipe import RecipeError
 from hf_ssl.training import publish
-from tests.conftest import digit_dataset, randomised
+from tests.conftest import digit_dataset, randomized
 from tests.methods import few_steps, fields
 
 
@@ -45,7 +45,7 @@ def test_a_checkpoint_exports_to_the_folder_that_the_run_left(tmp_path):
 
 
 class Pushes:
-    """Stands in for the network: what was pushed, and when it fails."""
+    """Replaces the network: records pushes, and fails on demand."""
 
     def __init__(self, monkeypatch, fail: bool = False, status: int | None = None):
         self.made, self.seen, self.fail, self.status = [], [], fail, status
@@ -96,10 +96,10 @@ def test_a_token_that_may_not_write_is_said_before_training(tmp_path, monkeypatc
 @pytest.mark.parametrize("kind", ["images", "clips"])
 def test_a_served_graph_computes_what_the_model_does(onnx, kind, tmp_path):
     if kind == "images":
-        model = randomised(SimSiamModel(SimSiamConfig(backbone="resnet10t", image_size=32, stem="small")))
+        model = randomized(SimSiamModel(SimSiamConfig(backbone="resnet10t", image_size=32, stem="small")))
         inputs = {"pixel_values": torch.randn(7, 3, 32, 32)}
     else:
-        model = randomised(AvidModel(AvidConfig(**fields("avid"))))
+        model = randomized(AvidModel(AvidConfig(**fields("avid"))))
         inputs = {"pixel_values_videos": torch.randn(7, 2, 3, 32, 32)}
         inputs["input_values"] = torch.randn(7, model.config.num_audio_frames, 33)
     model.save_pretrained(tmp_path)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The unmodified Hub client pushes every method to a Hub of ours and pulls it where hf_ssl is not installed."""
+"""The real Hub client pushes every method to a local Hub and downloads it where hf_ssl is not installed."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ torch.save(results, output_file)
 """
 
 
-# `hf-ssl`, where the client, which tries again for half a minute, does not wait in between.
+# `hf-ssl` without the client's waits between retries, which last half a minute.
 HURRIED = "import sys, time; time.sleep = lambda _: None; from hf_ssl.cli import main; main(sys.argv[1:])"
 
 
@@ -85,13 +85,13 @@ def exported(folder: Path, case: str, seed: int = 0):
 
 
 def environment(hub: FakeHub, home: Path) -> dict[str, str]:
-    """Of a process that takes `hub` for the Hub."""
+    """Environment of a process that uses `hub` as the Hub."""
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith(("_proxy", "_offline"))}
     return env | hub.environment(home) | {"OMP_NUM_THREADS": "1"}
 
 
 def client(hub: FakeHub, home: Path, *command: str) -> subprocess.CompletedProcess:
-    """Run Python with `hub` for the Hub, in a process that starts from nothing."""
+    """Run Python in a fresh process that uses `hub` as the Hub."""
     env = environment(hub, home)
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, timeout=300)
 
@@ -104,14 +104,14 @@ def hub():
 
 @pytest.fixture(scope="module")
 def ours(hub, tmp_path_factory):
-    """The Python of somebody who pushes."""
+    """Python of the user who pushes."""
     with interpreter(environment(hub, tmp_path_factory.mktemp("home"))) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def theirs(hub, tmp_path_factory):
-    """That of somebody else, who has nothing yet."""
+    """Python of another user with an empty cache."""
     with interpreter(environment(hub, tmp_path_factory.mktemp("other_home"))) as started:
         yield started
 
@@ -212,14 +212,14 @@ def test_a_second_push_is_one_commit_more_and_leaves_no_stale_weights(hub, ours,
         pytest.param({("POST", "/preupload/"): 403}, "write access", marks=pytest.mark.slow),
         ({("POST", "/commit/"): 409}, "at the same time"),
         ({("POST", "/commit/"): 500}, "again later"),
-        pytest.param({("PUT", "/lfs/"): "drop"}, "not sent twice", marks=pytest.mark.slow),  # the client tries again
+        pytest.param({("PUT", "/lfs/"): "drop"}, "not sent twice", marks=pytest.mark.slow),  # the client retries
         pytest.param({("PUT", "/lfs/"): 500}, "again later", marks=pytest.mark.slow),
     ],
     ids=["login", "forbidden", "forbidden-files", "conflict", "trouble", "dropped", "storage"],
 )
 def test_a_fault_of_the_hub_is_one_sentence_and_nothing_half_written(fault, said, hub, ours, tmp_path, request):
     repo = f"user/{request.node.callspec.id}"
-    exported(tmp_path / "model", "simsiam", seed=zlib.crc32(repo.encode()))  # the Hub has no such weights yet
+    exported(tmp_path / "model", "simsiam", seed=zlib.crc32(repo.encode()))  # weights that the Hub does not have yet
     push = ("-c", HURRIED, "push", str(tmp_path / "model"), repo)
     hub.faults = fault
     try:
@@ -227,7 +227,7 @@ def test_a_fault_of_the_hub_is_one_sentence_and_nothing_half_written(fault, said
     finally:
         hub.faults = {}
     assert list(hub.files(repo) if repo in hub.branches else []) == []
-    again = ours.run(*push)  # the same command
+    again = ours.run(*push)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     message = done.stderr[done.stderr.index(f"hf-ssl: {repo} was not published") :].splitlines()[0]
     assert said in message
@@ -258,7 +258,7 @@ def test_what_cannot_be_published_is_said_before_the_network(hub, ours, tmp_path
     done = ours.run("-m", "hf_ssl", "push", str(tmp_path / "model"), "user/not a name")
     assert done.returncode == 2 and "user/name" in done.stderr
     with FakeHub() as gone:
-        pass  # nobody listens there any more
+        pass  # the server is closed now
     done = client(gone, tmp_path / "home", "-c", HURRIED, "push", str(tmp_path / "model"), "user/x")
     assert done.returncode == 2 and "was not published" in done.stderr and "Traceback" not in done.stderr
 

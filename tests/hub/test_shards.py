@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Sharded checkpoints are read whole, and what is no tensor in them is neither executed nor believed."""
+"""Sharded checkpoints are read whole; entries that are not tensors are neither executed nor trusted."""
 
 import io
 import os
@@ -24,7 +24,7 @@ RUNS = Path(__file__).parents[1] / "fixtures" / "runs_1c0e32c.tar.xz"
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
-    """The checkpoint that two processes sharded with torch 2.14."""
+    """A checkpoint sharded over two processes with torch 2.14."""
     folder = tmp_path_factory.mktemp("runs")
     with tarfile.open(RUNS) as archive:
         archive.extractall(folder, filter="data")
@@ -45,7 +45,7 @@ class Bomb:
 
 
 def edited(shards: Path, change) -> Path:
-    """The folder, after `change(metadata)` of its index."""
+    """The folder after `change(metadata)` on its index."""
     metadata = dcp.FileSystemReader(shards).read_metadata()
     change(metadata)
     (shards / ".metadata").write_bytes(pickle.dumps(metadata))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""AVID and CMA: losses, memories and positive sets of the published code, towers of the published size."""
+"""AVID and CMA: losses, memories and positive sets of the published code, towers with the published size."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def inputs(batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def of_case(case, dtype, **changes) -> AvidForPreTraining:
-    """A model with the memories of a stored case, which is given embeddings instead of clips."""
+    """A model with the memories of a stored case; it takes embeddings instead of clips."""
     memory = case["video_memory"]
     model = AvidForPreTraining(
         tiny(
@@ -57,7 +57,7 @@ def of_case(case, dtype, **changes) -> AvidForPreTraining:
 
 
 def step(model: AvidForPreTraining, video, audio, y, draws) -> torch.Tensor:
-    """One training step of the objective by itself, with given draws."""
+    """One training step of the objective alone, with given draws."""
     model.memory.draw_negatives = lambda own, positives: negatives_of_draws(
         draws, own if positives is None else positives
     )
@@ -230,7 +230,7 @@ def test_a_loop_without_hooks_is_told(monkeypatch):
 
 
 def test_two_micro_batches_are_one_batch():
-    """In evaluation mode of the norms, which is where accumulation differs for every method."""
+    """With norms in evaluation mode, because accumulation changes BatchNorm's batches in every method."""
     given = inputs(8)
     results = []
     for parts in (1, 2):
@@ -241,7 +241,7 @@ def test_two_micro_batches_are_one_batch():
             if "BatchNorm" in type(module).__name__:
                 module.eval()
         model.before_step(0, 1, 1)
-        # The draws of a micro-batch are its own, so the same ones are given to both.
+        # Each micro-batch draws its own negatives, so give both the same ones.
         model.memory.draw_negatives = lambda own, positives: (own + torch.arange(1, 17)) % 40
         losses = []
         for part in range(parts):
@@ -281,7 +281,7 @@ def test_positive_sets_are_found_anew_when_it_is_time():
 
 
 def test_cma_without_positive_sets_is_refused():
-    """As it would be under a loop that does not call the hooks: rows -1 would be the last instance's."""
+    """Without the hooks, rows of -1 would be read as the last instance."""
     model = AvidForPreTraining(tiny(cma=True, num_positives=3))
     with pytest.raises(ValueError, match="before_step"):
         model(**inputs())
@@ -290,7 +290,7 @@ def test_cma_without_positive_sets_is_refused():
 
 
 @pytest.mark.parametrize("partition", ["shared", "per_term"])
-def test_normalisers(partition):
+def test_normalizers(partition):
     torch.manual_seed(0)
     model = AvidForPreTraining(tiny(cma=True, num_positives=3, partition=partition, within_coeff=1.0))
     model.before_step(0, 1, 1)
@@ -418,7 +418,7 @@ def test_segments_tell_what_came_first(published):
             found, reverse = model(frames, sound), model(frames.flip(1), sound.flip(1))
         assert found.video_pooler_output.shape[1] == segments * model.video_tower.backbone.num_features
         assert found.audio_pooler_output.shape[1] == segments * model.audio_tower.backbone.num_features
-        if not published:  # whose frames are seen one by one
+        if not published:  # applied to single frames
             apart = (found.video_pooler_output - reverse.video_pooler_output).abs().max() > 1e-3
             assert apart == (segments == 2)
             halves = reverse.video_pooler_output.unflatten(1, (segments, -1)).flip(1).flatten(1)

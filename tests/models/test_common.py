@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""transformers' own common model tests hold for our classes.
+"""Run transformers' own common model tests on our classes.
 
-They come from the source distribution of the installed version, which is fetched from the package index and kept in
+They come from the source distribution of the installed version, which is downloaded from the package index and kept in
 pytest's cache.
 """
 
@@ -26,12 +26,12 @@ from tests.methods import PREFIXES, fields
 
 pytestmark = pytest.mark.slow
 
-# Every common test that is not asked of us, by what it is not asked of. One that passes after all is to be struck out.
+# Common tests that do not apply to us, with the reason. If one passes after all, remove it here.
 EXCEPTIONS = {
     "all": {
         "test_model_get_set_embeddings": "wants an nn.Embedding at the input; there is none for images",
         "test_hidden_states_output": "wants tokens in the hidden states of every class; see test_models.py for ours",
-        # Checkpointing is ours (BatchNorm statistics are left alone); test_models.py compares it with none.
+        # We use our own checkpointing, which keeps BatchNorm statistics; test_models.py tests it.
         "test_gradient_checkpointing_enable_disable": "wants blocks of class GradientCheckpointingLayer, not timm's",
         "test_training_gradient_checkpointing": "wants blocks of class GradientCheckpointingLayer, not timm's",
         "test_training_gradient_checkpointing_use_reentrant_false": "wants GradientCheckpointingLayer too",
@@ -51,7 +51,7 @@ EXCEPTIONS = {
     },
 }
 
-# The tests that find most; they must have run and passed, and so many in all.
+# The most important tests, which must run and pass, and the minimum number of passed tests.
 TELLING = {
     "test_all_tensors_are_parameter_or_buffer",
     "test_batching_equivalence",
@@ -70,7 +70,7 @@ TELLING = {
     "test_training",
 }
 LEAST_PASSED = 50
-WHOLE = ("simsiam", "test_resnet")  # of the other methods of images all is asked but the classifier
+WHOLE = ("simsiam", "test_resnet")  # other image methods skip the classifier
 
 PACKAGE = "transformers_common_tests"
 FILES = ("test_modeling_common.py", "test_configuration_common.py")
@@ -87,7 +87,7 @@ STUBS = {
 
 @pytest.fixture(scope="session")
 def common(request, tmp_path_factory) -> tuple[ModuleType, ModuleType]:
-    """The modules of the model and the configuration tests of the installed transformers."""
+    """transformers' modules of common model tests and configuration tests, for the installed version."""
     pytest.importorskip("parameterized")
     cache = request.config.cache.mkdir(f"transformers-{transformers.__version__}")
     if not (cache / PACKAGE).exists():
@@ -126,9 +126,9 @@ def common_test_case(common: tuple[ModuleType, ModuleType], method: str, backbon
     kinds = ("Config", "Model", "ForPreTraining", *kinds)
     config_class, *classes = (getattr(models, PREFIXES[method] + kind) for kind in kinds)
     own = fields(method, backbone, **({"queue_length": 8} if method == "swav" else {}))
-    own.pop("num_negatives", None)  # with as many as published a loss hardly depends on the draw
+    own.pop("num_negatives", None)  # with the published number, the loss hardly depends on the draw
     if not clips and (method, backbone) != WHOLE:
-        classes = classes[:2]  # what puts a classifier on an encoder is the same code for all
+        classes = classes[:2]  # all methods share the classifier's code
 
     def config_and_inputs():
         if not clips:
@@ -147,7 +147,7 @@ def common_test_case(common: tuple[ModuleType, ModuleType], method: str, backbon
             )
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-            """For pretraining "with labels" is with a second view, or with the clips' numbers: that gives a loss."""
+            """For pretraining, "labels" are a second view or the clips' indices, which are needed for a loss."""
             inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
             pretraining = model_class.__name__.endswith("ForPreTraining")
             if clips and return_labels and not model_class.__name__.endswith("Model"):
@@ -167,7 +167,7 @@ def common_test_case(common: tuple[ModuleType, ModuleType], method: str, backbon
 
 
 class Record(unittest.TestResult):
-    """Which tests passed, and the traceback of those that did not."""
+    """Passed tests, and the tracebacks of failed ones."""
 
     def __init__(self):
         super().__init__()
@@ -194,11 +194,11 @@ class Record(unittest.TestResult):
 )
 def test_the_common_tests_of_transformers_pass(common, method, backbone, monkeypatch):
     modeling, _ = common
-    # By the names in these tables the tests know what a class is.
+    # The tests find out the kind of a class from its name in these tables.
     prefix, kind = PREFIXES[method], models.METHODS[method][0].model_type
     monkeypatch.setitem(modeling.MODEL_MAPPING_NAMES, kind, f"{prefix}Model")
     monkeypatch.setitem(modeling.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, kind, f"{prefix}ForImageClassification")
-    # It sets every number called `std` to almost 0, to weaken initialisation; our only such field is `image_std`.
+    # It sets every number called `std` to almost 0, to weaken initialization; our only such field is `image_std`.
     monkeypatch.setattr(modeling, "_config_zero_init", copy.deepcopy)
     torch.manual_seed(0)
     record = Record()

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What an exported processor shows a network is what the evaluation shows it, and what timm does."""
+"""Exported processors give a network the same input as our evaluation and timm do."""
 
 import json
 
@@ -19,7 +19,7 @@ from hf_ssl.models.image_processing_ssl import image_processor
 from hf_ssl.models.processing_avid import avid_processor
 
 
-# Short sides of 36.57 and 73.14 pixels, and long ones whose crop begins at half a pixel.
+# Short sides of 36.57 and 73.14 pixels, and long sides whose crop starts at half a pixel.
 CASES = [
     (32, 0.875, (60, 40)),
     (32, 0.875, (41, 40)),

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The losses are those of the published code, in value and gradient."""
+"""Losses equal those of the published code, in value and gradient."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def cases(name: str) -> list[Path]:
 
 
 def assert_close(ours, theirs, bound: float) -> None:
-    """Largest difference relative to the largest value; for a loss at least 1."""
+    """Compare relative to the largest value, or to 1 for a small loss."""
     ours, theirs = np.asarray(ours.detach() if torch.is_tensor(ours) else ours), np.asarray(theirs)
     scale = max(1.0, abs(theirs)) if theirs.ndim == 0 else np.abs(theirs).max()
     assert np.abs(ours - theirs).max() / scale < bound
@@ -54,7 +54,7 @@ def test_barlow_twins_loss(path, dtype):
     z_a, z_b = leaf(case["z_a"], dtype), leaf(case["z_b"], dtype)
     loss = barlow_twins_loss(z_a, z_b, lambd=case["lambd"].item(), eps=case["eps"].item())
     loss.backward()
-    # 2e-6 in single precision, not the 5e-5 of rounding alone, so that a forgotten eps (5e-5) is seen
+    # 2e-6 in single precision instead of 5e-5, which would hide a forgotten eps
     assert_close(loss, case["loss"], bound(dtype, 2e-6))
     assert_close(z_a.grad, case["grad_z_a"], bound(dtype, 5e-5))
     assert_close(z_b.grad, case["grad_z_b"], bound(dtype, 5e-5))
@@ -71,7 +71,7 @@ def test_barlow_twins_keeps_the_running_statistics_of_the_released_batchnorm(pat
     assert_close(model.bn.running_var, case["bn_running_var"], 5e-6)
 
 
-def test_barlow_twins_does_not_see_a_shift_unless_uncentred():
+def test_barlow_twins_does_not_see_a_shift_unless_uncentered():
     torch.manual_seed(0)
     z_a = torch.randn(256, 64)
     z_b = z_a + 0.5 * torch.randn(256, 64)
@@ -79,7 +79,7 @@ def test_barlow_twins_does_not_see_a_shift_unless_uncentred():
     assert barlow_twins_loss(z_a + 3, z_b + 3, center=False) > 5 * barlow_twins_loss(z_a, z_b, center=False)
 
 
-def test_barlow_twins_uncentred_is_the_cosine_along_the_batch():
+def test_barlow_twins_uncentered_is_the_cosine_along_the_batch():
     torch.manual_seed(0)
     z_a, z_b = torch.randn(32, 8).double() + 1, torch.randn(32, 8).double()
     c = F.normalize(z_a, dim=0).T @ F.normalize(z_b, dim=0)
@@ -160,7 +160,7 @@ def test_sinkhorn_of_half_precision_scores_is_finite_and_its_rows_sum_to_one(dty
 
 @pytest.mark.parametrize("path", cases("swav_loss"), ids=lambda p: p.stem)
 def test_swav_loss_queue_and_prototypes(path):
-    """The whole head of the released training loop, on stored projections."""
+    """The whole head in the released training loop, on stored projections."""
     case = np.load(path)
     queue = case["queue_before"] if "queue_before" in case.files else None
     assign = case["crops_for_assign"].tolist()

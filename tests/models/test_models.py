@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The model classes: outputs, loading, initialisation, the hooks of each method, padding, stems, checkpointing."""
+"""Model classes: outputs, loading, initialization, hooks, padding, stems, checkpointing."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ from tests.methods import PREFIXES, TINY, WIDTH, few_steps
 from tests.methods import fields as tiny
 
 
-METHODS = {name: classes for name, classes in ALL_METHODS.items() if name != "avid"}  # of images; see test_avid.py
+METHODS = {name: classes for name, classes in ALL_METHODS.items() if name != "avid"}  # for AVID see test_avid.py
 BACKBONES = ["test_resnet", "test_byobnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_vit"]
 BACKBONES += ["resnet10t", "regnety_002"]
 
@@ -49,7 +49,7 @@ def views(count: int = 2, size: int = 32, batch: int = 4) -> torch.Tensor:
 
 
 def step(model, optimizer, inputs: dict, number: int, num_steps: int = 10, steps_per_epoch: int = 2):
-    """One step as the training loop makes it."""
+    """One step as in the training loop."""
     now = (number, num_steps, steps_per_epoch)
     model.before_step(*now)
     output = model(**inputs)
@@ -66,7 +66,7 @@ def learner(model, **options) -> torch.optim.SGD:
 
 
 def trained_a_little(method: str, **fields):
-    """Weights and BatchNorm statistics that are those of no fresh model."""
+    """A model whose weights and BatchNorm statistics differ from a fresh one."""
     model = build(method, **fields).train()
     optimizer = learner(model)
     for number in range(2):
@@ -170,7 +170,7 @@ def test_losses_are_single_precision_under_autocast(method):
         again = swav_loss(output.logits.transpose(0, 1), output.codes.transpose(0, 1))
         assert torch.equal(output.loss, again)
     else:
-        assert output.embeddings.dtype == torch.bfloat16  # it was autocast that ran
+        assert output.embeddings.dtype == torch.bfloat16  # autocast is on
 
 
 def test_the_classifier_knows_the_problem_types_of_transformers():
@@ -178,7 +178,7 @@ def test_the_classifier_knows_the_problem_types_of_transformers():
     model = build("byol", "ForImageClassification", num_labels=3).eval()
     output = model(images, labels=classes)
     assert torch.allclose(output.loss, F.cross_entropy(output.logits, classes))
-    # Trainer hands over the labels of all accumulated batches and does not divide the loss any more.
+    # Trainer passes the label count of all accumulated batches and does not divide the loss again.
     shared = model(images, labels=classes, num_items_in_batch=torch.tensor(8))
     assert torch.allclose(shared.loss, output.loss / 2)
     several = build("byol", "ForImageClassification", num_labels=3, problem_type="multi_label_classification").eval()
@@ -336,11 +336,11 @@ def test_images_of_any_number_of_channels():
     assert model(torch.randn(4, 2, 5, 32, 32)).loss.isfinite()
 
 
-# ---------------------------------------------------------------------------------------------- initialisation
+# ---------------------------------------------------------------------------------------------- initialization
 
 
 def large(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
-    """Layers of so many weights that their deviation is known to some per cent."""
+    """Layers with enough weights to estimate their standard deviation within a few percent."""
     layers = [m for m in module.modules() if isinstance(m, kind) and m.weight.numel() > 8000]
     assert layers
     return layers
@@ -454,7 +454,7 @@ def test_the_default_networks_have_the_published_sizes():
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_nfnet", "test_convnext", "test_vit", "test_vit_relpos"])
 @pytest.mark.parametrize("method", ["byol", "swav"])
-def test_built_without_memory_and_then_initialised_no_tensor_keeps_what_memory_held(method, backbone):
+def test_built_without_memory_and_then_initialized_no_tensor_keeps_what_memory_held(method, backbone):
     fields = {"backbone": backbone, "zero_init_residual": True}
     if method == "swav":
         fields["queue_length"] = 8
@@ -541,11 +541,11 @@ def test_byols_target_is_averaged_only_after_the_step():
 
 
 def test_the_training_loop_averages_the_updated_weights(tmp_path):
-    """With a momentum of 0 the target ends as the online network, unless it is averaged before the optimiser steps."""
+    """With a momentum of 0, the target ends equal to the online network, unless updated before the optimizer step."""
     overrides = [f"model.{name}={value}" for name, value in TINY["byol"].items()]
     overrides += ["model.tau_base=0", "model.tau_schedule=constant", "monitor.every=0"]
     pretrain(few_steps("byol", tmp_path / "run", *overrides), dataset=digit_dataset(0, 32))
-    AcceleratorState._reset_state()  # else later tests in this process cannot choose a precision
+    AcceleratorState._reset_state()  # otherwise later tests in this process cannot choose a precision
     GradientState._reset_state()
     weights = load_file(tmp_path / "run/checkpoints/step_00000002/model.safetensors")
     target = build("byol")
@@ -580,7 +580,7 @@ def test_simsiam_with_a_target_copies_it_at_the_end_of_an_epoch_only():
 # ---------------------------------------------------------------------------------------------- SwAV
 
 
-def test_prototypes_are_normalised_before_every_step():
+def test_prototypes_are_normalized_before_every_step():
     model = build("swav").train()
     optimizer = learner(model)
     step(model, optimizer, {"pixel_values": views()}, 0)
@@ -609,7 +609,7 @@ def test_the_queue_starts_at_its_epoch_and_holds_the_newest_features_first():
     optimizer = learner(model)
     outputs = []
     for number in range(4):
-        if number <= 2:  # two steps are an epoch
+        if number <= 2:  # an epoch has two steps
             assert not model.queue.any()
         outputs.append(step(model, optimizer, {"pixel_values": views()}, number))
     for crop in range(2):
@@ -697,7 +697,7 @@ def test_several_matrices_of_prototypes_are_exported(tmp_path):
 
 
 def pad_as_tensorflow(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
-    """Of what ceil(n / stride) outputs need, the smaller half before and the larger half after."""
+    """Pad for ceil(n / stride) outputs, with the smaller half before and the larger half after."""
     pads = []
     for n in (x.shape[-1], x.shape[-2]):
         missing = max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
@@ -752,7 +752,7 @@ def test_the_small_stem_of_a_resnet_is_a_convolution_of_three_pixels():
 
 
 def gradients_and_statistics(model, inputs: dict) -> tuple[torch.Tensor, dict, dict]:
-    torch.manual_seed(1)  # drop path
+    torch.manual_seed(1)  # for drop path
     output = model(**inputs)
     value = output.loss if "loss" in output else output.pooler_output.square().sum()
     value.backward()
@@ -769,7 +769,7 @@ def assert_checkpointing_changes_nothing(model, inputs: dict) -> None:
     next(block.children()).register_forward_pre_hook(lambda *_: calls.append(1))
     value, gradients, statistics = gradients_and_statistics(model, inputs)
     again, gradients_again, statistics_again = gradients_and_statistics(checkpointed, inputs)
-    assert len(calls) % 2 == 0 and calls  # once more in the backward pass
+    assert len(calls) % 2 == 0 and calls  # called again in the backward pass
     assert torch.equal(value, again)
     assert gradients.keys() == gradients_again.keys()
     for name, gradient in gradients.items():
@@ -801,7 +801,7 @@ def test_a_copy_of_a_checkpointed_model_runs_its_own_blocks():
 
 def test_gradient_checkpointing_is_switched_on_and_off_as_any_model_of_transformers():
     model = build("swav")
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # newer, older
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # name by version
     assert not getattr(model, f"is_{name}_checkpointing")
     getattr(model, f"{name}_checkpointing_enable")()
     assert getattr(model, f"is_{name}_checkpointing") and model.encoder.gradient_checkpointing

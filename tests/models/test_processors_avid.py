@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""AVID's spectrogram against transformers' own, and its processors from a folder where hf_ssl is not installed."""
+"""AVID's spectrogram equals transformers' own, and its processors load from a folder where hf_ssl is not installed."""
 
 import numpy as np
 import pytest
@@ -63,11 +63,11 @@ def test_the_spectrogram_is_the_one_of_transformers(kind):
         else:
             power = power @ mel_filter_bank(513, 64, 0.0, 12000.0, 24000, norm="slaney", mel_scale="slaney")
         expected = power_to_db(power[:200], min_value=1e-10, db_range=100)
-        assert np.abs(got - expected).max() < 0.05 and np.abs(got - expected).mean() < 1e-3  # ours is in float32
+        assert np.abs(got - expected).max() < 0.05 and np.abs(got - expected).mean() < 1e-3  # ours uses float32
         assert got.max() - got.min() <= 100.001
 
 
-def test_normalisation_is_per_band_and_a_batch_is_its_parts():
+def test_normalization_is_per_band_and_a_batch_is_its_parts():
     sound, options = waveforms(2, 4000), {"sampling_rate": 8000, "num_frames": 50, "n_fft": 128, "hop_length": 80}
     raw = log_spectrogram(sound, num_bands=17, std=1 - 1e-5, **options)
     mean, std = [float(i) for i in range(17)], [2.0 + i for i in range(17)]

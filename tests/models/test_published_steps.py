@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Several optimiser steps of our models end at the weights of the published training loops."""
+"""After several optimizer steps, our models have the weights of the published training loops."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 class LinearEncoder(nn.Module):
-    """Stands where the backbone is, as the original was run without one."""
+    """Replaces the backbone, because the original ran without one."""
 
     def __init__(self, dim: int | None = None):
         super().__init__()
@@ -36,7 +36,7 @@ def assert_close(ours: torch.Tensor, theirs: np.ndarray, bound: float = 2e-5, na
 
 
 def views_of(x: np.ndarray, dtype=torch.float32) -> torch.Tensor:
-    """(2, N, d) -> (N, 2, d), which the models split along dimension 1."""
+    """(2, N, d) -> (N, 2, d); the models split dimension 1."""
     return torch.tensor(x, dtype=dtype).transpose(0, 1)
 
 
@@ -57,7 +57,7 @@ def byol_like_the_oracle(case) -> ByolForPreTraining:
 
 
 def haiku_names(prefix: str, head: str) -> dict[str, str]:
-    """Our tensor -> haiku's, for an encoder of one Linear and a head."""
+    """Map from our tensor names to haiku's, for an encoder of one Linear and a head."""
     names = {f"{prefix}encoder.linear.weight": "encoder|w", f"{prefix}encoder.linear.bias": "encoder|b"}
     for module in (head, "predictor") if prefix == "" else (head,):
         names |= {

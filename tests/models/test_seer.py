@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""SEER: networks of the published sizes, a Sinkhorn that low precision does not upset, and timm's weights."""
+"""SEER: networks of the published sizes, Sinkhorn in low precision, and timm's weights."""
 
 import pytest
 import timm
@@ -87,7 +87,7 @@ def test_sinkhorn_at_epsilon_003_is_stable_in_low_precision(dtype):
 
 
 def timm_folder(folder, name="regnety_002", **kwargs):
-    """A model with random weights in timm's layout, as `timm.models.save_for_hf` writes it."""
+    """A model with random weights in timm's format, as written by `timm.models.save_for_hf`."""
     torch.manual_seed(1)
     model = timm.create_model(name, pretrained=False, num_classes=0, **kwargs).eval()
     timm.models.save_for_hf(model, folder, model_args=kwargs or None)

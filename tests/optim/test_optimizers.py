@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The optimisers take the published steps."""
+"""Optimizers take the published steps."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def replay(case, names: list[str], optimizer: torch.optim.Optimizer, tensors: dict, rates, is_none=None) -> None:
-    """Five steps with the stored gradients; parameters are compared after each."""
+    """Take five steps with the stored gradients, and compare the parameters after each."""
     for step in range(5):
         for i, name in enumerate(names):
             none = is_none is not None and is_none[i, step]
@@ -97,11 +97,11 @@ def network() -> nn.Module:
     return model
 
 
-def test_targets_and_frozen_parameters_are_never_optimised():
+def test_targets_and_frozen_parameters_are_never_optimized():
     model = network()
-    optimised = {id(p) for group in param_groups(model, OptimConfig(), 256) for p in group["params"]}
-    assert id(model.target_encoder.weight) not in optimised and id(model.frozen.weight) not in optimised
-    assert id(model.encoder[0].weight) in optimised
+    optimized = {id(p) for group in param_groups(model, OptimConfig(), 256) for p in group["params"]}
+    assert id(model.target_encoder.weight) not in optimized and id(model.frozen.weight) not in optimized
+    assert id(model.encoder[0].weight) in optimized
 
 
 def test_biases_and_norms_get_their_own_rate_and_no_decay():
@@ -126,7 +126,7 @@ def test_an_absolute_rate_does_not_follow_the_batch():
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars", "larc"])
-def test_every_optimiser_learns_and_continues_from_its_state(name):
+def test_every_optimizer_learns_and_continues_from_its_state(name):
     torch.manual_seed(0)
     x, y = torch.randn(64, 8), torch.randn(64, 1)
     optim = OptimConfig(name=name, lr={"lars": 5.0, "larc": 20.0}.get(name, 0.01), lr_per=None)

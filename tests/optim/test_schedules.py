@@ -63,7 +63,7 @@ def test_simsiam_decays_by_epoch_and_its_predictor_stays():
 def test_byol(file):
     case = np.load(FIXTURES / file)
     total = case["total_steps"].item()
-    optim = OptimConfig(warmup_epochs=case["warmup_steps"].item())  # an epoch of one step
+    optim = OptimConfig(warmup_epochs=case["warmup_steps"].item())  # one step per epoch
     peak = case["base_learning_rate"] * case["batch_size"] / 256
     ours = [lr_fraction(optim, step, total, 1) * peak for step in range(total + 1)]
     np.testing.assert_allclose(ours, case["lr"], rtol=2e-7, atol=2e-7 * peak)
@@ -72,7 +72,7 @@ def test_byol(file):
 
 
 def test_a_cosine_over_the_run_is_vissls():
-    """A line from 0.3 to 4.8 over 2.5 % of the run, then the rest of a cosine from 4.8 to 0.0048 over all of it."""
+    """Linear from 0.3 to 4.8 over 2.5% of the run, then the rest of a cosine from 4.8 to 0.0048 over the whole run."""
     steps, warmup = 4000, 100
     optim = OptimConfig(warmup_steps=warmup, warmup_lr_fraction=0.3 / 4.8, final_lr_fraction=0.001, cosine_over="run")
     ours = 4.8 * fractions(optim, steps, 50)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Classifiers learn what they are shown, continue exactly, and do not depend on the number of processes."""
+"""Classifiers learn, resume exactly, and do not depend on the number of processes."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_an_interrupted_run_ends_where_it_would_have_ended(encoder, digits, tmp_
 
 
 def learn_heads(encoder: str, digits: str, folder: str) -> None:
-    """Keep the trained layer and its accuracy in `folder`, a file each process."""
+    """Save the trained layer and its accuracy in `folder`, one file per process."""
     kept = {}
     real = module._train
 
@@ -181,3 +181,15 @@ def test_figures_of_other_weights_and_other_files_are_made_anew(encoder, tmp_pat
 def test_a_loss_that_is_no_number_ends_the_run(encoder, digits, tmp_path):
     with pytest.raises(UserError, match="NaN or infinite before step .*lower learning rate"):
         learn(encoder, digits, tmp_path, replace(WHOLE, optimizer="sgd", lr=(1e30,), head_lr=1e30))
+
+
+def test_images_that_cannot_be_learned_from_are_named(encoder, tmp_path):
+    for i in range(40):
+        place = tmp_path / "data" / ("test" if i >= 34 else "train") / str(i % 2)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), 6 * i).save(place / f"{i}.png")
+    (tmp_path / "data/train/0/4.png").write_bytes(b"nothing")
+    settings = replace(HEAD, epochs=4, batch_size=16)
+    found = learn(encoder, tmp_path / "data", tmp_path / "run", settings, protocol="linear")
+    assert [Path(name.split(" (")[0]).name for name in found["failed"]] == ["4.png"]
+    assert found["errors"]["linear_mean_per_class"] >= 0

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The weights that the methods' authors have released, as a repo folder, and back.
+"""Convert weights released by the methods' authors to repo folders, and back.
 
-Which network it is, is told from the tensors; every one of them is accounted for, and nothing in a file is executed.
+The architecture is detected from the tensors. Every tensor must be accounted for, and no code in a file is executed.
 """
 
 import copy
@@ -37,7 +37,7 @@ from .vissl import vissl, vissl_grouped
 
 logger = logging.getLogger(__name__)
 
-# What people call the method or the project -> our method.
+# Name of a method or project -> our method.
 ORIGINALS = {method: method for method in METHODS} | {"seer": "swav", "vissl": "swav"}
 _LAYOUTS = (avid, barlow_twins, byol, simsiam, swav, swav_linear, timm_regnet, torchvision, vissl, vissl_grouped)
 LAYOUTS = {layout.name: layout for layout in _LAYOUTS}
@@ -51,15 +51,16 @@ def convert(
     classifier: Path | str | None = None,
     statistics: Path | str | None = None,
 ) -> Path:
-    """Write the repo folder of an original checkpoint.
+    """Convert an original checkpoint to a repo folder.
 
     Args:
-        method: avid, barlow_twins, byol, simsiam or swav; "vissl" and "seer" stand for swav.
-        output: by default the file's name without its endings. classifier: the file of a linear evaluation.
-        statistics: of AVID, the authors' file of the mean and deviation of every band of the spectrogram.
+        method: avid, barlow_twins, byol, simsiam or swav; "vissl" and "seer" mean swav.
+        output: default: the file's name without its extensions.
+        classifier: file of a linear evaluation, whose classifier is added.
+        statistics: for AVID, the authors' file with mean and standard deviation of each spectrogram band.
 
     Raises:
-        RecipeError: a file of another method, or with other tensors, or that would have to be executed.
+        RecipeError: the file is of another method, has other tensors, or contains code.
     """
     path = Path(path).expanduser()
     folder = _output_folder(Path(output).expanduser() if output else Path(path.name.partition(".")[0]))
@@ -82,20 +83,20 @@ def convert(
         heads = {name for name in expected if not name.startswith("encoder.")}
         encoder_only = bool(heads) and heads.isdisjoint(found.tensors)
         account(found, {n: t for n, t in expected.items() if not (encoder_only and n in heads)}, layout)
-        labelled = _labelled(config, head, layout) if head or classifier else None
-    except ValueError as error:  # a RecipeError, or what a configuration says of odd numbers
+        labeled = _labeled(config, head, layout) if head or classifier else None
+    except ValueError as error:  # a RecipeError, or a configuration's error on odd values
         raise RecipeError(f"{path}: {error}") from error
 
     tensors = _own(rename_backbone(found.tensors, backbone) | head)
 
     def add(partial: Path) -> None:
-        if labelled is not None:
-            save_pretraining(labelled, tensors, partial, "classification")
+        if labeled is not None:
+            save_pretraining(labeled, tensors, partial, "classification")
         if found.remainder:
             save_file(found.remainder, partial / "original.safetensors")
 
     facts = {"file": path.name, "layout": layout.name, "left_out": found.left_out, **found.facts}
-    subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labelled is not None)
+    subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labeled is not None)
     origin = _origin(path, method, statistics, layout)
     card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
     logger.info("Left out: %s.", ", ".join(found.left_out) or "nothing")
@@ -110,10 +111,10 @@ def _head(tensors: Tensors) -> Tensors:
 
 
 def _origin(path: Path, method: str, statistics: Path | str | None, layout: Layout) -> dict[str, str]:
-    """Where a model comes from, for its card."""
+    """Origin of a model, for its card."""
     command = f"hf-ssl convert {path.name} --method {method}"
     command += f" --statistics {Path(statistics).name}" if statistics is not None else ""
-    return {"file": path.name, "project": layout.project, "licence": layout.licence, "command": command}
+    return {"file": path.name, "project": layout.project, "license": layout.license, "command": command}
 
 
 def _output_folder(folder: Path) -> Path:
@@ -128,10 +129,10 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
 
     Args:
         layout: one of `LAYOUTS`; "torchvision" is the bare ResNet.
-        output: a file, as torch writes it; for BYOL a pickle.
+        output: file to write, a torch checkpoint; for BYOL a pickle.
 
     Raises:
-        RecipeError: no such layout, or a network that it has no names for.
+        RecipeError: unknown layout, or a network that it cannot represent.
     """
     if layout not in LAYOUTS:
         raise RecipeError(f"There is no layout {layout}{nearest(layout, LAYOUTS)}")
@@ -144,7 +145,7 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
         known["remainder"] = load_file(remainder) if remainder.exists() else {}
     except RecipeError:
         raise
-    except Exception as error:  # whatever foreign files make the configuration and safetensors raise
+    except Exception as error:  # foreign files may make the configuration and safetensors raise anything
         raise RecipeError(f"{folder} cannot be read as an exported model: {' '.join(str(error).split())}") from error
     if chosen.method != config.model_type and (chosen.method or not hasattr(config, "backbone")):
         raise RecipeError(f"{folder} is of {config.model_type}, which the layout {layout} is not for.")
@@ -161,7 +162,7 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
 
 
 def _read(path: Path, method: str) -> tuple[Layout, Original]:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         raise RecipeError(f"There is no file {path}.")
     pickled = method == "byol" and path.suffix != ".safetensors" and not zipfile.is_zipfile(path)
     content = read_pickle(path) if pickled else read_file(path)
@@ -169,16 +170,16 @@ def _read(path: Path, method: str) -> tuple[Layout, Original]:
     said = f"it is not laid out as a checkpoint of {method}."
     try:
         for layout in LAYOUTS.values():
-            if layout.method in (method, "") and layout.recognises(content):
+            if layout.method in (method, "") and layout.recognizes(content):
                 return layout, layout.read(content, path)
     except RecipeError as error:
         said = str(error)
-    others = [layout.name for layout in _LAYOUTS if layout.method not in (method, "") and layout.recognises(content)]
+    others = [layout.name for layout in _LAYOUTS if layout.method not in (method, "") and layout.recognizes(content)]
     raise RecipeError(f"{path}: {said}" + "".join(f" It is laid out as one of {name}." for name in others[:1]))
 
 
-def _labelled(config: Any, head: Tensors, layout: Layout) -> Any:
-    """An `XForImageClassification` without memory, of which `head` is the linear classifier."""
+def _labeled(config: Any, head: Tensors, layout: Layout) -> Any:
+    """An `XForImageClassification` on the meta device, with the shapes of the linear classifier `head`."""
     config = copy.deepcopy(config)
     config.num_labels = max((tensor.shape[0] for tensor in head.values() if tensor.dim()), default=1)
     model = without_memory(getattr(models, type(config).__name__.replace("Config", "ForImageClassification")), config)
@@ -187,7 +188,7 @@ def _labelled(config: Any, head: Tensors, layout: Layout) -> Any:
 
 
 def _own(tensors: Tensors) -> Tensors:
-    """A storage for each: safetensors would drop all but one of those that share it."""
+    """Give every tensor its own storage, because safetensors drops all but one of those that share it."""
     seen: set[int] = set()
     own: Tensors = {}
     for name, tensor in tensors.items():
@@ -199,7 +200,7 @@ def _own(tensors: Tensors) -> Tensors:
 
 
 def _weights(folder: Path) -> tuple[Any, Tensors]:
-    """Configuration and weights of a repo folder, by the names of `XForPreTraining` and `classifier`."""
+    """Configuration and weights of a repo folder, with the names of `XForPreTraining` and `classifier`."""
     whole = (folder / "pretraining" / "config.json").exists()
     place = folder / "pretraining" if whole else folder
     if not (place / "config.json").exists():

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """facebookresearch/AVID-CMA: two towers and their heads.
 
-`train_criterion` has memories and positive sets, whose rows follow the authors' list of files, and Z: of no use to
-others. They are left out, and training on refills them. What the spectrogram is normalized by is in a file beside the
-code, `datasets/assets/audio-spectDB-24k-513-norm-stats.npz`: 257 means and deviations in dB.
+`train_criterion` has the memories and positive sets, whose rows follow the authors' list of files, and Z. They are
+useless with other data, so they are dropped, and training refills them. The spectrogram statistics are in the code
+repository, `datasets/assets/audio-spectDB-24k-513-norm-stats.npz`: 257 means and standard deviations in dB.
 """
 
 import re
@@ -40,7 +40,7 @@ def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Avid(Layout):
     def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
-        """The network of depth 10 has one block a stage, and no numbers of blocks in its names."""
+        """The depth-10 network has one block per stage, so its names have no block numbers."""
         content = super().write(tensors, config, facts)
         if config.video_backbone == "r2plus1d_10":
             content["model"] = {re.sub(r"(conv\dx)\.0\.", r"\1.", name): t for name, t in content["model"].items()}

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Which network of timm the tensors of a ResNet or RegNet belong to, told from their names and shapes."""
+"""Detect the timm model of a ResNet or RegNet from its tensors' names and shapes."""
 
 import re
 from typing import Any
@@ -24,8 +24,8 @@ _DEPTHS = {  # depths of the four stages, with bottlenecks or without -> torchvi
     (True, (3, 24, 36, 3)): 200,
 }
 
-# timm's ResNet has a first convolution of 64 channels whatever its width. Its ResNet of CLIP, with these arguments, is
-# the plain one again, and its first convolution widens with the rest.
+# In timm's ResNet, the first convolution always has 64 channels. CLIP's ResNet with these arguments is a plain ResNet
+# whose first convolution widens with the rest.
 WIDE = {
     "stem_type": "7x7",
     "stem_chs": 64,  # times width_factor
@@ -48,7 +48,7 @@ _WIDE_NAMES = (
 
 
 def resnet(prefix: str) -> tuple[Pair, ...]:
-    """Names of a torchvision ResNet behind a prefix, beside ours."""
+    """Name pairs of a torchvision ResNet with a prefix, theirs and ours."""
     names = (
         "conv1.weight",
         "bn1.{*x}",
@@ -63,7 +63,7 @@ def backbone_fields(tensors: Tensors) -> dict[str, Any]:
     """`backbone` and `backbone_args` of the configuration.
 
     Raises:
-        RecipeError: a network that timm does not have.
+        RecipeError: timm does not have the network.
     """
     own = {name.removeprefix(BACKBONE): t for name, t in tensors.items() if name.startswith(BACKBONE)}
     return _regnet_fields(own) if "stem.conv.weight" in own else _resnet_fields(own)
@@ -100,7 +100,7 @@ def _regnet_fields(own: Tensors) -> dict[str, Any]:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0, **(arguments or {}))
         expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
-        # Most of it decides; what is missing, left over or of another shape is then named one by one.
+        # A rough match selects the network; `account` then names all missing, unexpected or misshapen tensors.
         if sum(shapes.get(key) == shape for key, shape in expected.items()) > 0.8 * max(len(expected), len(shapes)):
             return {"backbone": name, "backbone_args": arguments}
     widths = [shapes.get(f"s{s}.b1.conv1.conv.weight", "?") for s in range(1, 5)]
@@ -111,7 +111,7 @@ def _regnet_fields(own: Tensors) -> dict[str, Any]:
 
 
 def rename_backbone(tensors: Tensors, backbone: str, *, back: bool = False) -> Tensors:
-    """torchvision's names of a ResNet -> those of the timm model that was chosen for it, or back."""
+    """Rename a ResNet's tensors from torchvision's names to those of the timm model `backbone`, or back."""
     if not backbone.endswith("_clip"):
         return tensors
     pairs = [pair[::-1] for pair in _WIDE_NAMES] if back else _WIDE_NAMES
@@ -123,7 +123,7 @@ def rename_backbone(tensors: Tensors, backbone: str, *, back: bool = False) -> T
     return {new(name): tensor for name, tensor in tensors.items()}
 
 
-# An encoder alone, whatever it was trained by, with its linear classifier if it has one.
+# Only an encoder, from any training, with its linear classifier if it has one.
 _ALONE = {"prefix": "", "ignored": r"(?!encoder\.|classifier\.).*"}
 torchvision = Layout(
     "torchvision",
@@ -138,7 +138,7 @@ timm_regnet = Layout(
     "timm",
     "",
     "https://huggingface.co/timm",
-    "SEER's weights have a non-commercial licence of their own (the SEER licence); for others, see the original.",
+    "SEER's weights have a non-commercial license of their own (the SEER license); for others, see the original.",
     mark="s1.b1.",
     pairs=(
         ("stem.{*x}", BACKBONE + "stem.{*x}"),

@@ -1,15 +1,13 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """google-deepmind/deepmind-research, folder byol: a dill pickle of Haiku trees.
 
-A pickle is a program. `read_pickle` runs it on a machine that knows arrays, plain containers and a few records by
-name, which it builds itself: nothing is imported for it, and every other name is refused. dill writes some names as
-calls of its own functions; these are read as the data that they stand for.
+`read_pickle` builds a few named records, see `hf_ssl.hub.pickles`. dill writes some names as calls of its own
+functions; these are read as the data that they represent.
 
 Haiku pads strided convolutions as TensorFlow does, hence `padding="same"`. Its zero-debiased averages are BatchNorm's
-running statistics, and the number of their updates is `num_batches_tracked`.
+running statistics, and their update counter is `num_batches_tracked`.
 """
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ import numpy as np
 import torch
 
 from ...recipe import RecipeError
+from .. import pickles
+from ..pickles import NUMPY, Refused
 from .common import Layout, Original, Tensors, head_widths, left_out, unreadable
 
 
@@ -45,67 +45,55 @@ _MODULES = (
 )
 _NAMES = [(f"{theirs}/{a}", f"{ours}.{b}") for theirs, ours, leaves in _MODULES for a, b in leaves.items()]
 
-# Averages before their debiasing, a counter that equals its neighbour, and heads that the target does not use.
+# Averages before debiasing, a redundant counter, and heads that the target network does not use.
 _REMAINDER = re.compile(r".*/hidden|.*/var_ema/counter|target/(predictor|classifier)/.*")
 
-_OF_NORM = re.compile(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.")  # tensors of BatchNorm, by our names
+_OF_NORM = re.compile(r"bn\d\.|downsample\.1\.|(projector|predictor)\.1\.")  # our names of BatchNorm's tensors
 
 _RECORDS = {"_ByolExperimentState", "ScaleByLarsState", "AddWeightDecayState", "ScaleState", "EmptyState"}
-_MAPPINGS = {"frozendict", "FlatMap", "FlatMapping"}  # Haiku's, by version
-_DATA = {
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "collections.OrderedDict": dict,
-    "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # protocol 2 writes bytes so
-}
-for _core in ("numpy.core", "numpy._core"):
-    _DATA[f"{_core}.multiarray._reconstruct"] = np._core.multiarray._reconstruct
-    _DATA[f"{_core}._multiarray_umath._reconstruct"] = np._core.multiarray._reconstruct  # where dill looks for it
-    _DATA[f"{_core}.multiarray.scalar"] = np._core.multiarray.scalar
+_MAPPINGS = {"frozendict", "FlatMap", "FlatMapping"}  # Haiku's mappings in different versions
+_DATA = NUMPY | {"collections.OrderedDict": dict}
+for _core in ("numpy.core", "numpy._core"):  # where dill looks for it
+    _DATA[f"{_core}._multiarray_umath._reconstruct"] = np._core.multiarray._reconstruct
     _DATA[f"{_core}._multiarray_umath.scalar"] = np._core.multiarray.scalar
-    _DATA[f"{_core}.numeric._frombuffer"] = np._core.numeric._frombuffer
 
 
 class _Record(tuple):
-    """Stands for a named tuple, of which only the order of the fields is known."""
+    """Stand-in for a named tuple, of which only the field order is known."""
 
     def __new__(cls, *fields):
         return tuple.__new__(cls, fields)
 
 
 class _Mapping(dict):
-    """Stands for an immutable dict, which keeps what it holds in an attribute."""
+    """Stand-in for an immutable dict, which keeps its content in an attribute."""
 
     def __setstate__(self, state: dict) -> None:
         self.update(state.get("_storage") or state.get("_mapping") or {})
 
 
 class _Module(str):
-    """Stands for a module by its name."""
-
-
-class _Refused(pickle.UnpicklingError):
-    pass
+    """Stand-in for a module, by name."""
 
 
 def _named(module: Any, name: Any) -> Any:
-    """What stands for `module.name`."""
+    """The stand-in for `module.name`."""
     if name in _RECORDS or name in _MAPPINGS:
         return type(name, (_Record if name in _RECORDS else _Mapping,), {})
     if f"{module}.{name}" not in _DATA:
-        raise _Refused(f"{module}.{name}")
+        raise Refused(f"{module}.{name}")
     return _DATA[f"{module}.{name}"]
 
 
 def _dill_attribute(module: Any, name: Any) -> Any:
     if not isinstance(module, _Module):
-        raise _Refused(f"the attribute {name} of a {type(module).__name__}")
+        raise Refused(f"the attribute {name} of a {type(module).__name__}")
     return _named(module, name)
 
 
 def _dill_array(function: Any, arguments: tuple, state: tuple, attributes: Any = None) -> np.ndarray:
     if function is not np._core.multiarray._reconstruct or attributes:
-        raise _Refused("an array that another function makes")
+        raise Refused("an array that another function makes")
     array = function(*arguments)
     array.__setstate__(state)
     return array
@@ -119,33 +107,22 @@ _DATA |= {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return _named(module, name)
-
-
 def read_pickle(path: Path) -> Any:
-    """What is in the pickle.
+    """Read the content of the pickle.
 
     Raises:
-        RecipeError: no such file, one that is cut off, or one that asks for more than such a checkpoint needs.
+        RecipeError: the file is missing, truncated, or needs more than such a checkpoint does.
     """
-    if not path.is_file():
-        raise RecipeError(f"There is no file {path}.")
     try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()
-    except _Refused as error:
-        raise RecipeError(
-            f"{path} asks for {error}, which no checkpoint of BYOL needs; reading it could execute anything, which "
-            "hf-ssl never does."
-        ) from error
-    except Exception as error:  # whatever a broken or hostile file brings about
+        return pickles.read_pickle(path, "checkpoint of BYOL", _named)
+    except RecipeError:
+        raise
+    except Exception as error:  # broken or hostile files may raise anything
         raise unreadable(path, error) from error
 
 
 class Byol(Layout):
-    def recognises(self, content: Any) -> bool:
+    def recognizes(self, content: Any) -> bool:
         return isinstance(content, dict) and "experiment_state" in content
 
     def read(self, content: Any, path: Path) -> Original:
@@ -160,7 +137,7 @@ class Byol(Layout):
         return found
 
     def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
-        """The four trees in dicts; `experiment_state` is a dict of them, in place of the authors' named tuple."""
+        """The four trees as dicts; `experiment_state` is a dict, where the authors have a named tuple."""
         tensors = {name: _to_haiku(name, tensor) for name, tensor in tensors.items()}
         network = f"res_net{re.sub('[^0-9]', '', config.backbone)}/"
         trees: dict[str, dict] = {tree: {} for tree in _TREES}
@@ -173,7 +150,7 @@ class Byol(Layout):
 
 
 def _flatten(trees: Any) -> Tensors:
-    """`online/encoder/~/initial_conv/w` ...: parameters and statistics of a network have no name in common."""
+    """Flatten to names like `online/encoder/~/initial_conv/w`; parameters and statistics never share a name."""
     flat: Tensors = {}
     for tree in _TREES:
         if not isinstance(trees, dict) or not isinstance(trees.get(tree), dict):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What the conversion of a method of videos with sound takes beside its tensors."""
+"""Conversion of methods for videos with sound, except their tensors: config fields and spectrogram statistics."""
 
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ WITHOUT_STATISTICS = (
 
 
 def read_statistics(path: Path) -> dict[str, list[float]]:
-    """`audio_mean` and `audio_std` of the configuration, a number a band, from the authors' file of two arrays.
+    """`audio_mean` and `audio_std` of the configuration, one number per band, from the authors' file of two arrays.
 
     Raises:
-        RecipeError: no such file, or one that does not hold 257 means and positive deviations.
+        RecipeError: the file is missing, or does not have 257 means and positive standard deviations.
     """
     try:
         with np.load(path, allow_pickle=False) as content:
             mean, std = (np.asarray(content[name], dtype=np.float64) for name in ("mean", "std"))
     except FileNotFoundError:
         raise RecipeError(f"There is no file {path}.") from None
-    except Exception as error:  # whatever a broken or hostile file brings about
+    except Exception as error:  # broken or hostile files may raise anything
         raise RecipeError(f"{path} is no .npz file with the arrays mean and std ({type(error).__name__}).") from error
     if mean.shape != (257,) or std.shape != (257,):
         raise RecipeError(
@@ -41,5 +41,5 @@ def read_statistics(path: Path) -> dict[str, list[float]]:
 
 
 def config_fields(tensors: Tensors) -> dict[str, Any]:
-    """Of the configuration; both towers are the published ones."""
+    """Configuration fields; both towers are the published ones."""
     return {}

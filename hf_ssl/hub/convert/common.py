@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What all conversions share: names both ways, files read without executing them, and an account of every tensor."""
+"""Shared by all conversions: renaming in both directions, and a check that every tensor is accounted for."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -17,21 +17,21 @@ from ..weights import read_file, unreadable  # noqa: F401
 Tensors = dict[str, torch.Tensor]
 Pair = tuple[str, str]
 
-# Entries of a checkpoint that may hold tensors and are no weights, and what is to be said of them.
+# Checkpoint entries that may hold tensors but no weights, and a note for the list of what was left out.
 TRAINING = dict.fromkeys(("amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler"), "")
 TRAINING["train_criterion"] = " (memories and positive sets, whose rows are those of the authors' list of files; Z)"
 
 
 @dataclass
 class Original:
-    """An original checkpoint, read.
+    """The content of an original checkpoint.
 
     Args:
-        tensors: by our names, those of `XForPreTraining` and `classifier.{weight,bias}`.
-        names: our names -> those of the file.
-        left_out: parts of the file that are of no use here.
-        fields: of the configuration.
-        facts, remainder: what our model has no place for and the way back needs; JSON, and tensors.
+        tensors: tensors with our names, those of `XForPreTraining` and `classifier.{weight,bias}`.
+        names: our names -> names in the file.
+        left_out: entries of the file that are not converted.
+        fields: configuration fields.
+        facts, remainder: JSON data and tensors that only the conversion back needs.
     """
 
     tensors: Tensors
@@ -52,9 +52,9 @@ def _pattern(template: str) -> tuple[re.Pattern, list[str]]:
 
 
 def rename(name: str, pairs: Iterable[Pair]) -> str | None:
-    """The name by the first pair (from, to) that fits, or None.
+    """Rename by the first matching pair (from, to); None if none matches.
 
-    Names have holes: `{s}` stands for a whole number, `{s+1}` for the number above it, `{*x}` for any text.
+    Patterns have holes: `{s}` matches an integer, `{s+1}` that integer plus one, `{*x}` any text.
     """
     for source, target in pairs:
         pattern, holes = _pattern(source)
@@ -64,7 +64,7 @@ def rename(name: str, pairs: Iterable[Pair]) -> str | None:
                 key, _, shift = hole.partition("+")
                 value = text if key.startswith("*") else int(text) - int(shift or 0)
                 if values.setdefault(key, value) != value:
-                    return None  # a block that stands under another stage's name
+                    return None  # holes of the same name must match the same value
             for hole in _pattern(target)[1]:
                 key, _, shift = hole.partition("+")
                 value = values[key] if key.startswith("*") else values[key] + int(shift or 0)
@@ -75,25 +75,25 @@ def rename(name: str, pairs: Iterable[Pair]) -> str | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a project names its tensors, and where in a file it keeps them.
+    """How a project names its tensors, and where in a file it stores them.
 
     Args:
-        method: of hf_ssl, or "" for an encoder alone.
-        licence: what the card says about it.
-        mark: the beginning of a name that only this layout has.
-        pairs: of names, theirs and ours.
-        fields: tensors by our names, and the file's content -> fields of the configuration.
-        container: the entry that the weights are written under, if any.
-        prefix: DDP's, which is written, and read where it is there.
-        ignored: names of ours that this layout passes over on the way back.
-        padding: of the original network's convolutions.
-        first_shortcuts: those that the original network may have.
+        method: hf_ssl's method, or "" for an encoder only.
+        license: license text for the card.
+        mark: prefix of a name that only this layout has.
+        pairs: pairs of names, theirs and ours.
+        fields: (tensors with our names, content of the file) -> configuration fields.
+        container: entry that holds the weights when written, if any.
+        prefix: DDP's prefix; always written, optional when read.
+        ignored: pattern of our names that the conversion back skips.
+        padding: padding of the original network's convolutions.
+        first_shortcuts: values of `first_shortcut` that the original network supports.
     """
 
     name: str
     method: str
     project: str
-    licence: str
+    license: str
     mark: str
     pairs: tuple[Pair, ...]
     fields: Callable[[Tensors, Any], dict[str, Any]] = lambda tensors, content: {}
@@ -106,7 +106,7 @@ class Layout:
     def theirs(self, name: str) -> str | None:
         return rename(name, ((ours, theirs) for theirs, ours in self.pairs))
 
-    def recognises(self, content: Any) -> bool:
+    def recognizes(self, content: Any) -> bool:
         return any(str(name).removeprefix("module.").startswith(self.mark) for name in weights_of(content)[0])
 
     def read(self, content: Any, path: Path) -> Original:
@@ -118,7 +118,7 @@ class Layout:
         return found
 
     def ours(self, state: dict[str, Any]) -> Original:
-        """Raises RecipeError for what is no tensor, has no place in the network, or means the same as another."""
+        """Raises RecipeError for entries that are not tensors, are unknown, or have the same meaning."""
         wrong = [n for n, t in state.items() if not (isinstance(t, torch.Tensor) and t.layout is torch.strided)]
         if wrong:
             raise RecipeError(f"Among the weights are entries that are no tensors: {listed(wrong)}.")
@@ -129,10 +129,10 @@ class Layout:
         return Original({ours: state[n] for n, ours in names.items()}, {ours: n for n, ours in names.items()})
 
     def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
-        """What the original's file holds.
+        """Content of the original's file.
 
         Raises:
-            RecipeError: its network has no such tensors, or would make other features of them.
+            RecipeError: the original network lacks these tensors, or would compute different features.
         """
         stem, padding = getattr(config, "stem", "imagenet"), getattr(config, "padding", self.padding)
         if stem not in ("imagenet", "wide") or padding != self.padding:
@@ -149,7 +149,7 @@ class Layout:
 
 
 def weights_of(content: Any) -> tuple[dict[str, Any], str | None]:
-    """The state dict, and the name of the entry that it is; `None` where it is the content itself."""
+    """The state dict, and the key of the entry that holds it; `None` if it is the content itself."""
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             return content[key], key
@@ -157,16 +157,16 @@ def weights_of(content: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first few, and how many there are."""
+    """The first few names, and their total number."""
     names = list(names)
     return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")
 
 
 def left_out(entries: dict[str, Any], used: set[str], where: str = "") -> list[str]:
-    """Names of a checkpoint's entries beside the weights.
+    """Names of a checkpoint's entries, except the weights.
 
     Raises:
-        RecipeError: one holds tensors and is not known as a state of training.
+        RecipeError: an unknown entry holds tensors.
     """
     others = [str(key) for key in entries if key not in used]
     unknown = [key for key in others if key not in TRAINING and _holds_tensors(entries.get(key))]
@@ -182,7 +182,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def account(found: Original, expected: Tensors, layout: Layout) -> None:
-    """Raises RecipeError unless every tensor of the network is there, in its shape, and no other."""
+    """Raise RecipeError unless all tensors of the network are present with the right shape, and no others."""
     name_of = lambda name: found.names.get(name) or layout.theirs(name) or name  # noqa: E731
     alike = lambda a, b: a.shape == b.shape and a.is_floating_point() == b.is_floating_point()  # noqa: E731
     both = [name for name in found.tensors if name in expected]
@@ -197,7 +197,7 @@ def account(found: Original, expected: Tensors, layout: Layout) -> None:
 
 
 def head_widths(tensors: Tensors, head: str) -> list[int]:
-    """Output widths of the linear layers of a head, in order."""
+    """Output widths of a head's linear layers, in order."""
     pattern = re.compile(rf"{re.escape(head)}\.(\d+)\.weight")
     layers = [(int(m[1]), t.shape[0]) for n, t in tensors.items() if (m := pattern.fullmatch(n)) and t.dim() == 2]
     return [width for _, width in sorted(layers)]

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What the conversion of a method of images takes beside its tensors."""
+"""Conversion of methods for images, except their tensors: config fields."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from .backbones import backbone_fields
 from .common import Tensors
 
 
-WITHOUT_STATISTICS = None  # images of all methods are normalized alike
+WITHOUT_STATISTICS = None  # all methods normalize images alike
 
 
 def config_fields(tensors: Tensors) -> dict[str, Any]:
-    """Of the configuration, as the tensors of the network tell them."""
+    """Configuration fields detected from the network's tensors."""
     return {"interpolation": "bilinear"} | backbone_fields(tensors)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""facebookresearch/swav: ResNets, also of 2, 4 and 5 times the width, and the linear classifier of its evaluation."""
+"""facebookresearch/swav: ResNets, up to 5 times as wide, and the linear classifier of its evaluation."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .common import Layout, Tensors, head_widths
 
 
 def swav_fields(tensors: Tensors, content: Any) -> dict[str, Any]:
-    """Projector and prototypes, where the file has them."""
+    """Projector and prototypes, if the file has them."""
     widths, several = head_widths(tensors, "projector"), head_widths(tensors, "prototypes")
     prototypes = tensors.get("prototypes.weight")
     if not widths or not (several or (prototypes is not None and prototypes.dim() == 2)):
@@ -17,7 +17,7 @@ def swav_fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     return {"projector_dims": widths, "projector_batch_norm": norm, "num_prototypes": several or len(prototypes)}
 
 
-# The network was trained and evaluated with a slip in the first number.
+# The network was trained and evaluated with a typo in the first number.
 _STD = {"image_std": (0.228, 0.224, 0.225)}
 _ORIGIN = (
     "swav",

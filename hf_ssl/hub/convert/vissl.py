@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """facebookresearch/vissl: SwAV on ResNets and RegNets, and SEER up to ten billion parameters.
 
-`classy_state_dict.base_model.model.{trunk,heads}`; a "slice_list" has the name of a file in place of every tensor.
-Trunks of large RegNets insert `.block{stage}-part{group}`: blocks whose activations were recomputed together.
+`classy_state_dict.base_model.model.{trunk,heads}`; a "slice_list" has a file name in place of every tensor. Trunks of
+large RegNets insert `.block{stage}-part{group}`: groups of blocks for activation checkpointing.
 """
 
 import re
@@ -34,7 +34,7 @@ _PART = re.compile(r"\.block(\d+)-part(\d+)(\.block\1-(\d+)\.)")
 
 def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
     fields = swav_fields(tensors, content)
-    if len(fields.get("projector_dims", ())) == 3:  # SEER's head
+    if len(fields.get("projector_dims", ())) == 3:  # SEER
         ten_billion = tuple(tensors["projector.0.weight"].shape[1:]) == (28280,)
         fields |= {"sinkhorn_iterations": 10, "epsilon": 0.03 if ten_billion else 0.05}
     return fields
@@ -42,11 +42,11 @@ def _fields(tensors: Tensors, content: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Vissl(Layout):
-    """With `grouped`, the groups that the original file had are written; a group a stage where they are not known."""
+    """`grouped` writes block groups as in the original file, or one group per stage if they are unknown."""
 
     grouped: bool = False
 
-    def recognises(self, content: Any) -> bool:
+    def recognizes(self, content: Any) -> bool:
         return isinstance(content, dict) and not {"classy_state_dict", "layers", "shards"}.isdisjoint(content)
 
     def read(self, content: Any, path: Path) -> Original:
@@ -83,7 +83,7 @@ class Vissl(Layout):
 
 
 def _model(content: dict[str, Any]) -> tuple[dict[str, dict], list[str]]:
-    """Trunk and heads, and the names of what else is there."""
+    """Trunk and heads, and the names of all other entries."""
     if isinstance(content.get("layers"), dict):
         return {"trunk": content["layers"]}, left_out(content, {"layers", "type"})
     others, where = [], ""
@@ -98,7 +98,7 @@ def _model(content: dict[str, Any]) -> tuple[dict[str, dict], list[str]]:
 
 
 def _slice(place: str, path: Path) -> Any:
-    """A tensor from its own file, which is looked for beside the list: that one has another machine's folders."""
+    """Load a sliced tensor from the list's own folder, since the stored path is from another machine."""
     parts = Path(place.replace("\\", "/")).parts[-2:]
     for file in (path.parent.joinpath(*parts[-1:]), path.parent.joinpath(*parts)):
         if file.is_file() and file.resolve().is_relative_to(path.parent.resolve()) and file != path:
@@ -110,8 +110,8 @@ def _slice(place: str, path: Path) -> Any:
 _LAYOUT = {
     "method": "swav",
     "project": "https://github.com/facebookresearch/vissl",
-    "licence": "The project's code is under the MIT licence; SEER's weights have a non-commercial one of their own "
-    "(the SEER licence). For these weights, see the original.",
+    "license": "The project's code is under the MIT license; SEER's weights have a non-commercial one of their own "
+    "(the SEER license). For these weights, see the original.",
     "mark": "",
     "pairs": (
         (f"{_T}conv1.stem.0.{{*x}}", f"{_B}stem.conv.{{*x}}"),
@@ -119,7 +119,7 @@ _LAYOUT = {
         *((_T + "res{s+1}.block{s}-{b}." + a + ".{*x}", _B + "s{s}.b{b+1}." + b + ".{*x}") for a, b in _BLOCK),
         *resnet(_T),
         ("heads.0.projection_head.{j}.{*x}", "projector.{j}.{*x}"),
-        ("heads.0.prototypes0.weight", "prototypes.weight"),  # unless there are more of them
+        ("heads.0.prototypes0.weight", "prototypes.weight"),  # with a single prototype layer
         ("heads.0.prototypes{i}.weight", "prototypes.{i}.weight"),
         ("heads.0.clf.0.{*x}", "classifier.{*x}"),
     ),

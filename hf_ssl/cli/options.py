@@ -1,0 +1,26 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Options that several commands have."""
+
+import argparse
+import os
+
+from ..recipe import shipped_data
+
+
+def path(text: str) -> str:
+    """A place as given; the shell leaves the ~ of --data=~/images alone."""
+    return os.path.expanduser(text)
+
+
+def dataset(text: str) -> str:
+    """A dataset: a path, or "quickstart" for the photographs that ship with the package."""
+    return shipped_data(path(text))
+
+
+def add_own_method(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--method",
+        dest="own_method",
+        metavar="FILE.py:CLASS",
+        help="the method of one's own that the run was trained with; what a folder names is never imported",
+    )

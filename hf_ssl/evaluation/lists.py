@@ -1,0 +1,54 @@
+# Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
+"""Lists of the images to learn from, a file name on each line, as those of MSN (imagenet_subsets1/5imgs_class.txt)."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from ..coerce import listed
+from ..data.sources import Source
+from ..recipe import RecipeError
+
+
+_FEW = 5  # names in a message
+
+
+def rows_named(source: Source, file: str) -> torch.Tensor:
+    """Numbers of the examples that a list names: by the names of their files, or the ends of their paths.
+
+    Raises:
+        RecipeError: there is no such list, a name is not among the examples, has no label, or stands for several.
+    """
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The list {file} cannot be read ({error}).") from None
+    names = list(dict.fromkeys(line for line in lines if line))
+    if not names:
+        raise RecipeError(f"The list {file} names no image.")
+    rows: dict[str, list[int]] = {}
+    wanted = {os.path.basename(name) for name in names}
+    paths = [(source.record(index) or {}).get("path") or "" for index in range(len(source))]
+    for index, path in enumerate(paths):
+        if (base := os.path.basename(path)) in wanted:
+            rows.setdefault(base, []).append(index)
+    found = {name: [i for i in rows.get(os.path.basename(name), ()) if _ends(paths[i], name)] for name in names}
+    if missing := [name for name, here in found.items() if not here]:
+        raise RecipeError(
+            f"{len(missing)} of the {len(names)} images in {file} are not in {source.part}, such as "
+            f"{listed(missing[:_FEW])}."
+        )
+    if several := [name for name, here in found.items() if len(here) > 1]:
+        raise RecipeError(
+            f"{len(several)} names in {file} stand for several images of {source.part}, such as "
+            f"{listed(several[:_FEW])}; write their folders before them."
+        )
+    chosen = [index for (index,) in found.values()]
+    if unlabeled := [name for name, index in zip(names, chosen, strict=True) if source.numbers[index] < 0]:
+        raise RecipeError(f"{len(unlabeled)} images in {file} have no label, such as {listed(unlabeled[:_FEW])}.")
+    return torch.tensor(chosen)
+
+
+def _ends(path: str, name: str) -> bool:
+    return path == name or path.endswith("/" + name.removeprefix("./"))
