@@ -237,7 +237,7 @@ def verdicts(lines: list[dict[str, Any]]) -> list[str]:
         cells = []
         for key in ("knn", "linear"):
             by, error = differ(method, "as lightly", "lightly", key, key)
-            cells += [f"{by:+.1f}", f"{abs(by) / error:.1f}" if error else ""]
+            cells += [f"{by:+.1f}", f"{abs(by) / error:.1f}" if error > 0 else ""]
         cells += [f"{differ(method, 'ours', 'lightly', key, key)[0]:+.1f}" for key in ("knn", "linear")]
         cells.append(f"{differ(method, 'ours', 'ours', 'knn', 'untrained_knn')[0]:+.1f}")
         rows.append(f"| {title} | {' | '.join(cells)} |")
