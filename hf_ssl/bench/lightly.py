@@ -165,9 +165,8 @@ class _SimSiam(nn.Module):
         from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
 
         super().__init__()
-        self.encoder: Any = create_backbone(config)
-        width: int = self.encoder.num_features
-        out = config.projector_dim
+        encoder: Any = create_backbone(config)
+        self.encoder, width, out = encoder, encoder.num_features, config.projector_dim
         dims = [width, *[config.projector_hidden or width] * (config.projector_layers - 1)]
         blocks = [(i, o, nn.BatchNorm1d(o), nn.ReLU()) for i, o in zip(dims[:-1], dims[1:], strict=True)]
         last = (dims[-1], out, nn.BatchNorm1d(out, affine=config.output_affine), None)
