@@ -7,10 +7,13 @@ from difflib import get_close_matches
 
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 
-_ABSENT = (RepositoryNotFoundError, DatasetNotFoundError, HTTPError, LocalEntryNotFoundError, ConnectionError)
+_ABSENT = (
+    *(RepositoryNotFoundError, DatasetNotFoundError, HFValidationError),
+    *(HTTPError, LocalEntryNotFoundError, ConnectionError),
+)
 
 
 def is_absent(error: BaseException) -> bool:
@@ -20,7 +23,9 @@ def is_absent(error: BaseException) -> bool:
 
 def absent(name: str, error: BaseException, what: str) -> str:
     """A sentence's end: "there is no folder photoz here, and .."; `what` the Hub would have, "dataset" or "model"."""
-    if HF_HUB_OFFLINE:
+    if _caused_by(error, (HFValidationError,)):
+        hub = f"it is no name that a Hub {what} can have"
+    elif HF_HUB_OFFLINE:
         hub = f"as a Hub {what} it is not in the cache, where HF_HUB_OFFLINE=1 looks alone"
     elif _caused_by(error, (RepositoryNotFoundError, DatasetNotFoundError)):
         hub = f"the Hub has no {what} of that name that you may read (for private ones: `hf auth login`)"

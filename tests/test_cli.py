@@ -143,6 +143,20 @@ def test_evaluate_names_its_own_options(exported, tmp_path, monkeypatch, capsys)
     assert "--data nowhere:" in mistake(capsys, "embed", str(exported), "--data", "nowhere")
 
 
+def test_a_run_without_a_model_and_a_folder_that_is_not_there_are_said(capsys, digits, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    said = mistake(capsys, "evaluate", "knn", str(tmp_path / "run"), "--data", str(digits))
+    assert f"has not ended; `hf-ssl export {tmp_path / 'run'}`" in said
+    said = mistake(capsys, "evaluate", "knn", "a/b/c/", "--data", str(digits))
+    assert "there is no folder of that name here" in said
+
+
+def test_options_where_keys_are_meant_name_the_way(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "my_images", "--data", "photos"])
+    assert "keys of a recipe are written like data.path=photos" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there_is_said(capsys, digits, tmp_path):
     assert str(tmp_path) in mistake(capsys, "evaluate", "knn", str(tmp_path), "--data", str(digits))
 

@@ -144,6 +144,13 @@ def test_a_recipe_that_is_not_there_gets_the_nearest_names(name):
         load_recipe(name)
 
 
+def test_minutes_that_would_not_count_are_refused():
+    more = ["data.path=x", "train.minutes=1"]
+    with pytest.raises(RecipeError, match="train.minutes counts only with train.epochs=auto, not with 5"):
+        load_recipe("my_images", [*more, "train.epochs=5"])
+    assert load_recipe("my_images", more).train.minutes == 1
+
+
 def test_a_changed_copy_and_the_shipped_recipe_are_not_mixed_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy = copy_shipped("my_images", ".")

@@ -22,7 +22,8 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if unknown := [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        keys = "; keys of a recipe are written like data.path=photos" if hasattr(args, "overrides") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{keys}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args

@@ -205,7 +205,9 @@ def _is_name(name: Any) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise ValueError if an encoder is larger than its files."""
+    """Raise ValueError if there is no encoder yet, or one that is larger than its files."""
+    if (folder / "checkpoints").is_dir() and not (folder / "config.json").exists():
+        raise ValueError(f"its run has not ended; `hf-ssl export {folder}` writes the model of the newest checkpoint")
     content = read_json(folder / "config.json")
     if content.get("model_type") not in METHODS:
         _check_numbers(content, "config.json")

@@ -39,6 +39,9 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     for override in overrides:
         apply_override(content, override)
     recipe = recipe_from_dict(content)
+    if recipe.train.epochs != "auto" and any(override.startswith("train.minutes=") for override in overrides):
+        epochs = recipe.train.epochs
+        raise RecipeError(f"train.minutes counts only with train.epochs=auto, not with {epochs}; set that as well.")
     method, name, data, monitor, train = recipe.method, recipe.name, recipe.data, recipe.monitor, recipe.train
     file, colon, class_name = method.rpartition(":")
     if colon:
