@@ -215,12 +215,12 @@ def test_a_result_is_a_file_of_the_model_and_a_row_of_its_card(digits, tmp_path,
     assert files == [f"{kind}_digits0.json" for kind in ("knn", "linear", "lowshot", "retrieval")]
     result = json.loads((tmp_path / "run/model/results/lowshot_digits0.json").read_text())
     assert result["spread"]["lowshot"] > 0 and result["errors"]["lowshot"] > 0 and result["versions"]
-    assert len(result["baselines"]) == 3 and "## Evaluated" not in (tmp_path / "run/model/README.md").read_text()
+    assert len(result["baselines"]) == 3 and "## Evaluation\n" not in (tmp_path / "run/model/README.md").read_text()
     main(["card", run])
     card = ModelCard.load(tmp_path / "run/model/README.md")
     names = [entry.metric_name for entry in card.data.eval_results]
     assert any("k=20, T=0.1" in name for name in names) and any("C=" in name for name in names)
-    assert "## Evaluated" in card.text and "| raw pixels |" in card.text
+    assert "## Evaluation\n" in card.text and "| raw pixels |" in card.text
 
 
 def test_models_are_compared_side_by_side(encoder, digits, tmp_path, capsys, monkeypatch):
@@ -416,7 +416,7 @@ def test_a_file_that_is_no_result_is_named_and_left_out_of_the_card(tmp_path, ca
     (tmp_path / "results").mkdir()
     for name, content in (("good", good), ("bad", good | change)):
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
-    assert read_evaluations(tmp_path) == [good] and "bad.json is no result of hf-ssl evaluate" in caplog.text
+    assert read_evaluations(tmp_path) == [good] and "bad.json is not a result of hf-ssl evaluate" in caplog.text
 
 
 def test_a_remedy_is_an_option_of_the_command(encoder, tmp_path, capsys):

@@ -130,7 +130,7 @@ def test_a_file_becomes_both_embeddings_where_hf_ssl_is_not_installed(avid, vide
 def test_the_card_says_how_to_load_it(avid):
     card = (avid[1].model_dir / "README.md").read_text()
     assert "AutoProcessor" in card and "test_resnet and test_resnet" in card and "24 clips" in card
-    assert "video to audio: first one of the same class" in card
+    assert "video to audio P@1: top result of the same class" in card
 
 
 def test_cma_starts_from_the_memories_of_a_run(avid, videos, tmp_path):
