@@ -103,13 +103,13 @@ def test_results_of_datasets_of_one_name_are_two_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("linear --protocol swav --clips 3", "--clips is for protocols that train nothing"),
-        ("linear --protocol swav --no-baselines", "--no-baselines is for protocols that train nothing"),
-        ("lowshot --protocol swav-10% --no-cache", "--no-cache is for protocols that train nothing"),
+        ("linear --protocol swav --clips 3", "--clips is for protocols on frozen features"),
+        ("linear --protocol swav --no-baselines", "--no-baselines is for protocols on frozen features"),
+        ("lowshot --protocol swav-10% --no-cache", "--no-cache is for protocols on frozen features"),
         ("finetune --no-baselines", "unrecognized arguments: --no-baselines"),
         ("finetune --clips 3", "unrecognized arguments: --clips"),
         ("dense --layer -2", "unrecognized arguments: --layer"),
-        ("lowshot --protocol 5 --list a.txt", "--list is a protocol of its own"),
+        ("lowshot --protocol 5 --list a.txt", "--list selects its own protocol"),
         ("lowshot --protocol list", "needs the names of the images to learn from: --list FILE"),
         ("lowshot --list nowhere.txt", "The list nowhere.txt cannot be read"),
         ("retrieval --protocol revisited", "--ground-truth gnd_roxford5k.pkl"),

@@ -364,8 +364,8 @@ def test_changed_files_of_the_same_size_are_other_data(tmp_path, encoder):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("linear --protocol swav --layer -2", "--layer is for protocols that train nothing"),
-        ("linear --protocol byol --folds label", "--folds is for protocols that train nothing"),
+        ("linear --protocol swav --layer -2", "--layer is for protocols on frozen features"),
+        ("linear --protocol byol --folds label", "--folds is for protocols on frozen features"),
         ("linear --epochs 3", "--epochs is for protocols that train;"),
         ("linear --precision no", "--precision is for protocols that train;"),
         ("knn --temperature nan", "--temperature must be greater than 0"),

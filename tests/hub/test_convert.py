@@ -684,7 +684,7 @@ def test_the_command_converts_both_ways_and_guards_folders(tmp_path, capsys, mon
     for wrong, said in (
         (["seer.safetensors", "--method", "seer", "--output", "mine"], "not made by hf-ssl convert"),
         (["seer.safetensors", "--method", "sver", "--output", "y"], "did you mean seer"),
-        (["seer.safetensors"], "Give --method"),
+        (["seer.safetensors"], "Pass --method"),
         (["seer", "--to", "avid", "--output", "x"], "layout avid is not for"),
         (["seer", "--to", "torchvision", "--output", "x"], "does not have these tensors"),
         (["absent.pth", "--method", "swav"], "no file absent.pth"),

@@ -61,7 +61,7 @@ class Pushes:
         time.sleep(0.2)
         self.seen.append((message, threading.current_thread() is threading.main_thread()))
         if self.fail:
-            raise PushError(f"{repo_id} was not published, nothing there has changed")
+            raise PushError(f"{repo_id} was not published and is unchanged")
         assert (folder / "model.safetensors").exists() and (folder / "README.md").exists()
         return "address"
 

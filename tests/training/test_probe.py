@@ -50,7 +50,7 @@ def test_weights_are_the_same_with_and_without_it_and_its_accuracy_stands_beside
     assert {key: with_probe.final[key] for key in same} == {key: without.final[key] for key in same}
     assert "probe" not in without.final and "probe" not in with_probe.baseline  # which has learned nothing
     card = (with_probe.model_dir / "README.md").read_text()
-    assert "| linear probe, trained online |  |" in card and "got no gradient of it" in card
+    assert "| linear probe, trained online |  |" in card and "no gradient flows from it" in card
     assert "linear probe, trained" not in (without.model_dir / "README.md").read_text()
 
 
