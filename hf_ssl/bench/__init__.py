@@ -143,7 +143,7 @@ def bench(
             build(run)
             device = run.accelerator.device
             if cpu_seconds and device.type != "cpu":
-                raise RecipeError("CPU seconds say nothing about a GPU; leave --cpu-seconds out.")
+                raise RecipeError("--cpu-seconds does not measure a GPU; remove it.")
             ours = Ours(run, stop)
             sides: dict[str, Side] = {"hf_ssl": ours}
             if against is not None:

@@ -25,12 +25,12 @@ class Lightly:
         method = run.recipe.method
         if method not in _METHODS or run.accelerator.num_processes > 1 or run.examples.streamed:
             raise RecipeError(
-                f"--against lightly compares {', '.join(_METHODS)} on indexed images in one process, not this recipe."
+                f"--against lightly supports only {', '.join(_METHODS)} on non-streamed images in one process."
             )
         try:
             import lightly.transforms  # noqa: F401
         except ImportError:
-            raise RecipeError("--against lightly needs that package: pip install lightly.") from None
+            raise RecipeError("lightly is not installed; pip install lightly.") from None
         self.accelerator = run.accelerator
         torch.manual_seed(run.recipe.train.seed)
         self.model: Any = _METHODS[method](run.config).to(self.accelerator.device)

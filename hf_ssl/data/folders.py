@@ -145,14 +145,14 @@ def _is_utf8(path: str) -> bool:
 
 def _say_what_is_left_out(found: Contents, root: Path) -> None:
     if found.again:
-        say(f"{found.again} symbolic link(s) in {root} lead to folders that are there anyway; each is read once.")
+        say(f"{found.again} symbolic link(s) in {root} point to folders that are read anyway; each is read once.")
     if found.closed:
         say(f"{len(found.closed)} folder(s) in {root} cannot be read, the first is {found.closed[0]}.")
     if found.special:
-        say(f"{len(found.special)} pipe(s) or device(s) in {root} are left out, the first is {found.special[0]}.")
+        say(f"{len(found.special)} pipe(s) or device(s) in {root} are skipped, the first is {found.special[0]}.")
     if found.odd:
         first = os.fsencode(found.odd[0]).decode(errors="replace")
-        said = f"have names that are not UTF-8 and are left out, the first is {first}; rename them."
+        said = f"have names that are not UTF-8 and are skipped, the first is {first}; rename them."
         say(f"{len(found.odd)} file(s) in {root} {said}")
 
 
@@ -268,18 +268,21 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
         return listed
     row_of = {os.path.normpath(file): i for i, file in enumerate(files)}
     if len(row_of) < len(files):
-        say(f"The metadata of {root} have {len(files) - len(row_of)} more rows than files; a file's last row counts.")
+        say(
+            f"The metadata of {root} have {len(files) - len(row_of)} more rows than files; the last row of each "
+            "file is used."
+        )
     everywhere = {file["path"] for part in listed.values() for file in _records(part, kind)}
     unnamed, missing = len(everywhere - row_of.keys()), len(row_of.keys() - everywhere)
     if unnamed:
-        say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata: used, without labels.")
+        say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata; they are used without labels.")
     if missing:
-        say(f"The metadata of {root} name {missing} {kind}(s) that are not there.")
+        say(f"The metadata of {root} name {missing} {kind}(s) that do not exist.")
     try:
         content = concatenate_datasets(rows)
     except ValueError as error:  # columns of one name and several types
         raise RecipeError(
-            f"The metadata of {root} do not fit together ({error}); give their columns one type."
+            f"The metadata tables of {root} do not match ({error}); use the same column types in all."
         ) from None
     return {split: _joined(part, content, row_of, kind) for split, part in listed.items()}
 
@@ -294,7 +297,7 @@ def _read_table(table: str) -> Dataset:
         return load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
     except Exception as error:  # whatever pandas and Arrow raise
         said = first_line(error.__cause__ or error)
-        raise RecipeError(f"{table} cannot be read ({said}); mend it, write it as UTF-8, or remove it.") from error
+        raise RecipeError(f"{table} cannot be read ({said}); fix it, save it as UTF-8, or remove it.") from error
 
 
 def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) -> Dataset:

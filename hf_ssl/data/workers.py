@@ -62,7 +62,7 @@ def batches(loader: DataLoader) -> Iterator[Any]:
             raise WorkerError(_ended(workers)) from None
         if "shared memory" in said or "No space left on device" in said:
             raise WorkerError(
-                f"The shared memory (/dev/shm) has no room for the loader's batches; enlarge it (docker run "
+                f"Shared memory (/dev/shm) is too small for the loader's batches; enlarge it (docker run "
                 f"--shm-size) or {_REMEDY}."
             ) from None
         raise

@@ -389,7 +389,7 @@ def test_folders_with_classes_splits_and_metadata_have_labels(tmp_path):
 
 def test_a_dataset_without_videos_or_with_several_is_told_so(videos):
     numbers = Dataset.from_dict({"n": [1]})
-    with pytest.raises(RecipeError, match="has no video column .there are: n.; a row needs one video"):
+    with pytest.raises(RecipeError, match="has no video column .columns: n.; a row needs one video"):
         clips_of(numbers)
     paths = [str(videos[0])]
     two = Dataset.from_dict({"l": paths, "r": paths}, features=Features({"l": Video(), "r": Video()}))

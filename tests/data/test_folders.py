@@ -262,7 +262,7 @@ def test_metadata_whose_columns_differ_in_type_say_so(tmp_path):
     for split, label in (("train", "1"), ("test", "cat")):
         make(tmp_path, f"{split}/a.png")
         (tmp_path / split / "metadata.csv").write_text(f"file_name,label\na.png,{label}\n")
-    with pytest.raises(RecipeError, match="do not fit together .*label.*give their columns one type"):
+    with pytest.raises(RecipeError, match="do not match .*label.*use the same column types in all"):
         load_source(DataConfig(path=str(tmp_path)))
 
 
@@ -271,7 +271,7 @@ def test_several_rows_of_one_file_are_said(tmp_path, caplog):
     (tmp_path / "metadata.csv").write_text("file_name,label\na.png,1\na.png,2\na.png,3\nb.png,4\n")
     source = load_source(DataConfig(path=str(tmp_path)))
     assert [source.label(0), source.label(1)] == [3, 4]
-    assert "2 more rows than files; a file's last row counts" in caplog.text
+    assert "2 more rows than files; the last row of each file is used" in caplog.text
 
 
 def test_a_column_of_splits_is_said(tmp_path, caplog):

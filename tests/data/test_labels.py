@@ -76,9 +76,9 @@ def columns(values: list) -> dict:
         ([-1] * 6, "only -1 or null"),
         ([0.25, 0.5] * 3, "no classes"),
         ([[0, 1], [1]] * 3, "several labels an example"),
-        ([{"class": 0}, {"class": 1}] * 3, "neither texts nor numbers"),
-        ([date(2024, 1, 1), date(2025, 1, 1)] * 3, "neither texts nor numbers"),
-        (["train", "val"] * 3, "names of splits"),
+        ([{"class": 0}, {"class": 1}] * 3, "neither strings nor numbers"),
+        ([date(2024, 1, 1), date(2025, 1, 1)] * 3, "neither strings nor numbers"),
+        (["train", "val"] * 3, "split names"),
         (["a photo", "a dog", "x", "y", "z", "u"], "No class of train has two examples"),
     ],
 )

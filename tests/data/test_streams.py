@@ -298,7 +298,7 @@ def test_a_batch_without_a_readable_image_or_a_partition_without_a_readable_shar
     shards = write_parquet(tmp_path / "shards", (4, 4))
     stream = stream_of(shards)
     (shards / "train-01.parquet").write_bytes(b"PAR1")
-    with pytest.raises(RecipeError, match=r"Nothing could be read from the shards of partition 1: .*train-01"):
+    with pytest.raises(RecipeError, match=r"No shard of partition 1 could be read: .*train-01"):
         list(loader_of(shards, stream=stream, batch_size=4))
 
 
@@ -331,7 +331,7 @@ def test_few_files_are_split_by_row_group_when_more_partitions_are_asked_for(tmp
 
 
 def test_more_processes_than_partitions_is_one_sentence(parquet):
-    with pytest.raises(RecipeError, match=r"8 part\(s\), fewer than the 16 processes; set data.partitions"):
+    with pytest.raises(RecipeError, match=r"8 partition\(s\), fewer than the 16 processes; set data.partitions"):
         loader_of(parquet, rank=0, world_size=16)
 
 

@@ -215,8 +215,8 @@ def broken(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("size", r"0\.png cannot be used: it has 20 x 20 pixels, and its image 48 x 40"),
-        ("colors", r"0\.png cannot be used: it holds colors \(RGB\)"),
+        ("size", r"0\.png cannot be used: it has 20 x 20 pixels, but its image has 48 x 40"),
+        ("colors", r"0\.png cannot be used: it contains colors \(RGB\)"),
         ("numbers", "it holds numbers from 300 to 300"),
         ("missing", r"1 file\(s\) of .* have no mask of the same name, such as .*0\.png"),
     ],

@@ -148,7 +148,7 @@ def test_what_is_held_out_as_queries_is_not_learned_from():
     taught, bank, queries = labeled_for_probe(source, bank, queries, same_rows=True)
     assert sorted([*bank.rows, *queries.rows]) == list(range(100))
     assert (taught.numbers[queries.rows] == -1).all() and (taught.numbers[bank.rows] >= 0).all()
-    with pytest.raises(RecipeError, match="data.path is a list; set monitor.path"):
+    with pytest.raises(RecipeError, match="needs queries outside the training data; set monitor.path"):
         labeled_for_probe(source, bank, queries, same_rows=False)
 
 
@@ -158,7 +158,7 @@ def test_data_without_labels_are_refused_in_one_sentence(tmp_path, digits, video
     with pytest.raises(RecipeError, match="monitor.probe needs labels of the images that are trained on"):
         pretrain(recipe, dataset=unlabeled, bank=digit_dataset(0, 64), queries=digit_dataset(64, 96))
     secret = unlabeled.add_column("label", [-1] * 64, feature=Value("int64"))
-    with pytest.raises(RecipeError, match="has no label in any row"):
+    with pytest.raises(RecipeError, match="has no labels, only -1 or null"):
         pretrain(recipe, dataset=secret, bank=digit_dataset(0, 64), queries=digit_dataset(64, 96))
     streamed = small_recipe(tmp_path / "run", data={"path": str(digits), "streaming": True}, monitor={"probe": True})
     with pytest.raises(RecipeError, match="monitor.probe needs images with labels that are no stream"):
