@@ -113,7 +113,7 @@ def photos(folder: Path, *names: str) -> str:
         (["pretrain", "avid/my_clips", "data.path=PHOTOS"], "holds no videos, but 2 images; give videos"),
         (["pretrain", "my_images", "data.path=phtos"], "did you mean photos?"),
         (["pretrain", "my_images", "data.path=someone/photos"], "HF_HUB_OFFLINE=1"),
-        (["pretrain", "my_images", "data.path=PHOTOS/0.png"], "give the folder"),
+        (["pretrain", "my_images", "data.path=PHOTOS/0.png"], "pass its folder"),
         (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=someone/model"], "HF_HUB_OFFLINE=1"),
         (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=timm/resnet18.a1_in1k"], "HF_HUB_OFFLINE=1"),
         (["evaluate", "knn", "someone/model", "--data", "PHOTOS"], "HF_HUB_OFFLINE=1"),
@@ -138,7 +138,7 @@ def test_evaluate_names_its_own_options(exported, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "flat", "train/0.png", "test/1.png")
     said = mistake(capsys, "evaluate", "knn", str(exported), "--data", "flat")
-    assert "a folder for each class" in said and "monitor." not in said
+    assert "one folder per class" in said and "monitor." not in said
     assert "--data nowhere:" in mistake(capsys, "evaluate", "knn", str(exported), "--data", "nowhere")
     assert "--data nowhere:" in mistake(capsys, "embed", str(exported), "--data", "nowhere")
 

@@ -112,7 +112,7 @@ def test_the_command_takes_keys_of_the_data_and_its_names_are_all_in_the_json(fo
     ("words", "said"),
     [
         (["data.splt=x"], "data.split"),
-        (["train.epochs=3"], "no key of the data"),
+        (["train.epochs=3"], "not a data key"),
         (["--max-examples", "0"], "--max-examples"),
     ],
 )

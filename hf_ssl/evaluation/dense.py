@@ -42,7 +42,7 @@ def feature_map(encoder: Encoder) -> FeatureMap:
                 return last[:, prefix:].transpose(1, 2).unflatten(2, size)
         raise RecipeError(
             f"{encoder.name}: the output of its {type(model).__name__}, {tuple(last.shape)}, is neither a feature map "
-            "nor the tokens of equal patches; dense evaluation needs one of them."
+            "nor a square grid of patch tokens, which dense evaluation needs."
         )
 
     return made

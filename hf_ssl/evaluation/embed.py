@@ -50,7 +50,7 @@ def embed(
     chosen = towers[0] if tower is None else tower
     if chosen not in towers:
         others = f", or take one of {', '.join(towers)}" if len(towers) > 1 else ""
-        raise RecipeError(f"{model} has no tower {tower!r}; leave --tower out{others}.")
+        raise RecipeError(f"{model} has no tower {tower!r}; remove --tower{others}.")
     source = load_source(data, kind=encoder.modality.medium_of(data))
     precision = how.precision or best_precision() or "no"
     size = {"batch_size": batch_size, "num_workers": data.num_workers}
@@ -58,10 +58,12 @@ def embed(
     if not process_state().is_main_process:
         return output
     if chosen not in found:
-        raise RecipeError(f"{data.path} holds nothing for the {chosen} tower.")
+        raise RecipeError(f"{data.path} has no data for the {chosen} tower.")
     features = found[chosen].averaged()
     if len(features) == 0:
-        raise RecipeError(f"None of {len(features.failed)} files could be read, the first is {features.failed[0]}.")
+        raise RecipeError(
+            f"None of the {len(features.failed)} files could be read, the first is {features.failed[0]}."
+        )
     partial = output.with_name(f".partial_{output.name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,9 @@ def embed(
         os.replace(partial, output)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"The embeddings could not be written to {output} ({error}); see --output.") from error
+        raise UserError(
+            f"The embeddings could not be written to {output} ({error}); choose another --output."
+        ) from error
     return output
 
 

@@ -131,7 +131,7 @@ def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, poole
         return _with_projector(name, location, folder, layer)
     encoder = open_encoder(location, pooler=pooler and layer is None).requires_grad_(False)
     if layer is not None and len(modality_of(encoder.config).towers) > 1:
-        raise RecipeError(f"{name} has two towers, which --layer does not reach into; leave it out.")
+        raise RecipeError(f"{name} has two towers, which --layer does not support; remove it.")
     ours = encoder.config.model_type in METHODS or isinstance(encoder.config, TimmWrapperConfig)
     if ours:
         transform = modality_of(encoder.config).inference(encoder.config, num_clips)
@@ -153,7 +153,7 @@ def _new(config: Any) -> PreTrainedModel:
 def _timm(name: str, layer: str | None) -> Encoder:
     """A model of timm with its pretrained weights, as transformers wraps it."""
     if layer is not None and layer.startswith(_PROJECTOR):
-        raise RecipeError(f"{name} has no {layer} to evaluate: timm keeps none.")
+        raise RecipeError(f"{name} has no {layer}: timm models have no projector.")
     try:
         source: Any = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0)
         described = source.pretrained_cfg
@@ -163,11 +163,13 @@ def _timm(name: str, layer: str | None) -> Encoder:
         model.timm_model.load_state_dict(source.state_dict())
     except Exception as error:  # whatever timm and the Hub raise
         if is_absent(error):
-            said = "its weights are not in the cache, and the Hub could not be reached"
+            said = "its weights are not cached and the Hub could not be reached"
             raise RecipeError(f"No encoder {name!r}: {said}{' (HF_HUB_OFFLINE=1)' * HF_HUB_OFFLINE}.") from error
         if isinstance(error, RuntimeError) and "Unknown model" in str(error):
-            raise RecipeError(f"timm has no {name!r}{nearest(name.removeprefix(TIMM), timm.list_models())}") from None
-        raise RecipeError(f"No encoder could be loaded from {name!r}: {first_line(error)}") from error
+            raise RecipeError(
+                f"timm has no model {name!r}{nearest(name.removeprefix(TIMM), timm.list_models())}"
+            ) from None
+        raise RecipeError(f"{name!r} could not be loaded as an encoder: {first_line(error)}") from error
     transform = modality_of(config).inference(config)
     fresh = partial(_new, config)
     return _checked(Encoder(name, model, transform, config, None, embedding_of(model, layer), fresh, layer))
@@ -186,7 +188,7 @@ def _with_projector(name: str, location: str, folder: Path | None, layer: str) -
     except RecipeError:
         raise
     except Exception as error:
-        raise RecipeError(f"{name} has no {layer} to evaluate: {first_line(error)}") from error
+        raise RecipeError(f"{name} has no {layer}: {first_line(error)}") from error
     transform = modality_of(model.config).inference(model.config)
     fresh = partial(AutoModelForPreTraining.from_config, model.config)
     return _checked(Encoder(name, model, transform, model.config, folder, embed, fresh, layer))
@@ -205,7 +207,7 @@ def embedding_of(model: nn.Module, layer: str | None) -> Embed:
         _, _, last = layer.partition(".")
         parts = list(projector.children()) if last else [projector]
         if last and int(last) >= len(parts):
-            raise RecipeError(f"--layer {layer} is not there: the last one is {_PROJECTOR}.{len(parts) - 1}.")
+            raise RecipeError(f"--layer {layer} does not exist; the last one is {_PROJECTOR}.{len(parts) - 1}.")
         chosen = nn.Sequential(*parts[: int(last) + 1 if last else None])
         encoder: Any = model.get_submodule("encoder")
         return lambda inputs: {"": chosen(encoder(**inputs).pooler_output.flatten(1))}
@@ -213,7 +215,7 @@ def embedding_of(model: nn.Module, layer: str | None) -> Embed:
     def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         states = model(**inputs, output_hidden_states=True).hidden_states
         if states is None or not -len(states) <= int(layer) < len(states):
-            raise RecipeError(f"--layer {layer} is not there: the network has {len(states or ())} hidden states.")
+            raise RecipeError(f"--layer {layer} does not exist; the network has {len(states or ())} hidden states.")
         state = states[int(layer)]
         return {"": state.flatten(2).mean(2) if state.ndim == 4 else state.mean(1)}  # a map, or tokens
 
@@ -228,13 +230,13 @@ def processing_of(encoder: PreTrainedModel, location: str) -> ProcessorTransform
     """
     kind = type(encoder).__name__
     if encoder.main_input_name != "pixel_values":
-        raise RecipeError(f"{location} is no encoder of images: its {kind} takes {encoder.main_input_name}.")
+        raise RecipeError(f"{location} is not an image encoder: its {kind} expects {encoder.main_input_name}.")
     try:
         return ProcessorTransform(AutoImageProcessor.from_pretrained(location))
     except Exception:
         raise RecipeError(
-            f"{location} does not say how the images of its {kind} are prepared; save its image processor "
-            "(preprocessor_config.json) beside it."
+            f"{location} has no image processor for its {kind}; save one (preprocessor_config.json) in the same "
+            "folder."
         ) from None
 
 
@@ -255,10 +257,10 @@ def _checked(encoder: Encoder) -> Encoder:
         raise
     except Exception as error:
         raise RecipeError(
-            f"{encoder.name}: its {kind} does not take an image as prepared: {first_line(error)}"
+            f"{encoder.name}: its {kind} fails on an image from its own processor: {first_line(error)}"
         ) from error
     if "" not in found:
-        raise RecipeError(f"{encoder.name}: its {kind} gives no pooled features (pooler_output) to measure.")
+        raise RecipeError(f"{encoder.name}: its {kind} returns no pooled features (pooler_output); choose a --layer.")
     return encoder
 
 

@@ -72,11 +72,11 @@ def settings_of(
         return replace(KNN_PROTOCOLS["hf_ssl"], k=(monitor.k,), temperature=monitor.temperature)
     chosen = next(iter(known)) if name is None else name
     if chosen not in known:
-        raise RecipeError(f"There is no protocol {chosen!r} of {protocol}{nearest(chosen, known)}")
+        raise RecipeError(f"{protocol} has no protocol {chosen!r}{nearest(chosen, known)}")
     if chosen == "list" and not lists:
-        raise RecipeError("--protocol list needs the names of the images to learn from: --list FILE.")
+        raise RecipeError("--protocol list needs the names of the training images; pass --list FILE.")
     if chosen == "revisited" and not ground_truth:
-        raise RecipeError("--protocol revisited needs its annotations: --ground-truth gnd_roxford5k.pkl.")
+        raise RecipeError("--protocol revisited needs its annotations; pass --ground-truth gnd_roxford5k.pkl.")
     if chosen == "list":
         return replace(known[chosen], lists=tuple(map(str, lists or ())))
     return replace(known[chosen], ground_truth=ground_truth) if chosen == "revisited" else known[chosen]
@@ -154,7 +154,7 @@ def _frozen(protocol: str, name: str | None, monitor: MonitorConfig) -> Frozen:
     chosen = settings_of(protocol, name, monitor)
     if isinstance(chosen, Supervised | Dense):
         module = "dense.dense" if isinstance(chosen, Dense) else "supervised.supervised"
-        raise RecipeError(f"{name or protocol} trains: call hf_ssl.training.{module}.")
+        raise RecipeError(f"{name or protocol} trains a model; call hf_ssl.training.{module} instead.")
     return chosen
 
 
@@ -170,20 +170,20 @@ def _sources(
     """ "bank" and "queries", or "examples"; and where each has several labels, these as (N, K), and the K classes."""
     if isinstance(settings, SeveralSVM):
         if folds is not None:
-            raise RecipeError("--folds is for one class an example; leave it out with several labels.")
+            raise RecipeError("--folds needs a single label per example; remove it.")
         return several_targets(data, monitor, medium)
     where = replace(data, label_column=monitor.label_column)
     if folds is not None:
         return {"examples": labeled_source(where, monitor.bank_split, medium)}, {}, []
     if isinstance(settings, Retrieval) and settings.ground_truth:
         if medium != "image":
-            raise RecipeError("--ground-truth is for encoders of images; leave it out.")
+            raise RecipeError("--ground-truth is only for image encoders; remove it.")
         return (*revisited_sources(settings.ground_truth, where, monitor), [])
     if protocol == "retrieval":
         return {"examples": gallery(where, monitor, medium)}, {}, []
     bank, queries = labeled_sources(data, monitor, medium, trained_on=False)
     if bank is None or queries is None:
-        raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
+        raise RecipeError(f"{data.path} has no labels, which {protocol} needs; see --label-column.")
     return {"bank": bank, "queries": queries}, {}, []
 
 
@@ -199,7 +199,7 @@ def _check(part: dict[str, Features], source: Source, protocol: str, data: DataC
     """Raises RecipeError where nothing could be read, or no example has a label."""
     some = next(iter(part.values()))
     if len(some) == 0:
-        raise RecipeError(f"None of {len(some.failed)} files could be read, the first is {some.failed[0]}.")
+        raise RecipeError(f"None of the {len(some.failed)} files could be read, the first is {some.failed[0]}.")
     if protocol != "retrieval" and not (some.labels >= 0).any():
         raise RecipeError(f"No example of the split {source.split!r} of {data.path} has a label.")
 
@@ -333,11 +333,11 @@ def _folds(data: DataConfig, split: str, column: str, found: Features, medium: s
         raise RecipeError(f"{data.path} has no column {column!r}{nearest(column, dataset.features)}")
     if found.failed:
         raise RecipeError(
-            f"{len(found.failed)} files of {data.path} could not be read, the first is {found.failed[0]}; mend or "
-            "remove them first."
+            f"{len(found.failed)} files of {data.path} could not be read, the first is {found.failed[0]}; fix or "
+            "remove them."
         )
     numbers = {name: i for i, name in enumerate(dict.fromkeys(dataset[column]))}
     folds = torch.tensor([numbers[name] for name in dataset[column]])[(found.labels >= 0).cpu()]
     if len(folds.unique()) < 2:
-        raise RecipeError(f"The column {column!r} of {data.path} has one fold only.")
+        raise RecipeError(f"The column {column!r} of {data.path} has only one fold.")
     return folds.to(found.labels.device)

@@ -45,7 +45,7 @@ def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None,
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, to_json(result | about))
     except OSError as error:
-        raise UserError(f"The result could not be written to {file} ({error}); see --output.") from error
+        raise UserError(f"The result could not be written to {file} ({error}); choose another --output.") from error
     return file
 
 

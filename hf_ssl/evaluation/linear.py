@@ -130,7 +130,7 @@ def kfold_accuracy(features: Features, folds: Tensor, *, accuracy: Callable = li
         ValueError: fewer than two folds, or not one for each example.
     """
     if len(folds) != len(features) or len(folds.unique()) < 2:
-        raise ValueError("k folds need at least two of them, and the fold of every example.")
+        raise ValueError("Cross-validation needs at least two folds, and a fold for every example.")
 
     def part(mask: Tensor) -> Features:
         return features.select(mask.nonzero().flatten())
@@ -217,7 +217,9 @@ def minimize(
 
     optimizer.step(closure)
     if optimizer.state[tensors[0]]["n_iter"] >= max_iter:
-        logger.warning(f"The linear fit has not converged in {max_iter} iterations; more or a stronger penalty help.")
+        logger.warning(
+            f"The linear classifier did not converge in {max_iter} iterations; increase max_iter or the penalty."
+        )
 
 
 def _standardization(train: Features, dtype: torch.dtype, eps: float) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ def rows_named(source: Source, file: str) -> torch.Tensor:
         raise RecipeError(f"The list {file} cannot be read ({error}).") from None
     names = list(dict.fromkeys(line for line in lines if line))
     if not names:
-        raise RecipeError(f"The list {file} names no image.")
+        raise RecipeError(f"The list {file} is empty.")
     rows: dict[str, list[int]] = {}
     wanted = {os.path.basename(name) for name in names}
     paths = [(source.record(index) or {}).get("path") or "" for index in range(len(source))]
@@ -41,8 +41,8 @@ def rows_named(source: Source, file: str) -> torch.Tensor:
         )
     if several := [name for name, here in found.items() if len(here) > 1]:
         raise RecipeError(
-            f"{len(several)} names in {file} stand for several images of {source.part}, such as "
-            f"{listed(several[:_FEW])}; write their folders before them."
+            f"{len(several)} names in {file} match several images of {source.part}, such as "
+            f"{listed(several[:_FEW])}; add their folders."
         )
     chosen = [index for (index,) in found.values()]
     if unlabeled := [name for name, index in zip(names, chosen, strict=True) if source.numbers[index] < 0]:

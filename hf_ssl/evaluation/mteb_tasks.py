@@ -50,7 +50,7 @@ class ImageEncoder:
         parts, transform, device = [], self.encoder.transform, process_state().device
         for batch in inputs:
             if "image" not in batch or "text" in batch:
-                raise ValueError("an encoder of images takes images alone")
+                raise ValueError("an image encoder only accepts images")
             read: Any = transform.read
             made = zip(*(read(_OneImage(image), 0) for image in batch["image"]), strict=True)
             arrays = [torch.from_numpy(np.concatenate(part)) for part in made]
@@ -86,22 +86,22 @@ def run_mteb(
     try:
         mteb: Any = import_module("mteb")
     except ImportError as error:
-        raise RecipeError('mteb is not installed; pip install -e ".[mteb]" brings it.') from error
+        raise RecipeError('mteb is not installed; pip install -e ".[mteb]".') from error
     if process_state().num_processes > 1:
-        raise RecipeError("hf-ssl evaluate mteb runs in one process; start it without a launcher.")
+        raise RecipeError("hf-ssl evaluate mteb runs in a single process; start it without a launcher.")
     encoder = open_model(model, layer=layer)
     if encoder.modality.towers != ("",):
-        raise RecipeError(f"{model} is no encoder of images alone, and mteb's image tasks need one.")
+        raise RecipeError(f"{model} is not an image encoder, which mteb's image tasks need.")
     place = folder or encoder.folder
     if place is None:
-        raise RecipeError(f"{model} is no folder to write results into; set --output to one.")
+        raise RecipeError(f"{model} is not a local folder for the results; set --output.")
     try:
         found = [mteb.get_task(task) if isinstance(task, str) else task for task in tasks]
     except KeyError as error:
         raise RecipeError(f"mteb has no such task: {first_line(error)}") from error
     for task in found:
         if other := set(task.metadata.modalities) - {"image"}:
-            raise RecipeError(f"The task {task.metadata.name} needs {', '.join(sorted(other))}; take one of images.")
+            raise RecipeError(f"The task {task.metadata.name} needs {', '.join(sorted(other))}; choose an image task.")
     about = {"name": f"hf_ssl/{Path(model).name}", "revision": encoder.digest, "modalities": ["image"]}
     wrapped = ImageEncoder(encoder, import_module("mteb.models").ModelMeta.create_empty(about))
     scores = {}
@@ -144,7 +144,7 @@ def _write(folder: Path, name: str, result: Any, entries: list[EvalResultEntry])
         text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
         atomic_write(folder / ".eval_results" / f"{name}.yaml", text)
     except OSError as error:
-        raise UserError(f"The results could not be written to {folder} ({error}); see --output.") from error
+        raise UserError(f"The results could not be written to {folder} ({error}); choose another --output.") from error
 
 
 def _unit(vectors: Any) -> torch.Tensor:

@@ -71,7 +71,7 @@ class OnlineProbe:
         if not state:
             return
         if state["about"] != self._about:
-            logger.warning("The linear probe starts anew, because the labels are not those that it has learned.")
+            logger.warning("The linear probe restarts, because the labels have changed.")
             return
         head = self._built(state["head"]["weight"].shape[1], torch.device("cpu"))
         head.load_state_dict(state["head"])

@@ -69,7 +69,9 @@ def retrieval(video: Tensor, audio: Tensor, labels: Tensor | None = None, *, chu
     """
     sizes = [len(x) for x in (video, audio, labels) if x is not None]
     if min(sizes) != max(sizes) or len(video) == 0:
-        raise ValueError(f"Retrieval needs pictures, sound (and labels) of the same clips; their numbers are {sizes}.")
+        raise ValueError(
+            f"Retrieval needs video, sound (and labels) of the same clips, but their numbers are {sizes}."
+        )
     video, audio = (F.normalize(x.float(), dim=1).nan_to_num(0) for x in (video, audio))  # not finite: near none
     labels = None if labels is None else labels.to(video.device)
     ways = (("video_to_audio", video, audio), ("audio_to_video", audio, video))
@@ -110,7 +112,7 @@ def gallery(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
     splits, asked = available_splits(where, kind), monitor.query_split
     other = [name for name in sorted(splits) if SPLITS.get(name) in ("test", "validation")] or list(splits)
     if asked not in splits and asked == "test" and len(other) == 1:
-        logger.info(f"{where.path} has no split 'test'; the examples of {other[0]!r} are found among each other.")
+        logger.info(f"{where.path} has no split 'test'; retrieval is within {other[0]!r}.")
         asked = other[0]
     if asked not in splits:
         raise RecipeError(f"{where.path} has no split {asked!r}; set --query-split to one of {listed(splits)}.")

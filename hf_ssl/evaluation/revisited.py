@@ -47,10 +47,10 @@ def read_ground_truth(file: str) -> dict[str, Any]:
             numbers = {key: [int(number) for number in one[key]] for key in ("easy", "hard", "junk")}
             left, top, right, bottom = (round(float(side)) for side in one["bbx"])
             if not all(0 <= number < len(images) for some in numbers.values() for number in some):
-                raise ValueError("it names images beyond its list")
+                raise ValueError("it refers to images outside its list")
             truth.append({**numbers, "bbx": (left, top, right, bottom)})
         if len(truth) != len(queries):
-            raise ValueError(f"it has {len(queries)} queries, and answers to {len(truth)}")
+            raise ValueError(f"it has {len(queries)} queries, but ground truth for {len(truth)}")
     except RecipeError:
         raise
     except Exception as error:  # whatever a broken or foreign file brings about
@@ -93,7 +93,7 @@ def revisited_map(file: str, bank: Features, queries: Features) -> dict[str, Any
     """
     truth = read_ground_truth(file)["gnd"]
     if failed := bank.failed + queries.failed:
-        raise RecipeError(f"{len(failed)} images could not be read, the first is {failed[0]}; fetch them again.")
+        raise RecipeError(f"{len(failed)} images could not be read, the first is {failed[0]}; download them again.")
     asked = F.normalize(queries.block(0, len(queries)), dim=1)
     similarity = torch.cat([asked @ F.normalize(keys, dim=1).T for _, keys in bank.blocks()], 1)
     order = similarity.argsort(dim=1, descending=True, stable=True).cpu()

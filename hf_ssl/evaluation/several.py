@@ -46,7 +46,7 @@ def several_targets(
     known = {one for some, _ in rows.values() for row in some for one in row or ()}
     if len({isinstance(one, str) for one in known}) > 1:
         raise RecipeError(
-            f"The labels of {data.path} are names in one split and numbers in the other; make them alike."
+            f"The labels of {data.path} are names in one split and numbers in the other; use the same type."
         )
     classes = sorted(known)
     targets = {side: torch.from_numpy(targets_of(*of_side, classes)) for side, of_side in rows.items()}
@@ -55,8 +55,8 @@ def several_targets(
         if lacking or not classes:
             missed = ", ".join(map(str, lacking[:5])) or "no class"
             raise RecipeError(
-                f"The split {split!r} of {data.path} has no example of {missed}, which has no average precision then; "
-                "leave such classes out, or choose other splits."
+                f"The split {split!r} of {data.path} has no example of {missed}, so its average precision is "
+                "undefined; remove such classes, or choose other splits."
             )
     return sources, targets, classes
 

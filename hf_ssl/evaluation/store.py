@@ -87,7 +87,7 @@ def features_of(
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
-                f"The features could not be kept in {folder} ({error}); free some space, or set HF_SSL_CACHE."
+                f"The features could not be written to {folder} ({error}); free some space, or set HF_SSL_CACHE."
             ) from error
         state.wait_for_everyone()
         if not gather_object([file.exists()])[0] or cache is None:
@@ -108,7 +108,7 @@ def _is_whole(file: Path) -> bool:
             read(file)
             return True
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
-        logger.warning(f"The features in {file} are damaged ({first_line(error)}) and are made anew.")
+        logger.warning(f"The features in {file} are damaged ({first_line(error)}) and will be recomputed.")
     return False
 
 

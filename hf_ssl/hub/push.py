@@ -63,7 +63,7 @@ def push(
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise RecipeError(f"The folder {folder} does not exist; pass a run's folder or an exported model.")
+        raise RecipeError(f"There is no folder {folder}; pass a run's folder or an exported model.")
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for names in (("config.json",), ("README.md",), ("model.safetensors", "model.safetensors.index.json")):
         if not any((folder / name).exists() for name in names):

@@ -136,7 +136,7 @@ class Run:
         if told is None:
             return None
         model_dir = self.folder / "model"
-        logger.info(f"{self.folder} is already finished, at step {self.num_steps}; {model_dir} stays as it is.")
+        logger.info(f"{self.folder} is already finished (step {self.num_steps}); {model_dir} is unchanged.")
         Publisher(self.recipe.train, self.accelerator).finish(self.num_steps)
         return self._result(*told)
 
@@ -194,7 +194,7 @@ class Run:
                 raise Interrupted(signum, step, saved)
         if failed:
             self.metrics.close()
-            raise failure or RunError("This process stops because another one could not go on.")
+            raise failure or RunError("This process stops because another one failed.")
         return batch
 
     def freeze_backbone(self, step: int) -> None:
@@ -302,7 +302,7 @@ class Run:
                     try:
                         export(self.model, self.recipe, folder, tensors=tensors, results=self.results(done))
                     except UserError as error:
-                        logger.error(f"{error} Training goes on.")
+                        logger.error(f"{error} Training continues.")
                 self.accelerator.wait_for_everyone()
             if self.publisher.due() and not last:
                 measured, tensors = self.results(done), full_state_dict(self.model)

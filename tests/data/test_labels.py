@@ -75,7 +75,7 @@ def columns(values: list) -> dict:
     [
         ([-1] * 6, "only -1 or null"),
         ([0.25, 0.5] * 3, "no classes"),
-        ([[0, 1], [1]] * 3, "several labels an example"),
+        ([[0, 1], [1]] * 3, "several labels per example"),
         ([{"class": 0}, {"class": 1}] * 3, "neither strings nor numbers"),
         ([date(2024, 1, 1), date(2025, 1, 1)] * 3, "neither strings nor numbers"),
         (["train", "val"] * 3, "split names"),

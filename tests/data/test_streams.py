@@ -193,7 +193,7 @@ def test_a_checkpoint_of_other_shards_is_refused(parquet, tmp_path):
     loader = loader_of(parquet, num_steps=1)
     list(loader)
     fewer = write_parquet(tmp_path / "fewer", LENGTHS[:6])
-    with pytest.raises(RecipeError, match="has 6 shards where the checkpoint knows 8"):
+    with pytest.raises(RecipeError, match="has 6 shards, but the checkpoint has 8"):
         loader_of(fewer, state=loader.state())
 
 

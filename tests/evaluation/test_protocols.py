@@ -302,7 +302,7 @@ def test_a_layer_behind_the_last_is_refused(tmp_path):
     SimSiamForPreTraining(config).save_pretrained(tmp_path / "pretraining")
     SimSiamModel(config).save_pretrained(tmp_path)
     assert open_model(str(tmp_path), layer="projector.0")
-    with pytest.raises(RecipeError, match=r"--layer projector.99 is not there: the last one is projector\.\d"):
+    with pytest.raises(RecipeError, match=r"--layer projector.99 does not exist; the last one is projector\.\d"):
         open_model(str(tmp_path), layer="projector.99")
 
 
@@ -347,7 +347,7 @@ def test_a_full_disk_is_said(encoder, digits, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(UserError, match=r"could not be kept in .*No space left.*HF_SSL_CACHE"):
+    with pytest.raises(UserError, match=r"could not be written to .*No space left.*HF_SSL_CACHE"):
         features_of(open_model(encoder), load_source(DataConfig(path=str(digits))), cache=tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -254,9 +254,9 @@ def test_a_folder_of_sounds_is_evaluated_by_the_audio_tower(avid, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("knn --layer -2", "two towers, which --layer does not reach into"),
-        ("finetune", "has the towers video and audio, and finetune trains on images alone"),
-        ("linear --protocol swav", "has the towers video and audio, and linear trains on images alone"),
+        ("knn --layer -2", "two towers, which --layer does not support"),
+        ("finetune", "has the towers video and audio, but finetune trains on images only"),
+        ("linear --protocol swav", "has the towers video and audio, but linear trains on images only"),
     ],
 )
 def test_what_is_for_images_alone_is_refused(avid, videos, capsys, arguments, said):
@@ -314,7 +314,7 @@ def test_a_run_does_not_go_on_with_other_clips(videos, tmp_path):
     folder = plain(videos, tmp_path / "plain")
     run(tmp_path / "run", folder, "train.steps=1")
     next((folder / "train").iterdir()).unlink()
-    with pytest.raises(RecipeError, match="have 23 clips, but the run in .* was begun with 24"):
+    with pytest.raises(RecipeError, match="have 23 clips, but the run in .* started with 24"):
         run(tmp_path / "run", folder, "train.steps=1")
 
 

@@ -68,7 +68,7 @@ def test_a_dataset_with_classes_from_python_is_measured_as_a_folder_is(tmp_path)
         card = ModelCard.load(result.model_dir / "README.md")
         assert card.data.eval_results[0].dataset_split == result.measured["queries"] in card.text
         assert "the split `test`" not in card.text
-    with pytest.raises(RecipeError, match="both a bank and queries"):
+    with pytest.raises(RecipeError, match="both bank and queries"):
         pretrain(small_recipe(tmp_path / "third"), dataset=labeled, bank=labeled)
 
 

@@ -155,18 +155,18 @@ def test_what_is_held_out_as_queries_is_not_learned_from():
 def test_data_without_labels_are_refused_in_one_sentence(tmp_path, digits, videos):
     unlabeled = digit_dataset(0, 64).remove_columns("label")
     recipe = small_recipe(tmp_path / "run", monitor={"probe": True})
-    with pytest.raises(RecipeError, match="monitor.probe needs labels of the images that are trained on"):
+    with pytest.raises(RecipeError, match="monitor.probe needs labels for the training images"):
         pretrain(recipe, dataset=unlabeled, bank=digit_dataset(0, 64), queries=digit_dataset(64, 96))
     secret = unlabeled.add_column("label", [-1] * 64, feature=Value("int64"))
     with pytest.raises(RecipeError, match="has no labels, only -1 or null"):
         pretrain(recipe, dataset=secret, bank=digit_dataset(0, 64), queries=digit_dataset(64, 96))
     streamed = small_recipe(tmp_path / "run", data={"path": str(digits), "streaming": True}, monitor={"probe": True})
-    with pytest.raises(RecipeError, match="monitor.probe needs images with labels that are no stream"):
+    with pytest.raises(RecipeError, match="monitor.probe needs labeled images that are not streamed"):
         pretrain(streamed)
     clips = tmp_path / "clips.yaml"
     clips.write_text("method: avid\n")
     asked = load_recipe(clips, [*command("avid", videos, tmp_path / "avid")[2:], "monitor.probe=true"])
-    with pytest.raises(RecipeError, match="monitor.probe needs images with labels"):
+    with pytest.raises(RecipeError, match="monitor.probe needs labeled images that are not streamed"):
         pretrain(asked)
     all_of_them = {"path": str(digits)}, {"probe": True, "query_split": "train"}
     with pytest.raises(RecipeError, match="are also queries of the probe; set monitor.query_split"):
