@@ -68,7 +68,7 @@ def plan(
     views, config = (resolved := resolve(recipe)).views, resolved.config
     if getattr(config, "num_instances", None) == 0:
         if recipe.data.num_examples is None:
-            raise RecipeError("The memories have a row for each clip: set data.num_examples to their number.")
+            raise RecipeError("The memories have one row per clip; set data.num_examples to the number of clips.")
         config.num_instances = recipe.data.num_examples
     model = without_memory(method_classes(recipe.method)[1], config)
     notes = _warnings(recipe, model, processes)
@@ -156,7 +156,7 @@ def parse_memory(text: str) -> float:
     """ "80GiB", "80GB" or "80" (GiB) -> bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|)", text, flags=re.IGNORECASE)
     if not match:
-        raise RecipeError(f"--memory {text!r} is no size; write for example 80GiB.")
+        raise RecipeError(f"--memory {text!r} is not a size; use a value such as 80GiB.")
     return float(match[1]) * (1e9 if match[2].lower() == "gb" else GIB)
 
 
@@ -284,13 +284,13 @@ def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:
     except RecipeError as error:
         notes.append(str(error))
     if data.streaming and data.partitions and data.partitions % processes:
-        wrong = "too few" if data.partitions < processes else "no multiple: some processes read theirs faster"
+        wrong = "too few" if data.partitions < processes else "not a multiple, so some processes finish earlier"
         notes.append(f"data.partitions={data.partitions} for {processes} processes is {wrong}.")
     if data.streaming and not data.partitions and processes > 16:
-        notes.append(f"data.partitions is 16 where it is not set; set it to a multiple of {processes}.")
+        notes.append(f"data.partitions defaults to 16; set it to a multiple of {processes}.")
     group = train.batch_size if train.sync_batchnorm else train.batch_size // processes
     if group // train.accumulation < _SMALL_NORM_BATCH:
-        notes.append(f"BatchNorm's statistics are of {group // train.accumulation} images only.")
+        notes.append(f"BatchNorm statistics come from only {group // train.accumulation} images.")
     prototypes = max(getattr(model.config, "prototype_counts", [0]))
     if prototypes > 4 * (train.batch_size // train.accumulation) and not model.config.queue_length:
         notes.append(f"{prototypes:,} prototypes for {train.batch_size:,} images without a queue: most stay unused.")
@@ -298,6 +298,6 @@ def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:
     if processes > 1 and short:
         notes.append(
             f"{len(short)} tensors ({sum(p.numel() for p in short) / 1e6:,.1f} M parameters) have fewer rows than "
-            "there are processes, and are not shared out evenly."
+            "there are processes, and are not sharded evenly."
         )
     return notes

@@ -278,7 +278,7 @@ def test_a_warmup_is_in_epochs_or_in_steps():
     )
     for step in range(20):
         assert lr_fraction(in_epochs, step, 20, 5) == lr_fraction(in_steps, step, 20, 5)
-    with pytest.raises(RecipeError, match=r"optim.warmup_epochs or optim.warmup_steps"):
+    with pytest.raises(RecipeError, match=r"optim.warmup_epochs and optim.warmup_steps"):
         recipe_from_dict({"method": "swav", "train": {"epochs": 4}, "optim": {"warmup_epochs": 2, "warmup_steps": 9}})
 
 

@@ -142,7 +142,7 @@ def test_a_run_that_has_not_ended_has_curves(tmp_path):
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(tmp_path)])
-    assert stopped.value.code == 2 and "is no run" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "is not a run" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["report", str(_written(tmp_path / "new"))])
     assert "no metrics.jsonl" in capsys.readouterr().err

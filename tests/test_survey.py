@@ -124,7 +124,7 @@ def test_mistakes_of_the_command_are_one_sentence(folder, capsys, words, said):
 
 def test_a_place_that_holds_nothing_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(RecipeError, match="holds no images .1 .txt."):
+    with pytest.raises(RecipeError, match="contains no images .1 .txt."):
         survey(DataConfig(path=str(tmp_path)))
 
 

@@ -66,6 +66,6 @@ def read_pickle(path: Path, what: str, named: Callable[[str, str], Any] = numpy_
             return _Unpickler(file, named).load()
     except Refused as error:
         raise RecipeError(
-            f"{path} asks for {error}, which no {what} needs; reading it could execute anything, which hf-ssl never "
-            "does."
+            f"{path} asks for {error}, which no {what} needs; loading it could execute arbitrary code, which "
+            "hf-ssl never does."
         ) from error

@@ -66,14 +66,14 @@ def preview(
         if len(rows) == num_images:
             break
     if not rows:
-        raise RecipeError(f"No image could be read, the last one tried was {problem}.")
+        raise RecipeError(f"No image could be read; the last one tried was {problem}.")
     shown = f"{len(rows)} of {_count(recipe, source, modality.name)}"
     title = f"{recipe.method}: {drawing.title(views)}, colors by the {recipe.views.photometric} pipeline"
     path = Path(output).expanduser().resolve()
     try:
         _grid(rows, title, shown).save(path, "PNG")
     except OSError as error:
-        raise UserError(f"The preview could not be written to {path} ({error}).") from error
+        raise UserError(f"The preview could not be written to {path} ({error}); choose another --output.") from error
     return path
 
 

@@ -98,7 +98,7 @@ def find_recipe(source: str | Path) -> Path:
         return shipped[name]
     raise RecipeError(
         f"There is no recipe {str(source)!r}; the nearest are {', '.join(_nearest(name, shipped))}. `hf-ssl recipes` "
-        "lists all, or give a YAML file."
+        "lists all; you can also pass a YAML file."
     )
 
 
@@ -111,21 +111,23 @@ def _use_method(content: dict[str, Any], overrides: list[str] | tuple[str, ...],
     method = typed.get("method", first)
     own, model = content.pop("methods", None) or {}, content.get("model")
     if not isinstance(own, dict) or not all(isinstance(part, dict | None) for part in own.values()):
-        raise RecipeError(f"methods in {path} must have a section of keys for each method.")
+        raise RecipeError(f"methods in {path} must be a mapping with a section per method.")
     if method != first and method in METHODS and first in METHODS and isinstance(model, dict):
         from ..methods import method_classes  # seconds, that only this has to wait for
 
         known = {field.name for field in fields(method_classes(method)[0])} | {"init_from"}
         foreign = [key for key in model if key not in known]
         if foreign:
-            logger.info(f"method={method}: without {', '.join(f'model.{key}' for key in foreign)}, of {first}.")
+            logger.info(
+                f"method={method}: ignoring {', '.join(f'model.{key}' for key in foreign)}, which are for {first}."
+            )
         content["model"] = {key: value for key, value in model.items() if key in known}
     changes = {str(key): value for key, value in flatten(own.get(method) or {}).items()}
     for key, value in changes.items():
         _set_key(content, key, value)
     if method != first and changes:
         said = ", ".join(f"{key}={value}" for key, value in changes.items() if key not in typed)
-        logger.info(f"method={method}, as {path.name} has it: {said}.")
+        logger.info(f"method={method} from {path.name}: {said}.")
 
 
 def _nearest(name: str, shipped: dict[str, Path]) -> list[str]:
@@ -205,7 +207,9 @@ def copy_shipped(name: str, folder: str | Path) -> Path:
         with open(target, "x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
-        raise UserError(f"{target} exists already and stays as it is; name another folder behind --copy.") from None
+        raise UserError(
+            f"{target} exists already and was not overwritten; choose another folder with --copy."
+        ) from None
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}).") from error
     return target

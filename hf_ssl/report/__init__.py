@@ -57,7 +57,7 @@ def report(
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, page)
     except OSError as error:
-        raise UserError(f"The report could not be written to {path} ({error}); see --output.") from error
+        raise UserError(f"The report could not be written to {path} ({error}); choose another --output.") from error
     return path.resolve()
 
 
@@ -92,7 +92,7 @@ def _sections(run: RunFiles, data: DataConfig | None, sheet: Sheet, pictures: bo
         half = encoder.modality.half(__name__)
         return about | half.sections(encoder, where, monitor, sheet)
     except Exception as error:
-        logger.warning(f"No pictures of {run.folder}: {first_line(error)}")
+        logger.warning(f"No images for {run.folder}: {first_line(error)}")
         return about | {"problem": f"No pictures: {first_line(error)}"}
 
 

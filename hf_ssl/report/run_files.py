@@ -68,10 +68,10 @@ def read_run(folder: str | Path) -> RunFiles:
     place = Path(folder).expanduser().resolve()
     place = place.parent if place.name == "model" and (place.parent / "recipe.yaml").is_file() else place
     if not (place / "recipe.yaml").is_file():
-        raise UserError(f"{folder} is no run: it has no recipe.yaml; name a folder that `hf-ssl pretrain` has made.")
+        raise UserError(f"{folder} is not a run: recipe.yaml is missing; pass a folder made by `hf-ssl pretrain`.")
     lines = read_metrics(place / "metrics.jsonl")
     if not lines:
-        raise UserError(f"{folder} has no metrics.jsonl to report on; wait for the run's first line.")
+        raise UserError(f"{folder} has no metrics.jsonl yet; wait for the run's first log line.")
     totals, results = {}, _read_json(place / "model" / "results.json")
     for checkpoint in reversed(CheckpointFolder.complete(place / "checkpoints")):
         try:

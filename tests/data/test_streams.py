@@ -292,7 +292,7 @@ def test_a_batch_without_a_readable_image_or_a_partition_without_a_readable_shar
     Dataset.from_dict({"image": records}, features=Features({"image": datasets.Image()})).to_parquet(
         tmp_path / "train.parquet"
     )
-    with pytest.raises(RecipeError, match=r"images could not be read, the last one .*jpg"):
+    with pytest.raises(RecipeError, match=r"images could not be read, most recently .*jpg"):
         list(loader_of(tmp_path, batch_size=4))
     (tmp_path / "train.parquet").rename(tmp_path / "away")
     shards = write_parquet(tmp_path / "shards", (4, 4))

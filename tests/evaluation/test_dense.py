@@ -251,5 +251,7 @@ def test_tokens_are_put_in_their_places_and_others_refused(tmp_path):
     with torch.no_grad():
         tokens = opened.model(pixel_values=images).last_hidden_state
         assert feature_map(opened)(images)[:, :, 2, 1].equal(tokens[:, 1 + 2 * 4 + 1])
-        with pytest.raises(RecipeError, match="SwinModel.* is neither a feature map nor a square grid of patch tokens"):
+        with pytest.raises(
+            RecipeError, match="SwinModel.* is neither a feature map nor a square grid of patch tokens"
+        ):
             feature_map(open_model(str(tmp_path / "swin"), pooler=False))(images)

@@ -69,7 +69,11 @@ def test_a_vision_model_of_transformers_is_measured_as_its_own_processor_prepare
             "CLIPTextModel takes input_ids",
         ),
         (lambda: ViTModel(ViTConfig(image_size=16, patch_size=8, **SMALL)), False, "has no image processor for its"),
-        (lambda: ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL)), True, "fails on an image from its own processor"),
+        (
+            lambda: ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL)),
+            True,
+            "fails on an image from its own processor",
+        ),
         (lambda: ViTMAEModel(ViTMAEConfig(image_size=16, patch_size=8, **SMALL)), True, "no pooled features"),
     ],
 )

@@ -283,4 +283,4 @@ def test_a_full_disk_on_download_leaves_nothing_that_loads(hub, ours, theirs, tm
     done = theirs.run("-c", pull)
     assert done.returncode == 0, done.stderr[-3000:]
     said, loaded = done.stdout.strip().splitlines()
-    assert "No encoder could be loaded from 'user/full'" in said and loaded == "loaded"
+    assert "'user/full' could not be loaded as an encoder" in said and loaded == "loaded"

@@ -47,7 +47,10 @@ def test_a_folder_of_images_is_all_that_must_be_said(digits, tmp_path, monkeypat
     assert chosen["train"]["epochs"] == 3, "4 minutes at 2 images/s"
     assert chosen["data"]["num_workers"] == 1 and chosen["views"]["all"]["size"] == 32
     assert "auto" not in [chosen["monitor"]["every"], chosen["optim"]["warmup_epochs"], chosen["model"]["backbone"]]
-    assert caplog.text.count("Automatic choices") == 1 and "train.epochs=auto: 3.0 (4 minutes at 2 images/s" in caplog.text
+    assert (
+        caplog.text.count("Automatic choices") == 1
+        and "train.epochs=auto: 3.0 (4 minutes at 2 images/s" in caplog.text
+    )
     # The same recipe in numbers: what was measured left no trace.
     numbers = tmp_path / "numbers.yaml"
     numbers.write_text(yaml.safe_dump(chosen))

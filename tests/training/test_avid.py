@@ -302,7 +302,7 @@ def test_labels_that_are_kept_secret_do_not_stop_cma(label, videos, tmp_path):
     "more, said",
     [
         (("model.num_instances=5",), "model.num_instances=5, but the data have 24 clips"),
-        (("model.cma=true", "model.num_positives=32"), "24 leaves no negatives beside 32"),
+        (("model.cma=true", "model.num_positives=32"), "24 leaves no negatives, since 32"),
     ],
 )
 def test_a_wrong_number_of_clips_is_said_in_a_sentence(more, said, videos, tmp_path):

@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_checkpoint_and_the_same_comman
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_torch_state_dict", full)
-        with pytest.raises(UserError, match="No space left.*checkpoints that a run has written are kept"):
+        with pytest.raises(UserError, match="No space left.*existing checkpoints are kept"):
             pretrain(recipe, dataset=dataset)
     assert not (tmp_path / "run" / "model").exists()
     result = pretrain(recipe, dataset=dataset)
