@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Lists of the images to learn from, a file name on each line, as those of MSN (imagenet_subsets1/5imgs_class.txt)."""
+"""Lists of training images, one file name per line, such as MSN's (imagenet_subsets1/5imgs_class.txt)."""
 
 import os
 from pathlib import Path
@@ -15,10 +15,10 @@ _FEW = 5  # names in a message
 
 
 def rows_named(source: Source, file: str) -> torch.Tensor:
-    """Numbers of the examples that a list names: by the names of their files, or the ends of their paths.
+    """Indices of the listed examples, matched by file name or by the end of the path.
 
     Raises:
-        RecipeError: there is no such list, a name is not among the examples, has no label, or stands for several.
+        RecipeError: the list does not exist, or a name matches no example, several, or one without a label.
     """
     try:
         lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Image tasks of mteb, run by mteb itself; the scores go into the model's folder as the Hub reads them.
+"""Run mteb's image tasks and save the scores in the model's folder, in the Hub's format.
 
-Only the encoder is ours: images are prepared as it states, and their pooled features are what mteb gets.
+mteb runs the tasks; hf_ssl only provides the encoder, with its own preprocessing and pooled features.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _URL = "https://github.com/embeddings-benchmark/mteb/"
 
 @dataclass(frozen=True)
 class _OneImage:
-    """An image that mteb has opened, as a `Source` of one."""
+    """An image opened by mteb, as a `Source` of length one."""
 
     image: Any
     max_megapixels: float = float("inf")
@@ -39,14 +39,14 @@ class _OneImage:
 
 
 class ImageEncoder:
-    """A frozen encoder as mteb calls one."""
+    """A frozen encoder with mteb's interface."""
 
     def __init__(self, encoder: Encoder, meta: Any):
         self.encoder, self.mteb_model_meta = encoder.to(process_state().device), meta
 
     @torch.no_grad()
     def encode(self, inputs: Any, **kwargs: Any) -> torch.Tensor:
-        """Pooled features (N, D) of a loader's images; `kwargs` say what task they are for, which changes nothing."""
+        """Pooled features (N, D) of a loader's images; `kwargs` describe the task and are ignored."""
         parts, transform, device = [], self.encoder.transform, process_state().device
         for batch in inputs:
             if "image" not in batch or "text" in batch:
@@ -69,19 +69,19 @@ class ImageEncoder:
 def run_mteb(
     model: str, tasks: Sequence[Any], *, folder: Path | None = None, layer: str | None = None, batch_size: int = 64
 ) -> dict[str, float]:
-    """Run tasks of mteb, and write `.eval_results/TASK.yaml` and mteb's own `results/mteb/TASK.json` of each.
+    """Run mteb tasks, and write `.eval_results/TASK.yaml` and mteb's own `results/mteb/TASK.json` for each.
 
     Args:
         model, layer: see `open_model`.
-        tasks: names, or mteb's tasks themselves.
+        tasks: names, or mteb task objects.
         folder: default: the model's.
 
     Returns:
-        Task -> its main score, 0..1.
+        Main score (0..1) by task.
 
     Raises:
-        RecipeError: mteb is not installed, has no such task, or the encoder or the data do not suit it.
-        UserError: the disk refused the results.
+        RecipeError: mteb is not installed, has no such task, or the encoder or the data do not fit it.
+        UserError: the results cannot be written.
     """
     try:
         mteb: Any = import_module("mteb")
@@ -110,7 +110,7 @@ def run_mteb(
         try:
             more = {"cache": None, "co2_tracker": False, "encode_kwargs": {"batch_size": batch_size}}
             [result] = mteb.evaluate(wrapped, task, show_progress_bar=False, **more).task_results
-        except Exception as error:  # whatever mteb, its data and the network raise
+        except Exception as error:  # mteb, its data and the network may raise anything
             raise RecipeError(f"mteb could not run {name}: {first_line(error)}") from error
         entries = entries_of(result, task.metadata)
         scores[name] = entries[-1].value / 100
@@ -119,9 +119,7 @@ def run_mteb(
 
 
 def entries_of(result: Any, metadata: Any) -> list[EvalResultEntry]:
-    """One entry for each split and subset of a `TaskResult`, in percent, named as mteb names them; the last is their
-    mean.
-    """
+    """One entry per split and subset of a `TaskResult`, in percent, with mteb's names; the last one is the mean."""
     note = f"Obtained using MTEB v{result.mteb_version}"
     about = {"dataset_revision": metadata.dataset["revision"], "source_url": _URL, "source_name": note, "notes": note}
     if result.date is not None:
