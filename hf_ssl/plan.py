@@ -107,7 +107,7 @@ def plan(
 
 
 def largest_batch(recipe: Recipe, memory: float) -> int:
-    """Images of one forward and backward pass that fit so many bytes on one process, by simulation."""
+    """Largest number of images per forward and backward pass that fits `memory` bytes of a process, by simulation."""
     return plan(recipe, 1, precision="no", memory=memory)["largest_batch_per_process"]
 
 
@@ -144,7 +144,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def this_machine() -> tuple[int, float, str]:
-    """Processes that run here, one a GPU or one on the CPU; bytes of each one's memory; the precision of `auto`."""
+    """Processes on this machine (one per GPU, or one on the CPU), bytes of memory of each, and precision of `auto`."""
     precision = best_precision() or "no"
     if not torch.cuda.is_available():
         return max(1, torch.accelerator.device_count()), psutil.virtual_memory().total, precision

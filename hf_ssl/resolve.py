@@ -60,7 +60,7 @@ def resolve(recipe: Recipe) -> Resolved:
 
 
 def _check_backbone_keys(recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Raises RecipeError for keys about the one backbone of images where a method has two towers."""
+    """Raise RecipeError if a method with two towers has keys for a single image backbone."""
     for key, asked in (
         ("optim.layer_decay", recipe.optim.layer_decay is not None),
         ("train.freeze_backbone_epochs", recipe.train.freeze_backbone_epochs > 0),

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""lightly (https://github.com/lightly-ai/lightly) beside hf_ssl: its transforms, heads and losses, in the sizes of a
-recipe, on the same images, backbone, batch and precision. It is looked for, and never needed.
+"""Compare with lightly (https://github.com/lightly-ai/lightly): its transforms, heads and losses with a recipe's
+sizes, on the same images, backbone, batch and precision. lightly is optional.
 """
 
 import copy
@@ -19,7 +19,7 @@ from ..training.run import Run
 
 
 class Lightly:
-    """The same method as lightly has it, see `hf_ssl.bench.Side`."""
+    """lightly's implementation of the same method, see `hf_ssl.bench.Side`."""
 
     def __init__(self, run: Run, inputs: dict[str, torch.Tensor]):
         method = run.recipe.method
@@ -86,7 +86,7 @@ class _Images(Dataset):
 
 
 def _transform(method: str, views: list[View]) -> Callable[..., list[torch.Tensor]]:
-    """lightly's transform of the method with a recipe's sizes, probabilities and strengths."""
+    """lightly's transform for the method, with the recipe's sizes, probabilities and strengths."""
     from lightly import transforms
 
     if method == "swav":

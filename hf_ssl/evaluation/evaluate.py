@@ -320,7 +320,7 @@ def _low_shot(
 
 
 def few_of(settings: LowShot, bank: Features, draw: int) -> torch.Tensor:
-    """Indices (N,) of the bank examples in a draw."""
+    """Mask (N,) of the bank examples in a draw."""
     place, size = place_in_class(bank.labels.cpu().numpy(), seed=draw)
     few = settings.per_class if settings.share is None else (settings.share * size).round().clip(1)
     return torch.from_numpy(place < few)

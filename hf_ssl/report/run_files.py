@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run's folder says about it: the recipe, the curves, what was skipped, and a verdict."""
+"""Read a run's folder: recipe, curves, skipped files, and a verdict."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from ..training.metrics import read_metrics
 from ..training.monitor import COLLAPSED_STD
 
 
-# Figures that tell whether a run has learned something, the most telling first, with how a person calls them.
+# Figures that show whether a run has learned something, most informative first, with readable names.
 _HEADLINES = {
     "knn": "kNN accuracy",
     "video_to_audio_p1": "class precision at 1, video to audio",
@@ -26,12 +26,12 @@ _HEADLINES = {
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run's folder, read.
+    """Content of a run's folder.
 
     Attributes:
-        lines: of `metrics.jsonl`, oldest first.
-        results: `results.json` of the exported model; of a run that has not ended, of its newest checkpoint.
-        skipped: number of examples that could not be read, counted each time, and `skipped_names` of them.
+        lines: lines of `metrics.jsonl`, oldest first.
+        results: `results.json` of the exported model; for an unfinished run, of its newest checkpoint.
+        skipped: number of failed reads; `skipped_names` are the files.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class RunFiles:
 
     @property
     def model(self) -> Path | None:
-        """The exported model; None where the run has not ended."""
+        """The exported model; None for an unfinished run."""
         folder = self.folder / "model"
         return folder if (folder / "config.json").is_file() else None
 
@@ -63,7 +63,7 @@ def read_run(folder: str | Path) -> RunFiles:
     """Read a run's folder.
 
     Raises:
-        UserError: it holds no run, or one that has not measured anything yet.
+        UserError: it is not a run, or has no metrics yet.
     """
     place = Path(folder).expanduser().resolve()
     place = place.parent if place.name == "model" and (place.parent / "recipe.yaml").is_file() else place
@@ -77,7 +77,7 @@ def read_run(folder: str | Path) -> RunFiles:
         try:
             state = CheckpointFolder(checkpoint).read_state()
         except (OSError, ValueError, TypeError, AttributeError):
-            continue  # a damaged one; the one before it says nearly the same
+            continue  # damaged; the previous one has nearly the same content
         totals, results = state.totals, results or state.results
         break
     recipe = recipe_from_dict(read_yaml(read_text(place / "recipe.yaml"), str(place / "recipe.yaml")))
@@ -98,9 +98,9 @@ def _is_number(value: Any) -> bool:
 
 
 def verdict(run: RunFiles) -> tuple[str, str]:
-    """One word of "learning", "stalled", "collapsed" and "unknown", and the sentence with its figures.
+    """One of "learning", "stalled", "collapsed" and "unknown", and a sentence with the figures.
 
-    A gain counts as learning where it is more than two standard errors of the difference.
+    A gain counts as learning if it exceeds two standard errors of the difference.
     """
     _, spread = run.values("embedding_std")
     if spread and spread[-1] < COLLAPSED_STD:
@@ -130,7 +130,7 @@ def verdict(run: RunFiles) -> tuple[str, str]:
 
 
 def differences(runs: list[RunFiles]) -> list[tuple[str, list[str]]]:
-    """Keys of the recipe in which the runs differ, with each run's value; where the run is kept does not count."""
+    """Recipe keys that differ between runs, with each run's value; the output folder is ignored."""
     flat = [flatten(run.recipe.to_dict()) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one if key != "train.output_dir")
     rows = [(key, ["default" if one.get(key) is None else str(one[key]) for one in flat]) for key in keys]
@@ -138,7 +138,7 @@ def differences(runs: list[RunFiles]) -> list[tuple[str, list[str]]]:
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
-    """Where the time went, and on what."""
+    """Facts about time and hardware."""
     results, counted = run.results, "clips" if run.values("clips_per_second")[1] else "images"
     _, speeds = run.values(f"{counted}_per_second")
     _, waits = run.values("data_wait")

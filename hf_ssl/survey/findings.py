@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The facts of all files together, as plain data and as text."""
+"""Facts about all files, as plain data and as text."""
 
 import math
 import statistics
@@ -11,13 +11,13 @@ from typing import Any
 from .facts import Facts
 
 
-_SHOWN = 5  # names of a list; all are in the JSON
+_SHOWN = 5  # names shown per list; the JSON has all
 _CLASSES = 10
 _BAR = 40  # characters of the longest bar
 
 
 class Findings:
-    """What has been found so far."""
+    """Accumulated facts."""
 
     def __init__(self) -> None:
         self.read, self.cost = 0, 0.0
@@ -78,7 +78,7 @@ def _spread(values: array) -> dict[str, Any] | None:
 
 
 def text(told: dict[str, Any]) -> str:
-    """What `survey` found, for a terminal."""
+    """Format the result of `survey` for a terminal."""
     return "\n".join(_lines(told))
 
 
