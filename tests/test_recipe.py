@@ -62,7 +62,7 @@ def lr_at(recipe, epoch: float, images: int = IMAGENET) -> float:
         (minimal(trian={"epochs": 1}), ["trian", "train"]),
         (minimal(optim={"shedule": "cosine"}), ["optim.shedule", "schedule"]),
         (minimal(optim={"warmup_epoch": 1}), ["optim.warmup_epoch", "warmup_epochs"]),
-        (minimal(views={"all": {"solarize": 0.1}}), ["views.all.solarize", "solarize"]),
+        (minimal(views={"all": {"solariz": 0.1}}), ["views.all.solariz", "solarize"]),
         (minimal(data={"image_colum": "img"}), ["data.image_colum", "image_column"]),
     ],
 )
@@ -267,7 +267,7 @@ def test_seers_headers_say_which_weight_decay_is_known():
         if name.startswith("seer/regnety_"):
             known = name[13:] in ("2560", "10b")
             assert load_recipe(name).optim.weight_decay == (1e-5 if known else 1e-6)
-            assert ("Weight decay is stated for RegNetY-256GF and RG-10B only" in path.read_text()) != known
+            assert ("Weight decay is stated only for RegNetY-256GF and RG-10B" in path.read_text()) != known
     assert "iNaturalist-18 fine-tuned 80.0" in SHIPPED["seer/regnety_640"].read_text()
 
 

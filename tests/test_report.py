@@ -136,7 +136,7 @@ def test_the_verdict(after, word, tmp_path):
 def test_a_run_that_has_not_ended_has_curves(tmp_path):
     run = _written(tmp_path / "run", {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0})
     text = report([run], output=tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")
-    assert "has not ended" in text and "<svg" in text and "The recipe has no data" in text
+    assert "has not ended" in text and "<svg" in text and "The recipe names no data" in text
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

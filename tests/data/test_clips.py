@@ -577,7 +577,7 @@ def test_a_clip_has_one_view():
     )
     with pytest.raises(RecipeError, match="A clip has a single view"):
         Clips().check_views(resolve_views(ViewsConfig(second=ViewOverride(count=1)), "avid"))
-    with pytest.raises(RecipeError, match="at least two views"):
+    with pytest.raises(RecipeError, match="At least two views"):
         Images().check_views(resolve_views(ViewsConfig(preset="avid"), "byol"))
 
 

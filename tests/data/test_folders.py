@@ -238,7 +238,7 @@ def test_images_that_the_metadata_do_not_name_are_counted_and_used(tmp_path, cap
     (tmp_path / "metadata.csv").write_text("file_name,label\n" + rows)
     source = load_source(DataConfig(path=str(tmp_path)))
     assert [source.label(i) for i in range(len(source))] == [0, 1, 0, 1, None, None]
-    assert "2 of 6 images" in caplog.text and "1 image(s) that are not there" in caplog.text
+    assert "2 of 6 images" in caplog.text and "1 image(s) that do not exist" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -323,5 +323,5 @@ def test_shards_with_images_are_read_and_the_pictures_of_their_readme_are_counte
 def test_a_folder_without_images_says_what_is_there(tmp_path):
     for i in range(9):
         (tmp_path / f"{i}.heic").write_bytes(b"x")
-    with pytest.raises(RecipeError, match="no images that can be read.*9 .heic"):
+    with pytest.raises(RecipeError, match="no readable images.*9 .heic"):
         load_source(DataConfig(path=str(tmp_path)))

@@ -53,7 +53,7 @@ def test_bank_and_queries_agree_on_classes_by_name():
     assert numbers(bank) == [1, 2, 2] and numbers(queries) == [2, 1, 0]
     texts = labeled(["dog", "cat"], shades=[20, 21])
     assert numbers(paired(bank, texts, MonitorConfig())[1]) == [1, 0]
-    with pytest.raises(RecipeError, match="names on one side"):
+    with pytest.raises(RecipeError, match="different types of labels"):
         paired(bank, labeled([0, 1]), MonitorConfig())
     with pytest.raises(RecipeError, match="No class of"):
         paired(labeled([1, 2]), labeled([3, 4]), MonitorConfig())
@@ -74,7 +74,7 @@ def columns(values: list) -> dict:
     ("values", "why"),
     [
         ([-1] * 6, "only -1 or null"),
-        ([0.25, 0.5] * 3, "no classes"),
+        ([0.25, 0.5] * 3, "not classes"),
         ([[0, 1], [1]] * 3, "several labels per example"),
         ([{"class": 0}, {"class": 1}] * 3, "neither strings nor numbers"),
         ([date(2024, 1, 1), date(2025, 1, 1)] * 3, "neither strings nor numbers"),

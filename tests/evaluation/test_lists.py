@@ -59,7 +59,7 @@ def test_the_named_images_are_learned_from(folders, encoder, tmp_path):
     [
         (["n2_77.png", "x.png"], r"2 of the 2 images in .* are not in train, such as n2_77.png, x.png"),
         (["same.png"], r"1 names in .* match several images of train, such as same.png; add their folders"),
-        ([], "names no image"),
+        ([], "is empty"),
     ],
 )
 def test_names_that_cannot_be_followed_are_told(folders, tmp_path, names, said):

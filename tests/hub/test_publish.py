@@ -40,7 +40,7 @@ def test_a_checkpoint_exports_to_the_folder_that_the_run_left(tmp_path):
     weights = load_file(earlier / "model.safetensors")
     assert all(saved[f"encoder.backbone.{name}"].equal(tensor) for name, tensor in weights.items())
     assert "- 4 steps" in (earlier / "README.md").read_text()
-    with pytest.raises(RecipeError, match="exported model already"):
+    with pytest.raises(RecipeError, match="already an exported model"):
         export_checkpoint(earlier)
 
 
