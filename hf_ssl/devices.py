@@ -66,5 +66,6 @@ def channels_last(model: nn.Module) -> nn.Module:
     """Convert the weights of 2-D convolutions to channels_last, in place."""
     for parameter in model.parameters():
         if parameter.ndim == 4:  # `Module.to` raises for models that also have 3-D convolutions
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            # `contiguous` would leave 1x1 convolutions as they are, whose gradients then have other strides.
+            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
     return model

@@ -110,7 +110,7 @@ def photos(folder: Path, *names: str) -> str:
     ("words", "expected"),
     [
         (["pretrain", "my_images", "data.path=TEXTS"], "contains no images (1 .txt)"),
-        (["pretrain", "avid/my_clips", "data.path=PHOTOS"], "contains no videos, but 2 images; use videos"),
+        (["pretrain", "avid/my_clips", "data.path=PHOTOS"], "has no video column or file, but 2 images; use videos"),
         (["pretrain", "my_images", "data.path=phtos"], "did you mean photos?"),
         (["pretrain", "my_images", "data.path=someone/photos"], "HF_HUB_OFFLINE=1"),
         (["pretrain", "my_images", "data.path=PHOTOS/0.png"], "pass its folder"),

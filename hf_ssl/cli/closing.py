@@ -18,6 +18,8 @@ def closing(result: Any, k: int, start: str) -> Iterator[str]:
     folder = result.model_dir.parent
     yield ""
     yield f"Curves: {folder / 'metrics.jsonl'}"
+    if (folder / "report.html").is_file():
+        yield f"Report: {folder / 'report.html'}"
     yield f"Card:   {result.model_dir / 'README.md'}"
     yield f"Model:  {result.model_dir}. Load the encoder with"
     yield from (f"  {line}" for line in result.usage)
@@ -53,9 +55,10 @@ def _spent(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _skipped(summary: dict[str, Any]) -> str:
-    if not summary["skipped_files"]:
-        return "all files could be read"
-    return f"{summary['skipped_files']:,} file(s) could not be read, {summary['skipped']:,} times in all"
+    said = "all files could be read"
+    if summary["skipped_files"]:
+        said = f"{summary['skipped_files']:,} file(s) could not be read, {summary['skipped']:,} times in all"
+    return said + (f"; {summary['ignored']:,} other file(s) were ignored" if summary["ignored"] else "")
 
 
 def _time(seconds: float) -> str:

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The labeled examples that an encoder is measured on: a bank, and queries whose classes it tells.
+"""Labeled examples for evaluation: a bank, and queries to classify with it.
 
-Whatever part of a dataset is taken is drawn with a seed and balanced over the classes: the first examples of a sorted
-dataset are all of one class. The parts keep their true names, which the terminal and the card repeat.
+Subsets are drawn with a seed and balanced over the classes, because the first examples of a sorted dataset all have
+the same class. Each subset has a name that says what it is; the terminal and the model card show it.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ from .sources import Source, available_splits, check_source, load_source
 
 logger = logging.getLogger(__name__)
 
-_HELD_OUT = 5  # one of so many examples of a class is a query where there is no split for them
-_SMALL = 10_000  # examples of which the content is compared, too
+_HELD_OUT = 5  # without a query split, one in five examples of each class becomes a query
+_SMALL = 10_000  # up to this many examples, duplicates are found by content, not only by path
 _SEEN = ", {} seen in pretraining, without labels"
-_SEED = 0  # the same parts in every run, so that their figures can be compared
+_SEED = 0  # every run draws the same subsets, so results are comparable
 
 
 def labeled_sources(
     data: DataConfig, monitor: MonitorConfig, kind: str = "image", *, trained_on: bool = True
 ) -> tuple[Source, Source] | tuple[None, None]:
-    """Bank and queries for kNN: the splits of `monitor.path`, or of `data.path` when it has labels; see `paired`.
+    """Bank and queries for kNN: the splits of `monitor.path`, or of `data.path` if it has labels; see `paired`.
 
-    A "test" split that is missing, or whose labels are kept secret (-1), falls back to "validation"; without either,
-    20 % of each class of the bank become queries (`held_out`).
+    If the "test" split is missing or its labels are withheld (-1), "validation" is used. Without either, 20 % of each
+    class of the bank become queries (`held_out`).
 
     Args:
-        trained_on: whether `data` is what the encoder is trained on, which the parts' names then say.
+        trained_on: whether the encoder is trained on `data`. If so, the names of the parts mention it.
 
     Raises:
         RecipeError: `monitor.path` or `monitor.label_column` is set but cannot be used.
@@ -44,13 +44,13 @@ def labeled_sources(
     own = monitor.path is not None
     where = DataConfig(path=monitor.path, name=monitor.name) if own else replace(data, max_examples=None)
     if not isinstance(where.path, str | None):
-        where = replace(where, path=tuple(where.paths))  # each example once, whatever its weight in training
+        where = replace(where, path=tuple(where.paths))  # drop the sampling weights: each example once
     where = replace(
         where,
         image_column=monitor.image_column or where.image_column,
         label_column=monitor.label_column or where.label_column,
-        max_megapixels=max(DataConfig.max_megapixels, data.max_megapixels),  # `data` limits what is trained on
-        value_range=data.value_range,  # its images are decoded alike
+        max_megapixels=max(DataConfig.max_megapixels, data.max_megapixels),  # a lower limit is for training only
+        value_range=data.value_range,  # decode as in training
         exif=data.exif,
     )
     splits = available_splits(where, kind)
@@ -68,17 +68,17 @@ def labeled_sources(
     except NoLabels as error:
         if own or monitor.label_column is not None:
             raise
-        if "no labels for kNN" not in str(error):  # plain unlabeled data are nothing to speak of
+        if "no labels for kNN" not in str(error):  # unlabeled data is normal and needs no warning
             logger.warning(f"kNN accuracy is not measured: {error}")
         return None, None
 
 
 def labeled_source(where: DataConfig, split: str, kind: str) -> Source:
-    """A split whose labels tell classes.
+    """A split with usable class labels.
 
     Raises:
         RecipeError: there is no such split.
-        NoLabels: it has none, or such that accuracy on them would mean nothing (see `check_classes`).
+        NoLabels: it has no labels, or accuracy on them would be meaningless (see `check_classes`).
     """
     features = check_source(where, split, kind)
     if find_label_column(features, where.label_column, where.path) is None:
@@ -90,10 +90,10 @@ def labeled_source(where: DataConfig, split: str, kind: str) -> Source:
 
 
 def _queries(where: DataConfig, monitor: MonitorConfig, splits, kind: str) -> Source | None:
-    """The labeled split of the queries, or None where a part of the bank has to be held out for them."""
+    """The labeled query split, or None if queries must be held out from the bank."""
     asked = monitor.query_split
     names = [asked]
-    if asked == "test":  # "valid", "dev", "eval" are names of splits in saved and Hub datasets
+    if asked == "test":  # saved and Hub datasets also name these splits "valid", "dev" or "eval"
         names = [name for split in ("test", "validation") for name in sorted(splits) if SPLITS.get(name) == split]
         names.sort(key=lambda name: SPLITS[name] != name)
     for name in names:
@@ -111,16 +111,16 @@ def _queries(where: DataConfig, monitor: MonitorConfig, splits, kind: str) -> So
 
 
 def _seen(data: DataConfig | None, split: str) -> str:
-    """What must be said about examples of the split that is trained on."""
+    """The note for a split that the encoder is trained on; empty for other splits."""
     if data is None or split != data.split:
         return ""
     return _SEEN.format("also" if data.max_examples is None else "partly")
 
 
 def held_out(source: Source, seen: str = "") -> tuple[Source, Source]:
-    """Bank and queries out of one labeled source: 80 % and 20 % of each class, drawn with a seed.
+    """Split one labeled source into bank (80 % of each class) and queries (20 %), drawn with a seed.
 
-    A class of two to nine examples has one query, a class of one has none.
+    A class of two to nine examples gets one query, a class of one gets none.
 
     Raises:
         NoLabels: no class has two examples.
@@ -136,7 +136,7 @@ def held_out(source: Source, seen: str = "") -> tuple[Source, Source]:
 
 
 def part_held_out(source: Source, monitor: MonitorConfig) -> tuple[Source, Source] | tuple[None, None]:
-    """Bank and queries out of the source that is trained on, as `labeled_sources` makes them of a plain folder.
+    """Bank and queries held out from the training source, as `labeled_sources` does for a plain folder.
 
     Raises:
         RecipeError: `monitor.label_column` is set but cannot be used.
@@ -154,10 +154,10 @@ def part_held_out(source: Source, monitor: MonitorConfig) -> tuple[Source, Sourc
 
 
 def paired_by_hand(bank: Source, queries: Source, monitor: MonitorConfig) -> tuple[Source, Source]:
-    """`paired` for datasets given from Python; clips need no labels.
+    """`paired` for datasets passed from Python. Clips need no labels.
 
     Raises:
-        RecipeError: see `paired`; or images without labels.
+        RecipeError: see `paired`; also for images without labels.
     """
     sides = {"the bank": bank, "the queries": queries}
     for name, side in sides.items():
@@ -170,11 +170,11 @@ def paired_by_hand(bank: Source, queries: Source, monitor: MonitorConfig) -> tup
 
 
 def paired(bank: Source, queries: Source, monitor: MonitorConfig) -> tuple[Source, Source]:
-    """Bank and queries with common class numbers, of at most `max_bank` and `max_queries` examples.
+    """Number the classes of both consistently, then subsample to at most `max_bank` and `max_queries` examples.
 
     Raises:
-        RecipeError: the labels are names on one side and numbers on the other.
-        NoLabels: the two have no class in common.
+        RecipeError: one side has names as labels, the other has numbers.
+        NoLabels: they share no class.
     """
     numbers = number_classes(bank.classes(), queries.classes())
     known = [set(side.tolist()) - {-1} for side in numbers]
@@ -188,14 +188,15 @@ def paired(bank: Source, queries: Source, monitor: MonitorConfig) -> tuple[Sourc
 def labeled_for_probe(
     source: Any, bank: Source | None, queries: Source | None, same_rows: bool
 ) -> tuple[Source, Source, Source]:
-    """The images that are trained on, the bank and the queries with common class numbers, for a probe that learns from
-    the first and is judged on the last: an image that is also a query has no label (-1) in training.
+    """Training images, bank and queries with consistent class numbers, for the online linear probe.
+
+    The probe is trained on the first and evaluated on the last. Training images that are also queries get label -1.
 
     Args:
-        same_rows: whether an image in both has the same row in both.
+        same_rows: whether an image has the same row number in the training source and in the queries.
 
     Raises:
-        RecipeError: one of the two has no labels, or it cannot be told which images are in both.
+        RecipeError: labels are missing, or the overlap of training images and queries cannot be determined.
     """
     without = "or set monitor.probe=false."
     if not isinstance(source, Source) or "image" not in source.columns:
@@ -226,7 +227,7 @@ def labeled_for_probe(
 
 
 def limited(source: Source, limit: int | None) -> Source:
-    """At most `limit` examples, see `balanced_sample`."""
+    """Subsample to at most `limit` examples with `balanced_sample`."""
     if limit is None or limit >= len(source):
         return source
     kind = "class-balanced sample" if (source.numbers >= 0).any() else "random sample"
@@ -234,8 +235,9 @@ def limited(source: Source, limit: int | None) -> Source:
 
 
 def balanced_sample(numbers: np.ndarray, count: int, seed: int = _SEED) -> list[int]:
-    """Rising indices of `count` labeled examples, or of fewer where there are no more, equally many of each class as
-    far as there are; of any examples where none has a label.
+    """Sorted indices of at most `count` labeled examples, with the classes as balanced as possible.
+
+    If no example has a label, the sample is drawn from all.
 
     Args:
         numbers: classes (N,), -1 for none.
@@ -247,7 +249,7 @@ def balanced_sample(numbers: np.ndarray, count: int, seed: int = _SEED) -> list[
 
 
 def place_in_class(numbers: np.ndarray, seed: int = _SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each example in a random order of its class, from 0, and how many the class has, (N,) both."""
+    """Rank of each example in a random order within its class, from 0, and the size of its class; both (N,)."""
     order = np.random.default_rng(seed).permutation(len(numbers))
     order = order[np.argsort(numbers[order], kind="stable")]
     _, first, counts = np.unique(numbers[order], return_index=True, return_counts=True)
@@ -264,7 +266,7 @@ def unlabeled_queries(where: DataConfig, monitor: MonitorConfig, kind: str) -> S
 
 
 def with_usable_labels(source: Source) -> Source:
-    """The source, without its labels where accuracy on them would mean nothing (see `check_classes`)."""
+    """The source, without its labels if accuracy on them would be meaningless (see `check_classes`)."""
     if source.label_column is None:
         return source
     try:
@@ -276,11 +278,11 @@ def with_usable_labels(source: Source) -> Source:
 
 
 def measured_on(bank: Source | None, queries: Source | None, k: int) -> dict[str, Any]:
-    """What figures are measured on, for `results.json`, the terminal and the card; empty where nothing is.
+    """Describe the evaluation data, for `results.json`, the terminal and the card; empty without queries.
 
     Returns:
-        `queries` and `bank` (what a person calls them), `num_queries` and `num_bank` (labeled examples, where there
-        are any), `num_classes`, and `notes`, one sentence each on what makes the figures mean less.
+        `queries` and `bank` (display names), `num_queries` and `num_bank` (labeled examples, or all if none is
+        labeled), `num_classes`, and `notes`: one sentence for each reason to doubt the results.
     """
     if queries is None:
         return {}
@@ -293,7 +295,7 @@ def measured_on(bank: Source | None, queries: Source | None, k: int) -> dict[str
 
 
 def measured_line(measured: dict[str, Any]) -> str:
-    """What `measured_on` found, for the terminal."""
+    """The result of `measured_on` as a line for the terminal."""
     line = f"Measured on {measured['num_queries']:,} examples ({measured['queries']})"
     if "bank" in measured:
         line += f" against {measured['num_bank']:,} ({measured['bank']}), {measured['num_classes']:,} classes"
@@ -319,14 +321,14 @@ def _doubts(bank: Source, queries: Source, k: int) -> list[str]:
 
 
 def _shared(bank: Source, queries: Source) -> int:
-    """Queries whose file, or in small datasets of images whose content, is also in the bank."""
+    """Number of queries that are also in the bank, by path, or by content in small image datasets."""
     content = len(bank) + len(queries) <= _SMALL and "image" in bank.columns
     known = set(_marks(bank, content))
     return sum(mark in known for mark in _marks(queries, content) if mark is not None)
 
 
 def _marks(source: Source, content: bool) -> list[bytes | str | None]:
-    """What tells each file from others, its content or its path; nothing where only content that is not read could."""
+    """A digest or path to identify each file. Empty if files are embedded in the dataset and `content` is False."""
     if not content and len(source) and (source.record(0) or {}).get("bytes") is not None:
         return []
     return [_mark(source.record(index), content) for index in range(len(source))]
@@ -343,5 +345,5 @@ def _mark(record: dict[str, Any] | None, content: bool) -> bytes | str | None:
             with open(record["path"], "rb") as file:
                 data = file.read()
         return hashlib.blake2b(data).digest()
-    except OSError:  # not here, or not readable
+    except OSError:  # remote, or unreadable
         return os.path.abspath(record["path"])

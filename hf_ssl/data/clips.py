@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Clips of videos with sound, in two stages as images: cut, crop and flip in the worker, colors and spectrogram on
-the device. All frames of a clip have the same crop, flip and colors.
+"""Clips of videos with sound, in two stages like images: the worker cuts, crops and flips; the device computes colors
+and spectrogram. All frames of a clip share the same crop, flip and colors.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from .views import DRAWS, View, crop_frames, eval_image, sample_view
 
 @dataclass(frozen=True)
 class ClipViews:
-    """Stage 1: an encoded video -> uint8 frames, what was drawn for stage 2, and sound.
+    """Stage 1: an encoded video -> uint8 frames, random parameters for stage 2, and sound.
 
     Args:
         reference: do the colors here, frame by frame, in the published arithmetic.
 
     Raises:
-        RecipeError: PyAV is not installed, or frames without colors are wanted.
+        RecipeError: PyAV is not installed, or the model does not take RGB.
     """
 
     name: ClassVar[str] = "clips"
@@ -48,12 +48,12 @@ class ClipViews:
             raise RecipeError(f"model.num_channels={self.config.num_channels} is not supported for videos; set 3.")
 
     def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any):
-        """Frames uint8 (T, S, S, 3), the row of `PARAMS`, and the waveform float32 (samples,); `key` as for images.
+        """Frames uint8 (T, S, S, 3), a row of `PARAMS`, and the waveform float32 (samples,); `key` is the seed.
 
         Raises:
             MediaError: the file cannot be read.
         """
-        uniform = np.random.default_rng(key).random(DRAWS + 3).tolist()  # of the view as for images, then the clip's
+        uniform = np.random.default_rng(key).random(DRAWS + 3).tolist()  # view draws as for images, then the clip's
         *draw, volume = uniform[DRAWS:]
         frames, sound = read_clip(record, [tuple(draw)], self.config, self.clips.offset, source.max_megapixels)[0]
         drawn = sample_view(self.view, frames.shape[2], frames.shape[1], uniform)
@@ -75,7 +75,7 @@ class ClipViews:
 
 
 class ClipTransform:
-    """Stage 2: the loader's batches -> model inputs, of the sizes that an `AvidConfig` says."""
+    """Stage 2: the loader's batches -> model inputs, with the sizes of an `AvidConfig`."""
 
     def __init__(self, config: AvidConfig, arithmetic: Literal["auto", "torch"] = "auto"):
         self.photometric = Photometric(config.image_mean, config.image_std, arithmetic)
@@ -84,8 +84,8 @@ class ClipTransform:
         self.sizes |= {"num_frames": config.num_audio_frames, "spectrogram": config.spectrogram}
 
     def __call__(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-        """`pixel_values_videos` (B, T, C, H, W), `input_values` (B, frames, bands), and `indices` (B,): rows of the
-        training set.
+        """`pixel_values_videos` (B, T, C, H, W), `input_values` (B, frames, bands), and `indices` (B,): the dataset
+        row of each clip.
         """
         inputs = self.normalize(batch["frames"], batch["waveforms"], device, batch["params"])
         return {**inputs, "indices": batch["index"].to(device, non_blocking=True)}
@@ -93,7 +93,10 @@ class ClipTransform:
     def normalize(
         self, frames: torch.Tensor | None, waveforms: torch.Tensor, device="cpu", params: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """The same without indices, for uint8 (B, T, S, S, C), if any, and (B, samples); colors only by `params`."""
+        """The same without `indices`: `frames` uint8 (B, T, S, S, C), `waveforms` (B, samples), `params` (B, P).
+
+        Without `params`, colors are not augmented.
+        """
         self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
         sound = waveforms.to(device, non_blocking=True)
         inputs = {"input_values": log_spectrogram(sound, mean=self.mean, std=self.std, **self.sizes)}
@@ -106,14 +109,14 @@ class ClipTransform:
 
 
 class ClipInference:
-    """Inference preprocessing of `num_clips` evenly spaced clips of each video with sound, or of sound alone."""
+    """Inference preprocessing: `num_clips` evenly spaced clips of each video with sound, or of sound alone."""
 
     def __init__(self, config: AvidConfig, num_clips: int = 1):
         self.config, self.num_clips = config, num_clips
         self.normalize = ClipTransform(config).normalize
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
-        """Frames uint8 (clips, T, S, S, C), where there are any, and sound (clips, samples)."""
+        """Frames uint8 (clips, T, S, S, C), if the source has videos, and sound (clips, samples)."""
         record = source.record(index)
         if "video" in source.columns:
             return eval_clip(record, self.config, self.num_clips)
@@ -157,7 +160,7 @@ class Clips(Modality):
         }
 
     def medium_of(self, data: DataConfig) -> str:
-        """Videos, or sounds where there are only those."""
+        """The medium of a source: "video", or "audio" if there are only sounds."""
         faults = []
         for medium in ("video", "audio"):
             try:
@@ -172,14 +175,14 @@ MODALITY = Clips()
 
 
 def require_av() -> None:
-    """Raises RecipeError where PyAV is not installed."""
+    """Raise RecipeError if PyAV is not installed."""
     require_reader("video")
 
 
 def eval_clip(
     record: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1, max_megapixels: float = 50.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inference clips of a video, evenly spaced: frames uint8 (n, T, S, S, C), center-cropped, and sound (n, samples).
+    """Evenly spaced clips of a video: center-cropped frames uint8 (n, T, S, S, C), and sound (n, samples).
 
     Raises:
         MediaError: the file cannot be read.
@@ -190,7 +193,7 @@ def eval_clip(
 
 
 def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int = 1) -> np.ndarray:
-    """Inference windows of a sound without a video, evenly spaced: (n, samples).
+    """Evenly spaced windows of a sound without video: (n, samples).
 
     Raises:
         MediaError: the file cannot be read.
@@ -205,7 +208,7 @@ def eval_sound(record: dict[str, Any] | None, config: AvidConfig, num_clips: int
 
 
 def read_clip(record, draws, config: AvidConfig, offset: float, max_megapixels: float) -> list:
-    """Frames (T, H, W, 3) and sound (samples,) of each of the clips of a video that `draws` chooses.
+    """A list of (frames (T, H, W, 3), sound (samples,)), one for each clip chosen by `draws`.
 
     Raises:
         MediaError: the file cannot be read.
@@ -219,7 +222,7 @@ def read_clip(record, draws, config: AvidConfig, offset: float, max_megapixels: 
 
 
 def opened_file(record: dict[str, Any], opened: ExitStack):
-    """Content, path, or an open file of what lies elsewhere (the Hub, an archive)."""
+    """Content or path of a file, or an open file if it is remote or in an archive."""
     if record["bytes"] is not None or "://" not in record["path"]:
         return record["path"] if record["bytes"] is None else record["bytes"]
     return opened.enter_context(fsspec.open(record["path"], "rb"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Which columns of a dataset hold its images, or videos and sounds, and what a row gives of them."""
+"""Find the columns of images, videos and sounds in a dataset, and read records from its rows."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from .media import MEDIA, STORAGE, instead
 
 
 def wanted_columns(data: DataConfig, kind: str) -> dict[str, str | None]:
-    """What a recipe says about the columns, for `find_columns`."""
+    """The column names set in a recipe, for `find_columns`; None if not set."""
     return {name: getattr(data, f"{name}_column") for name in (kind, MEDIA[kind].beside) if name}
 
 
 def find_columns(features: Features, wanted: dict[str, str | None], where: object = "the dataset") -> dict[str, str]:
-    """Columns of images, or of videos and of sounds: those named in `wanted`, or the only ones of their type.
+    """Map each kind in `wanted` to its column: the named one, or the only one of the right type.
 
-    Parquet files that `datasets` did not write have no type Image, Video or Audio, only its storage: a struct of bytes
-    and path. Where nothing has the type, a video is looked for among plain bytes. A column of plain bytes, or images'
-    paths, can be named. Sound may have none.
+    Parquet files not written by `datasets` lack the types Image, Video and Audio. They only have the storage type: a
+    struct of bytes and path. Videos are also found in columns of plain bytes if no column has their type. Other
+    columns of plain bytes, or of image paths, must be named. A sound column is optional beside videos.
 
     Raises:
-        RecipeError: not there, or several.
+        RecipeError: there is no such column, or several.
     """
     found = {}
     beside = {MEDIA[kind].beside for kind in wanted}
@@ -62,13 +62,13 @@ def _not_one_column(kind: str, choice: list[str], possible: list[str], features:
 
 
 def encoded(dataset, wanted: dict[str, str | None], where: object = "the dataset") -> tuple[Any, dict[str, str]]:
-    """A dataset reduced to its images, or videos and sounds, which stay encoded; and their columns.
+    """The dataset with only its media columns, still encoded, and the columns by kind.
 
     Raises:
         RecipeError: see `find_columns`.
     """
     features = dataset.features
-    if features is None:  # a stream of Python objects
+    if features is None:  # a stream from a Python generator
         features = _features_of_first(dataset, where)
     columns = find_columns(features, wanted, where)
     untyped = dataset.features is None
@@ -79,14 +79,14 @@ def encoded(dataset, wanted: dict[str, str | None], where: object = "the dataset
 
 
 def _features_of_first(dataset: IterableDataset, where: object) -> Features:
-    """Types of a stream that has none, from its first example; what is no image, text or bytes is left out.
+    """Infer the types of an untyped stream from its first example; anything but image, text or bytes becomes null.
 
     Raises:
-        RecipeError: there is no example, or making it fails.
+        RecipeError: there is no example, or the generator fails.
     """
     try:
         example = next(iter(dataset), None)
-    except Exception as error:  # whatever a person's own function raises
+    except Exception as error:  # user code can raise anything
         first_line = (str(error).splitlines() or [""])[0]
         said = f"{type(error).__name__}: {first_line}"
         raise RecipeError(f"The first example of {where} cannot be loaded: {said}") from error
@@ -105,8 +105,9 @@ def _type_of(value: Any):
 
 
 def record_of(example: dict[str, Any], columns: dict[str, str]) -> dict[str, Any] | None:
-    """{"bytes", "path"} of an example's file or None; with "image" instead, where Python made the image; with "audio",
-    another such, where it has a column of its own.
+    """The encoded file of an example as {"bytes", "path"}, or None.
+
+    "image" holds an image that was created in Python. "audio" holds another record if sound has its own column.
     """
     first, *beside = columns.items()
     record = _encoded_file(example[first[1]])
@@ -122,7 +123,7 @@ def _encoded_file(value: Any) -> dict[str, Any] | None:
 
 
 def name_of(record: dict[str, Any] | None, place: str) -> str:
-    """What a message calls an example: its file, or its place in the dataset."""
+    """The name of an example in messages: its file, or its place in the dataset."""
     if not record or not record["path"]:
         return place
     return record["path"] if record["bytes"] is None else f"{record['path']} ({place})"

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The numbers in files deeper than 8 bits, which Pillow cuts off or reads as something else."""
+"""Read images deeper than 8 bits, which Pillow truncates or misinterprets."""
 
 import io
 import math
@@ -13,11 +13,11 @@ from PIL import Image, TiffImagePlugin
 
 ValueRange = Literal["full"] | tuple[float, float] | None
 
-_LEAST_USE = 1 / 8  # of an unsigned type's range: images that use less would be nearly black or flat
+_LEAST_USE = 1 / 8  # of an unsigned type's range; images that use less would come out nearly black or flat
 
 
 class NumberType(NamedTuple):
-    """What a file deeper than 8 bits holds, and the range of the type; nan for floating point."""
+    """Pixel type of a file deeper than 8 bits, with the type's range; NaN for floating point."""
 
     name: str
     low: float = math.nan
@@ -28,7 +28,7 @@ class NumberType(NamedTuple):
         return self.low == self.low
 
     def may_be_full(self, low: float, high: float, value_range: ValueRange) -> bool:
-        """Whether black and white are the ends of the type, for numbers from `low` to `high`."""
+        """Whether the type's minimum and maximum can serve as black and white for values from `low` to `high`."""
         if value_range == "full":
             return self.is_whole
         return self.low == 0 and high - low >= _LEAST_USE * (self.high + 1)
@@ -46,7 +46,7 @@ class NumberType(NamedTuple):
 
 
 def number_type(image: Image.Image) -> NumberType | None:
-    """What a file deeper than 8 bits holds, from its header; None for 8 bits."""
+    """Pixel type of a file deeper than 8 bits, from its header; None for 8 bits."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits, signed = (_first(tags.get(tag, default)) for tag, default in ((258, 0), (339, 1)))
     if image.mode == "F":
@@ -71,13 +71,13 @@ def _first(value: Any) -> Any:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the pixels lie in a file that is not yet decoded."""
+    """Pillow's raw mode (pixel layout) of a file that is not decoded yet."""
     tiles = getattr(image, "tile", None)
     return str(_first(tiles[0][3])) if tiles and tiles[0][3] else ""
 
 
 def numbers_of(image: Image.Image, kind: NumberType) -> np.ndarray:
-    """The numbers (H, W) or (H, W, colors) of a deep image; transparency is left out."""
+    """Pixel values (H, W) or (H, W, colors) of a deep image, without alpha."""
     if _ppm_maximum(image):
         return _ppm_numbers(image)
     if _is_sixteen_bit_color(image):
@@ -89,12 +89,12 @@ def numbers_of(image: Image.Image, kind: NumberType) -> np.ndarray:
 
 
 def is_scaled_by_pillow(image: Image.Image) -> bool:
-    """Whether Pillow makes 8 bits of the file's whole range by itself."""
+    """Whether Pillow itself scales the file's full range to 8 bits."""
     return _is_sixteen_bit_color(image) or bool(_ppm_maximum(image))
 
 
 def _ppm_maximum(image: Image.Image) -> int | None:
-    """The largest number of a PPM of more than 8 bits in color, which Pillow scales to 8."""
+    """Maximum value of a color PPM deeper than 8 bits, which Pillow scales to 8; else None."""
     tiles = getattr(image, "tile", None)
     if image.format == "PPM" and image.mode == "RGB" and tiles and isinstance(tiles[0].args, tuple):
         maximum = tiles[0].args[-1]
@@ -103,7 +103,7 @@ def _ppm_maximum(image: Image.Image) -> int | None:
 
 
 def _ppm_numbers(image: Any) -> np.ndarray:
-    """Numbers (H, W, 3), in two bytes each or as text."""
+    """Pixel values (H, W, 3) of a binary or plain-text PPM."""
     (name, _, offset, _), (width, height) = image.tile[0], image.size
     image.fp.seek(offset)
     content, count = image.fp.read(), 3 * width * height
@@ -115,16 +115,16 @@ def _ppm_numbers(image: Any) -> np.ndarray:
 
 
 def _is_sixteen_bit_color(image: Image.Image) -> bool:
-    """Pillow has no such images: it decodes the upper byte."""
+    """Whether the file has 16-bit color, for which Pillow has no mode: it decodes only the upper byte."""
     return ";16" in _raw_mode(image) and not image.mode.startswith("I")
 
 
 def _sixteen_bit_color(image: Any) -> np.ndarray:
-    """Numbers (H, W, colors): the file is decoded twice, once as if its bytes had the other order."""
+    """Pixel values (H, W, colors). Decodes twice, the second time with swapped byte order for the lower byte."""
     image.fp.seek(0)
     content = image.fp.read()
     mode = _raw_mode(image).replace("RGBa", "RGBA")
-    if mode.startswith("LA"):  # gray and transparency are four bytes
+    if mode.startswith("LA"):  # gray and alpha take four bytes, so read them as RGBA
         both = np.asarray(decoded_as("RGBA", content)).astype(np.uint16)
         return both[..., 0] * 256 + both[..., 1]
     native, other = ("L", "B") if sys.byteorder == "little" else ("B", "L")

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run was begun with, so that a continuation on other data is noticed: counts, names and sizes.
+"""Fingerprint of the training data, so that resuming on different data is noticed: counts, names and sizes.
 
-File contents are never read. Of a dataset made in Python only length and columns count; of files on another machine,
-only their names.
+File contents are never read. For datasets created in Python, only length and columns count; for remote files, only
+their names.
 """
 
 import os
@@ -19,7 +19,7 @@ from .sources import Source
 from .streams import ImageStream
 
 
-_MOST_SIZES = 10_000  # files whose size is looked up; of more, evenly spaced ones
+_MOST_SIZES = 10_000  # at most this many file sizes are looked up, evenly spaced
 
 _WORDS = {
     "examples": "the number of examples",
@@ -31,9 +31,9 @@ _WORDS = {
 
 
 def fingerprint(source: Source | ImageStream, made_in_python: bool) -> dict[str, Any]:
-    """Plain data that stays the same as long as the examples and their order do, wherever they lie."""
+    """Plain data that identifies the examples and their order, independent of their location."""
     if isinstance(source, ImageStream):
-        if source.origin is not None:  # a folder of files, or a saved dataset, read as a stream
+        if source.origin is not None:  # a folder of files or a saved dataset, streamed
             return _of_dataset(source.origin, list(source.columns.values()), made_in_python)
         files = [source.file_of(shard) or "" for shard in range(source.num_shards)]
         columns = {"shards": source.num_shards, "columns": _digest([repr(source.features)])}
@@ -42,7 +42,7 @@ def fingerprint(source: Source | ImageStream, made_in_python: bool) -> dict[str,
 
 
 def difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
-    """What has changed, as words; None where nothing has, or nothing is known."""
+    """What has changed, in words; None if nothing has, or if there is no earlier fingerprint."""
     if not before:
         return None
     changed = [key for key in _WORDS if key in before and before[key] != now.get(key)]
@@ -81,7 +81,7 @@ def _of_dataset(dataset: Dataset, columns: list[str], made_in_python: bool) -> d
 
 
 def _of_files(files: list[str]) -> dict[str, str]:
-    """Names below their common folder, so that data may be moved, and sizes of those that lie here."""
+    """Digests of the names, relative to the common folder so that data can be moved, and of the local files' sizes."""
     base = (
         os.path.commonpath([os.path.dirname(file) for file in files])
         if len(set(map(os.path.isabs, files))) == 1
@@ -97,7 +97,7 @@ def _of_files(files: list[str]) -> dict[str, str]:
 def _size(file: str) -> int:
     try:
         return Path(file).stat().st_size
-    except (OSError, ValueError):  # elsewhere, or gone
+    except (OSError, ValueError):  # remote, or deleted
         return -1
 
 

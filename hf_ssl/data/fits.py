@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Whether a network takes what a recipe will show it, or can be made to: found out on the meta device, which has
-shapes only.
+"""Check that a backbone accepts the image sizes of a recipe, and configure it to if it can.
+
+The backbone runs on the meta device, which computes shapes only.
 """
 
 import copy
@@ -18,12 +19,12 @@ from ..recipe import RecipeError
 
 
 def fit_sizes(views: list[View], config: SSLConfig, pretrained: bool) -> None:
-    """Give `backbone_args` what a network for images of one size (ViT, Swin ...) needs for those of the recipe.
+    """Extend `backbone_args` so that a fixed-size network (ViT, Swin ...) accepts the image sizes of the recipe.
 
-    The arguments are timm's and travel with the model: with `dynamic_img_size` it takes other sizes elsewhere, too.
+    The arguments are timm's and are saved with the model, so `dynamic_img_size` still applies after loading.
 
     Args:
-        pretrained: its weights have the positions of their own size, which stays `img_size`.
+        pretrained: keep `img_size` at the pretrained size, because the position embeddings have that size.
     """
     own = config.backbone_args or {}
     if not _is_for_one_size(config.backbone):
@@ -45,10 +46,10 @@ def _is_for_one_size(backbone: str) -> bool:
 
 
 def check_fits(views: list[View], config: SSLConfig) -> None:
-    """Try the network of a recipe for images with every size.
+    """Try the backbone with every image size of a recipe.
 
     Raises:
-        RecipeError: a size that the backbone does not take.
+        RecipeError: the backbone does not accept a size.
     """
     sizes = {config.image_size: "model.image_size"}
     sizes |= {view.size: "views.local.size" if view.local else "views.all.size" for view in reversed(views)}
@@ -56,7 +57,7 @@ def check_fits(views: list[View], config: SSLConfig) -> None:
     if not fault:
         return
     usual = _usual_size(config)
-    if _first_refused(config, [usual])[1] is None:  # else it is not for the size
+    if _first_refused(config, [usual])[1] is None:  # otherwise the size is not the reason
         raise RecipeError(
             f"{config.backbone} does not support {sizes[size]}={size} ({fault}); set "
             f"{' and '.join(sizes.values())} to one size, such as {usual}, or choose another model.backbone."
@@ -66,20 +67,20 @@ def check_fits(views: list[View], config: SSLConfig) -> None:
 def _usual_size(config: SSLConfig) -> int:
     try:
         backbone = _on_meta(config)
-    except ValueError as error:  # arguments that it does not take
+    except ValueError as error:  # invalid backbone_args
         raise RecipeError(f"model: {error}") from None
     own = (config.backbone_args or {}).get("img_size")
     return own if isinstance(own, int) else backbone.pretrained_cfg["input_size"][-1]
 
 
 def _on_meta(config: SSLConfig) -> Any:
-    """A network of timm's, which have no base class with the methods that are called here."""
+    """The backbone on the meta device. Typed Any: timm has no base class that declares the methods used here."""
     with torch.device("meta"):
         return create_backbone(config).eval()
 
 
 def _first_refused(config: SSLConfig, sizes: list[int]) -> tuple[int, str | None]:
-    """The first size that the backbone does not take, and what it says then; None where it takes all."""
+    """The first size that the backbone rejects and the error message; the message is None if it accepts all."""
     fields = (
         "backbone",
         "backbone_args",
@@ -101,7 +102,7 @@ def _try(fields: str, sizes: tuple[int, ...]) -> tuple[int, str | None]:
         for size in sizes:
             with torch.no_grad():
                 backbone.forward_head(backbone.forward_features(_images((2,), config, size)))
-    except Exception as error:  # assertions of timm, shapes of torch
+    except Exception as error:  # timm asserts, torch raises shape errors
         return size, (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:120]
     return size, None
 

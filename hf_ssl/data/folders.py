@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Folders of images, or of videos, as people have them: what is in one, and which splits and classes its layout says.
+"""List plain folders of images or videos, and infer splits and classes from their layout.
 
-Plain folders are listed here, in one walk: the folder builder of `datasets` walks a folder some sixty times, which
-takes a quarter of an hour for ImageNet's.
+One walk lists everything. The folder builder of `datasets` walks a folder about sixty times, which takes a quarter of
+an hour for ImageNet.
 """
 
 import logging
@@ -25,7 +25,7 @@ from .media import MEDIA, STORAGE
 logger = logging.getLogger(__name__)
 
 _TABLES = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}
-SPLITS = {  # the words of `datasets`
+SPLITS = {  # the same words as in `datasets`
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
@@ -36,46 +36,54 @@ _SPLIT = re.compile(rf"(?:{_BESIDE}[-_. ]*)*({'|'.join(SPLITS)})(?:[-_. ]*{_BESI
 
 @cache
 def say(message: str) -> None:
-    """A warning, once: a place is opened several times before a run starts."""
+    """Warn once: a path is opened several times before a run starts."""
     logger.warning(message)
 
 
 def media_kind(name: str) -> str | None:
-    """ "image", "video" or "audio", by the name of a file."""
+    """Kind of a file by its extension: "image", "video" or "audio"."""
     extension = os.path.splitext(name)[1].lower()
     return next((kind for kind, medium in MEDIA.items() if extension in medium.extensions), None)
 
 
 def shard_kind(name: str) -> str | None:
-    """ "parquet" or "tar", by the name of a file or a URL."""
+    """Kind of a shard by its file name or URL: "parquet" or "tar"."""
     name = name.partition("?")[0] if "://" in name else name
     found = re.search(r"\.(parquet|tar|tar\.gz|tgz)$", name.lower())
     return None if found is None else "parquet" if found[1] == "parquet" else "tar"
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder is called after: train, val2017, test_images .."""
+    """The split that a folder name stands for: train, val2017, test_images .."""
     found = _SPLIT.fullmatch(name)
     return found and SPLITS[found[1].lower()]
 
 
 @dataclass
 class Contents:
-    """What lies below a folder, as absolute paths."""
+    """Everything below a folder, as absolute paths."""
 
     media: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)  # names that are not UTF-8
-    closed: list[str] = field(default_factory=list)  # folders that may not be read
+    closed: list[str] = field(default_factory=list)  # unreadable folders
     special: list[str] = field(default_factory=list)  # pipes, sockets, devices
     links: int = 0  # symbolic links to files
-    again: int = 0  # symbolic links to folders that are there anyway
+    again: int = 0  # symbolic links to folders that were listed already
+
+
+_ignored: dict[str, int] = {}  # files by the folder that was listed
+
+
+def ignored_below(root: str) -> int:
+    """Number of files below a folder that are not read: other types, unusable names, pipes. 0 if it was not listed."""
+    return _ignored.get(str(Path(root).absolute()), 0)
 
 
 def walk(root: Path, kind: str) -> Contents:
-    """Every folder below one once, however many symbolic links lead to it; hidden files and folders are left out."""
+    """List everything below `root`. Each folder is visited once even if symlinked; hidden entries are skipped."""
     found, known = Contents(), set()
     pending = [(str(root.absolute()), os.path.realpath(root))]
     linked: list[tuple[str, str]] = []
@@ -95,7 +103,7 @@ def walk(root: Path, kind: str) -> Contents:
                 found.special.append(entry.path)
             elif not _is_folder(entry):
                 _sort_in(found, entry, kind)
-            elif entry.is_symlink():  # after all that is there itself
+            elif entry.is_symlink():  # visit later, so that the real path of a folder wins over links to it
                 linked.append((entry.path, os.path.realpath(entry.path)))
             else:
                 pending.append((entry.path, os.path.join(real, entry.name)))
@@ -103,18 +111,19 @@ def walk(root: Path, kind: str) -> Contents:
     found.shards.sort()
     found.tables.sort()
     found.odd.sort()
+    _ignored[str(root.absolute())] = len(found.others) + len(found.odd) + len(found.special)
     _say_what_is_left_out(found, root)
     return found
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    with suppress(OSError):  # links in a circle
+    with suppress(OSError):  # circular links
         return entry.is_dir()
     return False
 
 
 def _is_special(entry: os.DirEntry) -> bool:
-    """A pipe, socket or device, whose opening may wait for ever. Dead links are left to a loader."""
+    """Whether it is a pipe, socket or device, which could block forever when opened. Dead links are not special."""
     with suppress(OSError):
         return not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path)
     return False
@@ -138,7 +147,7 @@ def _sort_in(found: Contents, entry: os.DirEntry, kind: str) -> None:
 def _is_utf8(path: str) -> bool:
     try:
         path.encode()
-    except UnicodeEncodeError:  # bytes that Python keeps as surrogates, and no table can hold
+    except UnicodeEncodeError:  # Python keeps such bytes as surrogates, which Arrow cannot store
         return False
     return True
 
@@ -157,16 +166,16 @@ def _say_what_is_left_out(found: Contents, root: Path) -> None:
 
 
 def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
-    """Split -> files of a folder of images or videos, their labels, and what metadata.csv or .jsonl say about them.
+    """Split -> dataset of files, labels, and the columns of metadata.csv, .jsonl or .parquet.
 
-    Folders called train, val2017, test_images .. are splits, at whatever depth they are: see `_split_level`. Class
-    folders are the innermost ones of a split, when there are several and all are equally deep.
+    Folders named train, val2017, test_images .. are splits, at any depth: see `_split_level`. The innermost folders of
+    a split are classes if there are several and all are equally deep.
     """
     top = str(root.absolute())
     folders = {folder: _below(top, folder) for folder in {os.path.dirname(file) for file in found.media}}
     depth, names = _split_level(set(folders.values()))
     parts = _divide(root, found, folders, depth, names)
-    if names:  # what is left are classes
+    if names:  # the remaining folder levels are classes
         folders = {folder: _without_split(place, depth, names) for folder, place in folders.items()}
     classes = {split: _classes(files, folders) for split, files in parts.items()}
     labels = sorted({name for known in classes.values() for name in known or ()})
@@ -192,7 +201,7 @@ def _without_split(place: tuple[str, ...], depth: int, names: dict[str, str]) ->
 
 
 def _divide(root: Path, found: Contents, folders: dict, depth: int, names: dict[str, str]) -> dict[str, list[str]]:
-    """Split -> files; in one split a file counts once, whatever symbolic links lead to it."""
+    """Split -> files. Symbolic links to the same file count once per split."""
     parts: dict[str, list[str]] = {}
     loose = []
     for file in found.media:
@@ -209,7 +218,7 @@ def _divide(root: Path, found: Contents, folders: dict, depth: int, names: dict[
 
 
 def _classes(files: list[str], folders: dict[str, tuple[str, ...]]) -> list[str] | None:
-    """The class of each file of a split; None when some are in no class folder, or these are not equally deep."""
+    """The class of each file of a split; None if some are in no class folder, or if the depths differ."""
     places = [folders[os.path.dirname(file)] for file in files]
     depths = set(map(len, places))
     return [place[-1] for place in places] if len(depths) == 1 and 0 not in depths else None
@@ -220,7 +229,7 @@ def _below(top: str, folder: str) -> tuple[str, ...]:
 
 
 def _once(files: list[str], root: Path) -> list[str]:
-    """A file and not the links to it, or the first of the links."""
+    """Deduplicate by real path: keep the file itself, or else the first link to it."""
     real = {file: os.path.realpath(file) for file in files}
     kept: dict[str, str] = {}
     for file in sorted(files, key=lambda file: (os.path.islink(file), file)):
@@ -231,11 +240,11 @@ def _once(files: list[str], root: Path) -> list[str]:
 
 
 def _split_level(folders: set[tuple[str, ...]]) -> tuple[int, dict[str, str]]:
-    """At which depth the folders' names are splits, and name -> split; no names where none are.
+    """Depth at which folder names are splits, and name -> split; (0, {}) if there are no splits.
 
-    All of a depth are (train/, val/; images/train, images/val; cat/train, cat/val). Or some are at the top: beside
-    train/ that has subfolders, other folders are splits by their own names; without a train/, they are the classes of
-    the training split. But where train/ stands flat among others, it is a class as they are.
+    Either all folders of a depth are splits (train/, val/; images/train, images/val; cat/train, cat/val), or some of
+    several siblings are. If train/ is among those and has subfolders, the other siblings are splits with their own
+    names. If there is no train/, they are classes of the training split. A flat train/ among flat siblings is a class.
     """
     depth = 0
     while here := {place[depth] for place in folders if len(place) > depth}:
@@ -253,7 +262,7 @@ def _split_level(folders: set[tuple[str, ...]]) -> tuple[int, dict[str, str]]:
 
 
 def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind: str) -> dict[str, Dataset]:
-    """The columns of metadata.csv and metadata.jsonl for the files that they name; none for the others."""
+    """Join the metadata tables to the files by `file_name`; files that are not in a table get nulls."""
     rows, files = [], []
     for table in tables:
         content = _read_table(table)
@@ -280,7 +289,7 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
         say(f"The metadata of {root} name {missing} {kind}(s) that do not exist.")
     try:
         content = concatenate_datasets(rows)
-    except ValueError as error:  # columns of one name and several types
+    except ValueError as error:  # a column has different types in different tables
         raise RecipeError(
             f"The metadata tables of {root} do not match ({error}); use the same column types in all."
         ) from None
@@ -288,14 +297,14 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
 
 
 def _records(part: Dataset, kind: str) -> list[dict]:
-    """Paths and contents of the files, without a copy of them."""
+    """The encoded records (bytes and path) of the files."""
     return part.cast_column(kind, MEDIA[kind].feature(decode=False))[kind]
 
 
 def _read_table(table: str) -> Dataset:
     try:
         return load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
-    except Exception as error:  # whatever pandas and Arrow raise
+    except Exception as error:  # pandas and Arrow raise many types
         said = first_line(error.__cause__ or error)
         raise RecipeError(f"{table} cannot be read ({said}); fix it, save it as UTF-8, or remove it.") from error
 
@@ -310,7 +319,7 @@ def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) 
 
 
 def sounds_of_tables(tables: list[str]) -> dict[str, Dataset]:
-    """Split -> rows of each metadata.csv; `datasets` would want to decode its sounds, and torchcodec for that."""
+    """Split -> rows of each metadata.csv. Not read by `datasets`, which would need torchcodec to decode the sounds."""
     found = {}
     for table in (table for table in tables if table.endswith(".csv")):
         rows = _read_table(table)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Images, in two stages: decode, crop and flip in the worker, colors on the device."""
+"""Images, in two stages: the worker decodes, crops and flips; the device does the colors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,11 @@ from .views import View, eval_image, make_views
 
 @dataclass(frozen=True)
 class ImageViews:
-    """Stage 1: an encoded image -> uint8 views, and what was drawn for stage 2.
+    """Stage 1: an encoded image -> uint8 views, and random parameters for stage 2.
 
     Args:
         reference: do the colors here, per image, as published (see `make_views`).
-        channels: 3 (RGB) or 1 (gray).
-
-    Raises:
-        RecipeError: impossible channels.
+        channels: 3 (RGB) or 1 (gray); any other number is a RecipeError.
     """
 
     name: ClassVar[str] = "images"
@@ -45,13 +42,11 @@ class ImageViews:
             )
 
     def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any):
-        """Views uint8 (S, S, C), one after another, and their rows of `PARAMS` (V, P); `source` says how images are
-        decoded.
-        """
+        """A list of views uint8 (S, S, C) and their rows of `PARAMS` (V, P); `source` holds the decoding options."""
         return self.of(open_image(record, source.max_megapixels), key, source.decoding)
 
     def of(self, image: Image.Image, key: tuple[int, ...], decoding: Decoding = DEFAULT):
-        """The same of an image that is open."""
+        """The same for an image that is already open."""
         return make_views(image, self.views, key, reference=self.reference, channels=self.channels, decoding=decoding)
 
     def blank(self):
@@ -59,7 +54,7 @@ class ImageViews:
         return blank, np.zeros((len(self.views), len(PARAMS)), np.float32)
 
     def stack(self, made: Sequence[tuple[list[np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
-        """Arrays of B images, view by view; small crops apart from global views."""
+        """Stack B images into view-major arrays; small crops are separate from global views."""
         params = np.stack([rows for _, rows in made], 1)  # (V, B, P)
         batch = {}
         for prefix, local in (("", False), ("local_", True)):
@@ -72,7 +67,7 @@ class ImageViews:
 
 @dataclass(frozen=True)
 class LabeledViews(ImageViews):
-    """Views of which each batch says which example is really there: its label counts."""
+    """Views whose batches carry the index of the example shown, also for substitutes: the probe needs its label."""
 
     numbered: ClassVar[bool] = True
 
@@ -101,13 +96,13 @@ class ImageTransform:
 class ViewCollator:
     """Examples of a `datasets.Dataset` -> model inputs, for `transformers.Trainer` and plain DataLoaders.
 
-    Unlike `TrainLoader` it knows neither epoch nor step: the views follow torch's global random state, which Trainer
-    seeds in every worker. Broken images raise.
+    Unlike `TrainLoader` it does not know epoch and step, so the views depend on torch's global random state, which
+    Trainer seeds in every worker. Broken images raise.
 
     Args:
         views: see `resolve_views`.
-        mean, std: a number a channel, of the model's config.
-        reference: colors per image as published.
+        mean, std: per channel, from the model's config.
+        reference: do the colors per image, as published.
         decoding: how images become 8-bit pixels.
     """
 
@@ -136,7 +131,7 @@ class ViewCollator:
 
 @dataclass(frozen=True)
 class ImageInference:
-    """Inference preprocessing: short side to `size / crop_pct`, center crop of `size` pixels, normalization."""
+    """Inference preprocessing: resize the short side to `size / crop_pct`, center-crop `size` pixels, normalize."""
 
     num_clips: ClassVar[int] = 1
     size: int
@@ -147,7 +142,7 @@ class ImageInference:
 
     @classmethod
     def of(cls, config) -> "ImageInference":
-        """The preprocessing that a model's `SSLConfig`, or transformers' config of a network of timm, states."""
+        """The preprocessing in a model's `SSLConfig`, or in transformers' `TimmWrapperConfig`."""
         if hasattr(config, "pretrained_cfg"):
             look = images_of_timm(config.pretrained_cfg)
             mean, std = tuple(look["mean"]), tuple(look["std"])
@@ -170,7 +165,7 @@ class ImageInference:
 
 
 def images_of_timm(pretrained_cfg: dict[str, Any] | None) -> dict[str, Any]:
-    """Size, mean, deviation, crop and interpolation of the images, with timm's defaults for what is not said."""
+    """Input size, mean, std, crop and interpolation, with timm's defaults for missing keys."""
     return timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg or {"input_size": (3, 224, 224)})
 
 

@@ -1,9 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Labels of a dataset: which column holds them, which rows have none, and their classes numbered from 0.
+"""Labels of a dataset: find the label column and the unlabeled rows, and number the classes from 0.
 
-A class is a ClassLabel's name, a text, a whole number or a truth value. The numbers that a dataset gives its classes
-may be dates, hashes or ids of ten digits, and another split may order its names in another way; so classes are
-compared by what they are, and counted as 0..K-1.
+A class is a ClassLabel name, a string, an integer or a Boolean. Integer labels can be dates, hashes or ten-digit ids,
+and two splits can order their class names differently. So classes are compared by value, then numbered 0..K-1.
 """
 
 import re
@@ -16,10 +15,10 @@ from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 from ..recipe import RecipeError, nearest
 
 
-Class = Any  # of a dataset's classes, all are of one type, which can be hashed and sorted
+Class = Any  # hashable and sortable; one type within a dataset
 
-_NAMES = ("label", "labels", "cls")  # the last is what a tar of WebDataset calls it
-_IGNORED = "ignored"  # lists of classes that may be there or not, such as VOC's difficult ones
+_NAMES = ("label", "labels", "cls")  # WebDataset tars use "cls"
+_IGNORED = "ignored"  # column of classes that do not count for a row, such as VOC's "difficult" ones
 _CLASSES = re.compile(r"u?int\d+|bool|float\d+|string|large_string|string_view")
 _SPLIT_NAME = re.compile(
     r"[\W\d_]*(?:(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|dev|eval|hold|out|(?:un)?labell?ed|labels?|images?|imgs?"
@@ -28,14 +27,14 @@ _SPLIT_NAME = re.compile(
 
 
 class NoLabels(RecipeError):
-    """A dataset has no labels that accuracy could be measured with; its text says why."""
+    """A dataset has no labels to measure accuracy with; the message says why."""
 
 
 def find_label_column(features: Features, name: str | None, where: object = "the dataset") -> str | None:
-    """The column of classes: `name`, or the one that looks like it, or None.
+    """The class column: `name`, or the most likely one by name and type, or None.
 
     Raises:
-        RecipeError: `name` is not there or holds something else.
+        RecipeError: there is no column `name`, or it does not hold classes.
     """
     possible = [column for column, feature in features.items() if _holds_classes(feature)]
     if name is not None:
@@ -47,10 +46,10 @@ def find_label_column(features: Features, name: str | None, where: object = "the
 
 
 def several_classes(dataset: Dataset, name: str | None, where: object) -> tuple[list[list[Class] | None], list]:
-    """Classes of data with several labels an example: those that each row has, and those that it may not be judged by.
+    """Multi-label classes: for each row, the list of its classes (None if unlabeled) and the list of ignored classes.
 
-    They are lists of class numbers or names, in the column `name`, or in the only one of such; the second are those of
-    the column "ignored", where there is one. A row that is null is not labeled (None).
+    Labels are lists of class numbers or names, in the column `name` or in the only such column. Ignored classes are
+    in the column "ignored", if there is one.
 
     Raises:
         RecipeError: there is no such column, or there are several.
@@ -73,7 +72,7 @@ def several_classes(dataset: Dataset, name: str | None, where: object) -> tuple[
 
 
 def targets_of(rows: list[list[Class] | None], ignored: list[list[Class]], names: list[Class]) -> np.ndarray:
-    """Several labels as (N, K) of 1 for a class that a row has, 0 for others, and -1 for what does not count."""
+    """Multi-label targets, int64 (N, K): 1 if the row has the class, 0 if not, -1 if it is ignored or unlabeled."""
     number = {name: i for i, name in enumerate(names)}
     targets = np.zeros((len(rows), len(names)), dtype=np.int64)
     for target, row, left_out in zip(targets, rows, ignored, strict=True):
@@ -93,7 +92,7 @@ def _holds_classes(feature: Any) -> bool:
 
 
 def check_column(name: str, features: Features, possible: list[str], what: str, where: object) -> None:
-    """Raises RecipeError when a column that somebody named is not there, or holds something else than `what`."""
+    """Raise RecipeError if the column `name` is missing or does not hold `what`."""
     if name not in features:
         raise RecipeError(f"{where} has no column {name!r}{nearest(name, features)}")
     if name not in possible:
@@ -101,24 +100,24 @@ def check_column(name: str, features: Features, possible: list[str], what: str, 
 
 
 def why_no_label_column(features: Features, where: object) -> str:
-    """One sentence about a dataset in which `find_label_column` finds nothing."""
+    """A sentence that explains why `find_label_column` found nothing."""
     other = next((column for column in _NAMES if column in features and features[column] != Value("null")), None)
     said = "has no labels for kNN"
     if other is not None:
         lists = "List" in str(features[other])
         what = "several labels per example" if lists else "neither strings nor numbers"
         said = f"has {what} in the column {other!r}"
-    if len(features) == 1:  # a folder without classes, or a table of files alone
+    if len(features) == 1:  # a folder without class folders, or a table with only a file column
         remedy = "use one folder per class, or a metadata.csv (file_name,label)"
         return f"{where} {said}; {remedy}, or choose data with a label column."
     return f"{where} {said}; set monitor.label_column to a column with one class per example."
 
 
 def label_classes(feature: Any, values: Sequence[Any], column: str = "label") -> list[Class]:
-    """The class of every row; None where a row has none: null, -1, not a number, an empty text.
+    """The class of every row; null, -1, NaN and the empty string become None.
 
     Raises:
-        NoLabels: numbers that are not whole.
+        NoLabels: a number is not an integer.
     """
     if isinstance(feature, ClassLabel):
         names = dict(enumerate(feature.names))
@@ -131,10 +130,10 @@ def label_classes(feature: Any, values: Sequence[Any], column: str = "label") ->
 
 
 def number_classes(*sides: list[Class]) -> list[np.ndarray]:
-    """The classes of one or several datasets as common numbers 0..K-1, int64 (N,) each; -1 for none.
+    """Number the classes of one or more datasets consistently as 0..K-1; int64 (N,) each, -1 for unlabeled.
 
     Raises:
-        RecipeError: names on one side and numbers on the other.
+        RecipeError: one dataset has names as labels, another has numbers.
     """
     known: set[Class] = set().union(*sides) - {None}
     if len({isinstance(one, str) for one in known}) > 1:
@@ -147,11 +146,7 @@ def number_classes(*sides: list[Class]) -> list[np.ndarray]:
 
 
 def check_classes(classes: list[Class], column: str | None, where: object) -> None:
-    """Whether accuracy on these labels would mean anything.
-
-    Raises:
-        NoLabels: no row has one, or they are names of splits.
-    """
+    """Raise NoLabels if accuracy on these labels would be meaningless: no row has one, or they are split names."""
     known = [one for one in classes if one is not None]
     names = sorted(set(known))
     if not known:
@@ -164,5 +159,5 @@ def check_classes(classes: list[Class], column: str | None, where: object) -> No
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a label says which part of a dataset a file is in ("train", "val2017", "test_images")."""
+    """Whether a label is the name of a split ("train", "val2017", "test_images") rather than a class."""
     return bool(_SPLIT_NAME.fullmatch(name.lower()))

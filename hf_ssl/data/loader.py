@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The order of the images, or of clips, shared out over processes and workers, from any step on.
+"""Training batches of images or clips, split over processes and workers, starting at any step.
 
-Step s of epoch e takes permutation(seed, e)[s B : (s + 1) B] for the global batch B; micro-batch a is the a-th part of
-it, and process r takes the r-th part of that. So the batch is the same whatever the number of processes, and
-continuing at a step is arithmetic. Streams have an order of their own: see `streams`.
+Step s of epoch e takes permutation(seed, e)[s B : (s + 1) B] for the global batch B. Micro-batch a is the a-th part of
+it, and process r takes the r-th part of that. So the global batch does not depend on the number of processes, and
+resuming at a step is arithmetic. For the order of streams, see `stream_sampler`.
 """
 
 from collections import deque
@@ -24,30 +24,30 @@ from .views import View
 from .workers import batches, share, start_worker
 
 
-_ATTEMPTS = 10  # images tried in place of one that cannot be read
-_WINDOW = 1000  # images over which the share of failures is counted
+_ATTEMPTS = 10  # an unreadable image and its substitutes
+_WINDOW = 1000  # images over which the failure rate is computed
 
 
 class TrainLoader:
-    """Micro-batches of views of images, or of clips, from `start_step` to `num_steps`.
+    """Micro-batches of image views or clips, from `start_step` to `num_steps`.
 
-    Yields dicts: `views` uint8 (V, B, S, S, C) and `params` (V, B, P) of the global views, `local_views` and
-    `local_params` of the small crops, `index` (B,) of the examples whose turn it was, and `skipped`, a list of (name,
-    reason) of those that could not be read; another one, drawn for it, is in the place of each. In a stream `index` is
-    shard * 2^32 + place in the shard, and `skipped` also names the shards that were given up.
+    Image batches are dicts: `views` uint8 (V, B, S, S, C) and `params` (V, B, P) of the global views, `local_views`
+    and `local_params` of the small crops, `index` (B,) of the scheduled examples, and `skipped`, a list of (name,
+    reason) of unreadable ones. Each of those is replaced by another random example. For streams, `index` is
+    shard * 2^32 + offset in the shard, and `skipped` also lists abandoned shards.
 
-    Of clips: `frames` uint8 (B, T, S, S, C), `params` (B, P), `waveforms` (B, samples), `skipped`, and
-    `index` (B,), the row in 0..N-1 of the clip that is there, be it drawn for another, of a stream too (`rows`).
+    Clip batches have `frames` uint8 (B, T, S, S, C), `params` (B, P), `waveforms` (B, samples), `skipped`, and `index`
+    (B,): the dataset row of each clip in the batch, including substitutes; for streams, see `ImageStream.rows`.
 
     Args:
-        stage1: what a worker does to a record, see `Modality.stage1`; a list of views is `ImageViews` of them.
-        batch_size: images of one optimizer step over all processes and micro-batches, which must divide it.
-        max_failed_share: of the last 1,000 images of this process; counted once 100 were tried.
-        shuffle_block: examples of a stream that are permuted together.
-        state: where a stream continues, from `state()` of all processes.
+        stage1: the worker's processing, see `Modality.stage1`; a list of views stands for `ImageViews` of them.
+        batch_size: images per optimizer step, over all processes and micro-batches; must be divisible by both.
+        max_failed_share: of the last 1,000 images of this process; checked after the first 100.
+        shuffle_block: number of stream examples shuffled together.
+        state: where a stream resumes, merged from `state()` of all processes.
 
     Raises:
-        RecipeError: fewer images than a batch; while iterating, too many images that cannot be read.
+        RecipeError: fewer images than a batch; while iterating, too many unreadable images.
         WorkerError: while iterating, a worker was killed.
     """
 
@@ -89,7 +89,7 @@ class TrainLoader:
             worker_init_fn=start_worker,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the global random state stays untouched
+            generator=torch.Generator(),  # do not advance the global random state
         )
 
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
@@ -109,15 +109,15 @@ class TrainLoader:
             yield batch
 
     def state(self) -> dict[str, Any] | None:
-        """Where this process's part of a stream stands behind the last batch; None for what is not streamed."""
+        """Stream position of this process after the last batch; None for map-style data."""
         return None if self._stream is None else self._stream.state_of(self._cursors)
 
 
 def steps_in_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches of an epoch; what is left over waits for another epoch's order.
+    """Whole batches per epoch; the remainder is dropped.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: the dataset is smaller than a batch.
     """
     if num_examples < batch_size:
         raise RecipeError(
@@ -127,7 +127,7 @@ def steps_in_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of all examples that an epoch follows."""
+    """The permutation of all examples in an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
@@ -165,13 +165,13 @@ class _ViewBatches(Dataset):
         return {**batch, "index": np.array(index), **self.stage1.stack(made)}
 
     def _example(self, epoch: int, index: int, batch: dict[str, Any]):
-        """Views of an example, or of another drawn for it while it cannot be read; and which it is."""
+        """Views of an example, or of a random substitute if it is unreadable, and the index of the one used."""
         key: tuple[int, ...] = (self.seed, epoch, index)
         chosen = index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return self.stage1.make(self.source.record(chosen), key, self.source), chosen
-            except Exception as error:  # whatever a decoder raises: the image is skipped
+            except Exception as error:  # decoders raise many types; skip the image
                 batch["skipped"].append((self.source.name(chosen), _reason(error)))
             key = (self.seed, epoch, index, attempt)
             chosen = int(np.random.default_rng(key).integers(len(self.source)))
@@ -180,7 +180,7 @@ class _ViewBatches(Dataset):
 
 
 class _StreamViews(Dataset):
-    """A `StreamBatch` -> arrays of its views; a good one of the same batch stands in for one that cannot be read."""
+    """A `StreamBatch` -> arrays of its views; unreadable examples are replaced by readable ones of the same batch."""
 
     def __init__(self, source: ImageStream, stage1: Stage1, seed: int):
         self.source, self.stage1, self.seed = source, stage1, seed
@@ -204,7 +204,7 @@ class _StreamViews(Dataset):
         }
 
     def _rows(self, items: list[StreamItem]) -> list[int]:
-        """A shard that has grown since it was counted has no rows for the new examples; they share its last one."""
+        """Dataset rows of items. Examples added to a shard after it was counted have no row and share its last one."""
         starts = self.source.rows()
         return [max(0, min(starts[item.shard] + item.offset, starts[item.shard + 1] - 1)) for item in items]
 
@@ -212,7 +212,7 @@ class _StreamViews(Dataset):
         """Views of an item, or None when it cannot be read."""
         try:
             return self.stage1.make(item.record, key, self.source)
-        except Exception as error:  # whatever a decoder raises
+        except Exception as error:  # decoders raise many types
             skipped.append((self.source.item_name(item), _reason(error)))
             return None
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Images with a mask of class numbers each: a dataset with two columns of images, or folders `images` and `masks`."""
+"""Images with segmentation masks: a dataset with two image columns, or folders `images` and `masks`."""
 
 import os
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from .places import open_place
 from .sources import Source, source_of
 
 
-IGNORED = 255  # pixels of this number, and of those that are ignored, count nowhere
+IGNORED = 255  # pixels of this class are excluded from loss and metrics
 _MASKS = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask")
 _MASK_FOLDERS = ("masks", "annotations")
-_HELD_OUT = 5  # one of so many images is judged where there is no split for them
+_HELD_OUT = 5  # without an evaluation split, one in five images is held out
 _FEW = 5  # names in a message
 
 
 class NoMask(ValueError):
-    """An image holds something else than the class numbers of another image's pixels."""
+    """An image is not a valid mask of class numbers for its image."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Masked:
     """Images and their masks.
 
     Attributes:
-        source, masks: of the same examples.
-        ignored: numbers of pixels that count nowhere, beside `IGNORED`.
-        part: what a person calls the examples.
+        source, masks: of the same examples, in the same order.
+        ignored: additional class numbers to treat as `IGNORED`.
+        part: display name of the examples.
     """
 
     source: Source
@@ -62,34 +62,34 @@ class Masked:
         return {"image": self.source.record(index), "mask": self.masks.record(index)}
 
     def name(self, index: int) -> str:
-        """What a message calls an example."""
+        """The name of an example in messages."""
         return self.source.name(index)
 
     def image_of(self, record: dict[str, Any], channels: int) -> Image.Image:
-        """Raises OSError, ValueError: it cannot be read."""
+        """Decode the image; raises OSError or ValueError if it cannot be read."""
         return to_channels(open_image(record["image"], self.source.max_megapixels), channels, self.source.decoding)
 
     def mask_of(self, record: dict[str, Any]) -> np.ndarray:
-        """Class numbers (H, W), uint8, `IGNORED` for what counts nowhere.
+        """Class numbers uint8 (H, W), with `IGNORED` for excluded pixels.
 
         Raises:
-            NoMask: it holds colors, or numbers beyond 255.
+            NoMask: the image holds colors, or numbers outside 0..255.
             OSError, ValueError: it cannot be read.
         """
         image = open_image(record["mask"], self.masks.max_megapixels)
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise NoMask(f"it contains colors ({image.mode}), not class numbers (mode L or P)")
-        numbers = np.asarray(image).astype(np.int64)  # of a palette its indices
+        numbers = np.asarray(image).astype(np.int64)  # palette indices in mode P
         if numbers.min() < 0 or numbers.max() > IGNORED:
             raise NoMask(f"it contains numbers from {numbers.min()} to {numbers.max()}, but classes are 0 to 254")
         numbers[np.isin(numbers, self.ignored)] = IGNORED
         return numbers.astype(np.uint8)
 
     def classes_of(self, index: int) -> np.ndarray:
-        """The class numbers in a mask, beside `IGNORED`, after a look at the size of its image.
+        """The class numbers in a mask, without `IGNORED`.
 
         Raises:
-            As `mask_of`; also NoMask: it is not of the image's size.
+            NoMask, OSError, ValueError: see `mask_of`; also NoMask if mask and image differ in size.
         """
         record = self.record(index)
         mask = self.mask_of(record)
@@ -102,11 +102,11 @@ class Masked:
 
 @dataclass(frozen=True)
 class MaskedCrops:
-    """What a worker makes of an image and its mask: both resized, cut to a square, and perhaps flipped.
+    """Training augmentation of an image and its mask in the worker: random resize, square crop, random flip.
 
     Args:
-        scales: the short side becomes `size` times a number between these two.
-        fill: color of what an image is too small for; its mask is ignored there.
+        scales: the short side is resized to `size` times a uniform number from this range.
+        fill: padding color for images smaller than the crop; their masks are padded with `IGNORED`.
     """
 
     name: ClassVar[str] = "images"
@@ -116,7 +116,7 @@ class MaskedCrops:
     fill: tuple[int, ...]
 
     def make(self, record: Any, key: tuple[int, ...], source: Masked):
-        """Pixels uint8 (S, S, C), classes uint8 (S, S), and a number for what else is drawn."""
+        """Pixels uint8 (S, S, C), classes uint8 (S, S), and a seed for further random draws."""
         chance = np.random.default_rng(key)
         short = max(1, round(self.size * chance.uniform(*self.scales)))
         image, mask = source.image_of(record, len(self.fill)), Image.fromarray(source.mask_of(record))
@@ -142,7 +142,7 @@ class MaskedCrops:
 
 
 def resized(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Width and height of an image whose short side becomes `short`."""
+    """Width and height after resizing the short side to `short`."""
     width, height = (max(short, round(side * short / min(size))) for side in size)
     return width, height
 
@@ -150,13 +150,13 @@ def resized(size: tuple[int, int], short: int) -> tuple[int, int]:
 def masked_sources(
     data: DataConfig, monitor: MonitorConfig, mask_column: str | None = None, ignored: tuple[int, ...] = ()
 ) -> tuple[Masked, Masked]:
-    """What is learned from and what is judged: `monitor.bank_split` and `monitor.query_split`.
+    """Training and evaluation data: `monitor.bank_split` and `monitor.query_split`.
 
-    A "test" split that is missing falls back to "validation", and without either a fifth of the images is held out,
-    drawn with a seed.
+    If the "test" split is missing, "validation" is used. Without either, a random fifth of the images is held out,
+    with a fixed seed.
 
     Raises:
-        RecipeError: there are no images with masks, or not these splits.
+        RecipeError: there are no images with masks, or these splits do not exist.
     """
     found = _folders_of(Path(str(data.path)).expanduser()) or open_place(data, False)
     bank = _masked(found, monitor.bank_split, data, monitor, mask_column, ignored)
@@ -191,10 +191,10 @@ def _masked(
 
 
 def _columns(features: Features, image: str | None, mask: str | None, where: object) -> tuple[str, str]:
-    """The columns of images and of masks.
+    """The image column and the mask column.
 
     Raises:
-        RecipeError: one is not there, or it could be several.
+        RecipeError: one is missing or ambiguous.
     """
     possible = [name for name, one in features.items() if isinstance(one, datasets.Image) or one == STORAGE]
     for name in filter(None, (image, mask)):
@@ -212,11 +212,12 @@ def _columns(features: Features, image: str | None, mask: str | None, where: obj
 
 
 def _folders_of(root: Path) -> dict[str, Dataset] | None:
-    """Split -> image and mask files of a folder in which `images` and `masks` lie side by side, in the folders of the
-    splits or above them; None where there are no such.
+    """Split -> image and mask files, from sibling folders `images` and `masks` inside or above the split folders.
+
+    Returns None if there are no such folders.
 
     Raises:
-        RecipeError: an image without a mask of its name, or the reverse.
+        RecipeError: an image has no mask of the same name, or the reverse.
     """
     if not root.is_dir():
         return None
@@ -250,13 +251,13 @@ def _folders_of(root: Path) -> dict[str, Dataset] | None:
 
 
 def classes_in(masked: Masked, rank: int = 0, world_size: int = 1) -> tuple[set[int], list[int], list[str]]:
-    """A look at every `world_size`-th example from `rank` on.
+    """Scan every `world_size`-th example, starting at `rank`.
 
     Returns:
-        The class numbers, the examples that can be read, and the names of the others.
+        The class numbers found, the indices of readable examples, and the names of unreadable ones.
 
     Raises:
-        RecipeError: a mask is none, or not of its image's size.
+        RecipeError: a mask is invalid (`NoMask`).
     """
     found: set[int] = set()
     good, failed = [], []
@@ -266,6 +267,6 @@ def classes_in(masked: Masked, rank: int = 0, world_size: int = 1) -> tuple[set[
             good.append(index)
         except NoMask as error:
             raise RecipeError(f"The mask {masked.masks.name(index)} cannot be used: {error}.") from None
-        except Exception as error:  # any decoder's failure is the same to us: this file does not count
+        except Exception as error:  # decoders raise many types; skip the file
             failed.append(f"{masked.source.name(index)} ({first_line(error)})")
     return found, good, failed

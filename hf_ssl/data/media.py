@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Kinds of files that a dataset can hold: what `datasets` calls them, and how they are found.
+"""Media a dataset can hold: their `datasets` feature types, and how their columns and files are found.
 
-A modality names the medium that it trains on (see `hf_ssl.data.modality`); another medium is another entry of `MEDIA`.
+A modality names the medium it trains on (see `hf_ssl.data.modality`). To add a medium, add an entry to `MEDIA`.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,25 @@ from datasets import Value
 from ..errors import RecipeError
 
 
-STORAGE = {"bytes": Value("binary"), "path": Value("string")}  # of all media
+STORAGE = {"bytes": Value("binary"), "path": Value("string")}  # Arrow storage type of every medium
 
 
 @dataclass(frozen=True)
 class Medium:
-    """Args:
-    feature: the type of its columns.
-    extensions: of its files.
-    beside: a medium whose column each example may have, too.
-    structs: a column that has the storage's type only is as good as one of the type; else it is where there is none.
-    raw: a column of plain bytes is, where there is nothing better.
-    paths: a column of texts can be named.
-    once: an example is needed once in an epoch.
-    tabled: a folder's tables name its files.
-    plain: it is written in the storage's type; one of its own takes another package.
-    pixels: how deep its numbers are decides how they are read, see `hf_ssl.data.pixels`.
-    reader: the package that reads it, where not everybody has it.
+    """One kind of media file.
+
+    Args:
+        feature: `datasets` feature type of its columns.
+        extensions: of its files.
+        beside: another medium for which an example can have a second column.
+        structs: columns with only the storage type rank equal to typed ones; otherwise they are a fallback.
+        raw: a column of plain bytes is the last fallback.
+        paths: a string column of paths can be named in the recipe.
+        once: each example must appear at most once per epoch.
+        tabled: metadata tables in a folder list its files.
+        plain: write it with the storage type, because its own type needs another package.
+        pixels: decoding depends on the bit depth, see `hf_ssl.data.pixels`.
+        reader: optional package needed to read it.
     """
 
     feature: Any
@@ -47,11 +49,11 @@ class Medium:
 
     @property
     def written(self) -> Any:
-        """The type in which its files are written, still encoded."""
+        """Feature type for storing its encoded files."""
         return STORAGE if self.plain else self.feature(decode=False)
 
     def choice(self, typed: list[str], structs: list[str], binary: list[str]) -> list[str]:
-        """The columns that are meant where none is named."""
+        """Candidate columns if the recipe names none."""
         if self.structs:
             return typed + structs
         return typed or structs or (binary if self.raw else [])
@@ -64,17 +66,13 @@ _IMAGES = (
 _VIDEOS, _SOUNDS = ".avi .m4v .mkv .mov .mp4 .webm", ".flac .m4a .mp3 .ogg .opus .wav"
 MEDIA = {
     "image": Medium(datasets.Image, tuple(_IMAGES.split()), structs=True, paths=True, once=False, pixels=True),
-    "video": Medium(
-        datasets.Video, (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"), beside="audio", raw=True, reader="av"
-    ),
-    "audio": Medium(
-        datasets.Audio, (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"), tabled=True, plain=True, reader="av"
-    ),
+    "video": Medium(datasets.Video, tuple(_VIDEOS.split()), beside="audio", raw=True, reader="av"),
+    "audio": Medium(datasets.Audio, tuple(_SOUNDS.split()), tabled=True, plain=True, reader="av"),
 }
 
 
 def require_reader(kind: str) -> None:
-    """Raises RecipeError where what reads a kind of files is not installed."""
+    """Raise RecipeError if the package that reads this medium is not installed."""
     reader = MEDIA[kind].reader
     if reader is not None and find_spec(reader) is None:
         remedy = 'pip install "hf_ssl[video]" (or pip install av)'
@@ -82,7 +80,7 @@ def require_reader(kind: str) -> None:
 
 
 def instead(kind: str, other: str) -> str:
-    """What to do where data hold media of another kind than is wanted."""
+    """The remedy if the data hold another medium than the recipe needs."""
     recipes = {"image": "my_images", "video": "avid/my_clips"}
-    ours = f", or use a recipe for {other}s (hf-ssl pretrain {recipes[other]})" if other in recipes else ""
+    ours = f", or a recipe for {other}s (hf-ssl pretrain {recipes[other]})" if other in recipes else ""
     return f"use {kind}s{ours}"

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run trains on: images, or clips of videos with sound.
+"""Modalities: images, or clips of videos with sound.
 
-A model's config names its modality, and only `modality_of` looks it up. The data's half stands here: columns, what a
-worker does with a record, what the device does with a batch, and the inference transform. Other rooms have a half of
-their own, a module of the modality's name (`evaluation/images.py`, `hub/clips.py`), see `Modality.half`. A third
-modality adds such modules and changes none.
+A model's config names its modality, and only `modality_of` looks it up. This package has the data half: columns,
+worker and device processing, and the inference transform. Other packages have their half in a module with the
+modality's name (`evaluation/images.py`, `hub/clips.py`), see `Modality.half`. A new modality adds such modules and
+changes no existing ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,31 +23,31 @@ Stage2 = Callable[[dict[str, Any], torch.device], dict[str, torch.Tensor]]
 
 
 class Stage1(Protocol):
-    """What a worker does to a record. `name` is what a message counts, `numbered` see `Modality`."""
+    """Processing in the worker: record -> arrays. `name` is the unit in messages; for `numbered` see `Modality`."""
 
     name: ClassVar[str]
     numbered: ClassVar[bool]
 
     def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any) -> Any:
-        """The arrays of an example; `key` seeds what is drawn, `source` says how files are read."""
+        """The arrays of an example; `key` seeds the random draws, `source` has the decoding options."""
 
     def blank(self) -> Any:
-        """As many and as large arrays of nothing."""
+        """Placeholder arrays of the same shapes and types."""
 
     def stack(self, made: Sequence[Any]) -> dict[str, np.ndarray]:
-        """A batch of them."""
+        """Stack the arrays of several examples into a batch."""
 
 
 class Modality:
     """One kind of training data. Subclasses are stateless, and there is one instance of each.
 
     Attributes:
-        name: what a message counts ("images"), and what the halves of other rooms are called.
-        medium: what `hf_ssl.data.sources` calls a column of the files ("image").
-        smallest_batch: examples of one forward, of which BatchNorm has statistics.
-        needs_labels: whether nothing but labels can be measured on unseen examples.
-        numbered: whether the method keeps a row for each example, so that batches carry the rows of what they hold.
-        towers: the encoders of a model, by the names of their features ("" for a single one).
+        name: unit in messages ("images"), and name of its module in other packages.
+        medium: key in `hf_ssl.data.media.MEDIA` ("image").
+        smallest_batch: minimum examples per forward pass, for BatchNorm statistics.
+        needs_labels: whether evaluation on held-out examples needs labels.
+        numbered: whether the method keeps a memory row per example, so that batches carry the row of each example.
+        towers: names of the model's encoders, as in its features ("" for a single one).
     """
 
     name: ClassVar[str]
@@ -58,39 +58,39 @@ class Modality:
     towers: ClassVar[tuple[str, ...]] = ("",)
 
     def check_views(self, views: list[View]) -> None:
-        """Raises RecipeError for a number of views that no method can have of such an example."""
+        """Raise RecipeError if the number of views is impossible for this modality."""
 
     def fit(self, views: list[View], config, pretrained: bool) -> None:
-        """Let the network take the views, where it can be told to; `pretrained`: with weights of another size."""
+        """Adapt `config` so that the network accepts the views, if it can; `pretrained` keeps its native size."""
 
     def check(self, views: list[View], config) -> None:
-        """Raises RecipeError where the network does not take the views."""
+        """Raise RecipeError if the network does not accept the views."""
 
     def stage1(self, views: list[View], config, recipe: Recipe) -> Stage1:
-        """What a worker does to a record, see `hf_ssl.data.loader`."""
+        """Processing in the worker, see `Stage1`."""
         raise NotImplementedError
 
     def stage2(self, config, recipe: Recipe) -> Stage2:
-        """What the device does to a batch: (the loader's batch, device) -> the model's inputs."""
+        """Processing on the device: (the loader's batch, device) -> the model's inputs."""
         raise NotImplementedError
 
     def inference(self, config, num_clips: int = 1) -> Any:
-        """Preprocessing at inference, see `hf_ssl.evaluation.features.Transform`."""
+        """Inference preprocessing, see `hf_ssl.evaluation.features.Transform`."""
         raise NotImplementedError
 
     def input_shapes(self, views: list[View], batch: int, config) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of every input of a training step, for a simulation."""
+        """Shape and dtype of every input of a training step, for simulation with `hf-ssl plan`."""
         raise NotImplementedError
 
     def medium_of(self, data: DataConfig) -> str:
-        """The medium of a place to evaluate on, where the modality can do with a part of it."""
+        """The medium of an evaluation dataset; clips can also be evaluated on sound alone."""
         return self.medium
 
     def half(self, room: str) -> ModuleType:
-        """The module that a package (its `__package__`) has for the modality."""
+        """The module for this modality in another package, given its `__package__`."""
         return import_module(f"{room}.{self.name}")
 
 
 def modality_of(config) -> Modality:
-    """The modality that a model's config names; networks of others, whose configs name none, take images."""
+    """The modality named in a model's config; "images" for third-party configs that name none."""
     return import_module(f".{getattr(config, 'modality', 'images')}", __package__).MODALITY

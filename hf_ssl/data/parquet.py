@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Parquet files as one dataset, also where their columns differ or some cannot be read."""
+"""Load Parquet files as one dataset, even if their columns differ or some files are unreadable."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,7 +14,7 @@ from ..recipe import DataConfig, RecipeError
 from .columns import find_columns, wanted_columns
 
 
-# Of streams over a network: few large requests, the next one sent while one is read.
+# For streaming over a network: a few large requests, with one prefetched.
 REMOTE_PARQUET = pads.ParquetFragmentScanOptions(
     cache_options=pa.CacheOptions(prefetch_limit=1, range_size_limit=128 << 20)
 )
@@ -23,8 +23,10 @@ REMOTE_PARQUET = pads.ParquetFragmentScanOptions(
 def load_parquet(
     what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, **options
 ) -> dict:
-    """`load_dataset`, which learns the columns from the first file: here from all where they differ, and what a file
-    lacks is null; a stream, which may have very many, only looks at media, and passes over a corrupt file.
+    """`load_dataset` for Parquet files with different columns: it takes the columns from the first file only.
+
+    Here the columns are the union over all files, and missing ones are null. Media streams can have very many files,
+    so only their media columns are read and corrupt files are skipped.
     """
     narrow = only_media and streaming
     if streaming and "://" in files[0]:
@@ -41,7 +43,7 @@ def load_parquet(
             parts = load_dataset(what, streaming=True, columns=columns, **options)
         return parts
     except Exception:
-        with suppress(Exception):  # the first error is the one to tell
+        with suppress(Exception):  # if the retry fails too, report the first error
             features = _all_columns(filter(None, map(features_of_file, files)))
             if narrow:
                 columns = list(find_columns(features, wanted_columns(data, kind), data.path).values())
@@ -64,6 +66,6 @@ def _all_columns(schemas: Iterable[Features]) -> Features:
 
 
 def features_of_file(file: str) -> Features | None:
-    with suppress(Exception), fsspec.open(file, "rb") as opened:  # corrupt
+    with suppress(Exception), fsspec.open(file, "rb") as opened:  # None if corrupt
         return Features.from_arrow_schema(pq.read_schema(opened))
     return None

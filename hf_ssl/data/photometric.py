@@ -1,18 +1,17 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Stage 2 of the views: colors, blur and normalization.
 
-`Photometric` does a batch on its device; `reference_photometric` does one image with the published pipelines'
-arithmetic (Pillow, torchvision; DeepMind's colors for BYOL). All apply the same drawn numbers.
+`Photometric` processes a batch on its device. `reference_photometric` processes one image with the arithmetic of the
+published pipelines (Pillow, torchvision; DeepMind's colors for BYOL). Both apply the same random parameters.
 
-On a CPU the batch is done image by image and step by step as published, see `photometric_cpu`: with the parameters of
-any preset it is 0.4 of 255 levels or less from the reference on average.
+The CPU path works image by image and step by step as published, see `photometric_cpu`. For every preset, its mean
+deviation from the reference is at most 0.4 of 255 levels.
 
-On a GPU it is a few kernels: jitter and grayscale of an image are one affine map of its colors, blur is two products
-with a Gaussian matrix. One map does not clip between the steps, and turns the hue about the gray axis. With BYOL's
-parameters, on a hundred images of the quickstart at 64 pixels, its colors are 3.3 of 255 levels from the reference on
-average, where the reference's are 40 from the image. The saturation of HSV is no such map, and torchvision's stands
-in: alone it is 1.4 levels off, about as much as it changes (1.5). tests/data/test_photometric.py measures these
-figures.
+The GPU path takes a few kernels: jitter and grayscale are one affine color map per image, blur is two products with a
+Gaussian matrix. The map does not clip between steps and rotates the hue about the gray axis. With BYOL's parameters,
+on a hundred quickstart images of 64 pixels, it deviates from the reference by 3.3 levels on average, while the
+reference changes the images by 40. HSV saturation is not affine, so torchvision's is used instead: on its own it is
+1.4 levels off, about as much as it changes (1.5). These figures are measured in tests/data/test_photometric.py.
 """
 
 import math
@@ -28,32 +27,32 @@ from PIL import Image, ImageFilter, ImageOps
 from .photometric_cpu import LUMA, Steps, adjust
 
 
-# Columns of a view's row of drawn numbers; each has a value that changes nothing.
+# Columns of a view's row of random parameters. Each has a neutral value, see NEUTRAL.
 PARAMS = (
     "multiply",  # brightness factor (torchvision)
     "add",  # brightness shift, for pixels in 0..1 (BYOL)
     "contrast",  # factor of the distance to the image's mean gray
     "saturation",  # factor of the distance to the pixel's gray
     "hue",  # shift in turns
-    "order",  # of these four: index into ORDERS
-    "gray",  # 1: colors are lost
+    "order",  # of brightness, contrast, saturation and hue: index into ORDERS
+    "gray",  # 1: convert to grayscale
     "sigma",  # of the Gaussian blur, in pixels; 0: none
-    "threshold",  # from which on pixels (0..1) are inverted; 2: never
+    "threshold",  # solarization: invert pixels (0..1) from this value on; 2: never
     "deepmind",  # 1: contrast around each channel's own mean, saturation and hue in HSV, without rounding (BYOL)
 )
 NEUTRAL = np.array([1, 0, 1, 1, 0, 0, 0, 0, 2, 0], dtype=np.float32)
 ORDERS = tuple(permutations(range(4)))  # of brightness, contrast, saturation, hue
-_CHUNK = {"cpu": 2**19, "cuda": 2**26}  # values worked on at once: what the cache holds; a quarter GiB
+_CHUNK = {"cpu": 2**19, "cuda": 2**26}  # values processed at once: fits the CPU cache; 256 MiB on a GPU
 
 
 class Photometric:
-    """Batches of uint8 views and their drawn numbers -> normalized model inputs.
+    """Batches of uint8 views and their random parameters -> normalized model inputs.
 
-    What must be done is read from the drawn numbers while they are on the CPU: a GPU is never waited for.
+    Control flow depends only on the CPU copy of the parameters, so it never waits for a GPU.
 
     Args:
-        mean, std: a number a channel, for pixels in 0..1.
-        arithmetic: "auto", or "torch" for that of a GPU on a CPU, too.
+        mean, std: per channel, for pixels in 0..1.
+        arithmetic: "auto", or "torch" to use the GPU arithmetic on a CPU as well.
     """
 
     def __init__(self, mean, std, arithmetic: Literal["auto", "torch"] = "auto"):
@@ -62,7 +61,7 @@ class Photometric:
         self.mean, self.std, self.arithmetic = torch.tensor(mean), torch.tensor(std), arithmetic
 
     def __call__(self, pixels: torch.Tensor, rows: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
-        """uint8 (N, S, S, C), drawn numbers (N, P) on the CPU -> float32 (N, C, S, S) on `device`, channels-last."""
+        """uint8 (N, S, S, C), parameters (N, P) on the CPU -> float32 (N, C, S, S) on `device`, channels-last."""
         device = torch.device(device)
         self.mean, self.std = self.mean.to(device, non_blocking=True), self.std.to(device, non_blocking=True)
         if device.type == "cpu" and self.arithmetic == "auto":
@@ -70,9 +69,9 @@ class Photometric:
         return self._batched(pixels, rows, device)
 
     def _on_cpu(self, pixels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Image by image in whole levels, which are normalized while the cache holds them."""
+        """Image by image in uint8, normalized in chunks that fit the cache."""
         side, channels = pixels.shape[2:]
-        out = np.empty(pixels.shape, np.float32)  # NumPy asks for huge pages: a third of the time of torch.empty
+        out = np.empty(pixels.shape, np.float32)  # NumPy requests huge pages: a third of the time of torch.empty
         scale, shift = (1 / (255 * self.std)).repeat(side), (-self.mean / self.std).repeat(side)
         images, numbers = pixels.cpu().numpy(), rows.tolist()
         count = max(1, min(len(images), _CHUNK["cpu"] // max(1, images[0].size)))
@@ -82,7 +81,7 @@ class Photometric:
             for level, image, row in zip(levels, images[part], numbers[part], strict=False):
                 level[:] = adjust(image, _steps(row), *row[6:])
             lines = torch.from_numpy(out[part]).view(-1, side * channels)
-            # A product, then a sum: a fused kernel might round by where a value lies in the batch.
+            # Multiply, then add: the rounding of a fused kernel can depend on the position in the batch.
             torch.mul(torch.from_numpy(levels).view(-1, side * channels)[: len(lines)], scale, out=lines).add_(shift)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
@@ -111,7 +110,7 @@ class Photometric:
 
 
 def _steps(row: list[float]) -> Steps:
-    """The jitter of a row that changes something, in the drawn order."""
+    """The jitter steps of a row in their random order, without neutral ones."""
     multiply, add, contrast, saturation, hue, order = row[:6]
     brightness = ("multiply", multiply, 1) if multiply != 1 else ("add", add, 0)
     ops = (brightness, ("contrast", contrast, 1), ("saturation", saturation, 1), ("hue", hue, 0))
@@ -120,9 +119,9 @@ def _steps(row: list[float]) -> Steps:
 
 @lru_cache
 def _constants(device: torch.device, channels: int) -> list[torch.Tensor]:
-    """Luma (C,), identity (C, C), ORDERS (24, 4), and as (3, 3) the cross product with the direction of gray.
+    """Luma (C,), identity (C, C), ORDERS (24, 4), and the cross product with the gray direction as a (3, 3) matrix.
 
-    They live where they are used: making them there anew would stall a GPU.
+    Cached on the device, because copying them there for every batch would stall a GPU.
     """
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     made = (torch.tensor(LUMA if channels == 3 else [1.0]), torch.eye(channels), torch.tensor(ORDERS), cross)
@@ -130,14 +129,14 @@ def _constants(device: torch.device, channels: int) -> list[torch.Tensor]:
 
 
 def color_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Jitter in the drawn order, then grayscale, as one affine map an image: x -> matrix x + offset.
+    """Jitter in its random order, then grayscale, as one affine map per image: x -> matrix x + offset.
 
-    Hue turns the colors about the gray axis (on photographs nearer to Pillow's hue than a turn in YIQ). Contrast
-    pulls towards the mean gray that the image has by then, or with `deepmind` towards each channel's own mean. Nothing
-    is clipped in between.
+    Hue rotates the colors about the gray axis (closer to Pillow's hue on photographs than a rotation in YIQ). Contrast
+    scales around the current mean gray of the image, or with `deepmind` around each channel's mean. There is no
+    clipping between steps.
 
     Args:
-        rows: (N, P) drawn numbers.
+        rows: (N, P) random parameters.
         mean: (N, C) mean color of every image.
 
     Returns:
@@ -173,7 +172,7 @@ def color_maps(rows: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """(N, S, S, C), one sigma (N,) in pixels an image -> blurred; weights are renormalized at the borders."""
+    """Gaussian blur of (N, S, S, C) with one sigma (N,) in pixels per image; weights are renormalized at borders."""
     n, side, _, channels = x.shape
     position = torch.arange(side, device=x.device, dtype=x.dtype)
     distance = (position[:, None] - position).square()
@@ -185,7 +184,7 @@ def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def reference_photometric(image: Image.Image, params: np.ndarray) -> Image.Image:
-    """One image with the published order and arithmetic: jitter in the drawn order, grayscale, blur, solarize."""
+    """One image in the published order and arithmetic: jitter in its random order, grayscale, blur, solarize."""
     sigma, threshold, deepmind = (float(p) for p in params[7:])
     image = _deepmind_colors(image, params) if deepmind else _torchvision_colors(image, params)
     if sigma:
@@ -214,7 +213,7 @@ def _torchvision_colors(image: Image.Image, params: np.ndarray) -> Image.Image:
 
 
 def _deepmind_colors(image: Image.Image, params: np.ndarray) -> Image.Image:
-    """DeepMind's: clipped to 0..1 after each step, and rounded to whole levels once."""
+    """DeepMind's colors: clip to 0..1 after each step, round to 8 bits once at the end."""
     multiply, add, contrast, saturation, hue, order, gray = (float(p) for p in params[:7])
     pixels = np.asarray(image) / 255
     color = image.mode == "RGB"
@@ -236,7 +235,7 @@ def _deepmind_colors(image: Image.Image, params: np.ndarray) -> Image.Image:
 
 
 def _saturate(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """The saturation of HSV times a factor, at most 1: distances to the largest channel, which stays, are scaled."""
+    """Multiply HSV saturation by a factor, at most to 1: scale the distances to the largest channel."""
     largest = pixels.max(2, keepdims=True)
     distance = largest - pixels
     limit = largest / np.maximum(distance.max(2, keepdims=True), 1e-12)

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 2 of the views on a CPU: one image at a time, in the arithmetic of Pillow and at the speed of OpenCV.
+"""Stage 2 of the views on a CPU: one image at a time, with Pillow's arithmetic at OpenCV's speed.
 
-Levels are whole numbers between the steps, and cut off as Pillow cuts them, so a view is that of
-`reference_photometric` but for a level here and there; only Pillow's jump of one level of hue at red is not imitated,
-and its three steps over the edge in a blur. An image depends on nothing but itself and its row.
+Images stay in 8 bits between steps, truncated as Pillow does, so a view equals that of `reference_photometric` except
+for single levels here and there. Two details of Pillow are not reproduced: a jump of one hue level at red, and its
+edge handling in the three passes of a blur. Each result depends only on the image and its row.
 """
 
 import math
@@ -12,23 +12,23 @@ import cv2
 import numpy as np
 
 
-cv2.setNumThreads(0)  # images are small, and threads of OpenCV would not outlive the fork of a loader's worker
+cv2.setNumThreads(0)  # images are small, and OpenCV's threads do not survive the fork of a loader worker
 
 LUMA = (0.299, 0.587, 0.114)
-Steps = list[tuple[str, float]]  # names of `PARAMS` and their numbers, in the drawn order
+Steps = list[tuple[str, float]]  # names from `PARAMS` and their values, in order of application
 
-_CUT = -0.498  # Pillow cuts fractions off where OpenCV rounds; whole numbers, with float32's errors, stay
+_CUT = -0.498  # Pillow truncates, OpenCV rounds; not -0.5, so that float32 errors do not change whole numbers
 _HSV = ("saturation", "hue")
-_TO_GRAY = np.tile((*LUMA, _CUT), (3, 1))  # as a matrix whose last column is added
+_TO_GRAY = np.tile((*LUMA, _CUT), (3, 1))  # affine matrix; the last column is the offset
 _FROM_GRAY = np.eye(3, 4) - np.tile((*LUMA, 0.0), (3, 1))
 
 
 def adjust(
     image: np.ndarray, steps: Steps, gray: float, sigma: float, threshold: float, deepmind: float
 ) -> np.ndarray:
-    """uint8 (S, S, C) -> the same with jitter, grayscale, blur and solarization; the numbers are those of `PARAMS`."""
+    """Apply jitter, grayscale, blur and solarization to uint8 (S, S, C); the arguments are values of `PARAMS`."""
     single = image.shape[2] == 1
-    if single:  # OpenCV has no third dimension there, and gray has no saturation or hue
+    if single:  # OpenCV drops the channel dimension, and gray has no saturation or hue
         image, steps, gray = image[:, :, 0], [step for step in steps if step[0] not in _HSV], 0
     if deepmind and steps:
         image = _deepmind_colors(image, steps)
@@ -47,7 +47,7 @@ def adjust(
 
 
 def blur_kernel(sigma: float) -> np.ndarray:
-    """The weights of Pillow's GaussianBlur: three averages over a box whose two ends count in part."""
+    """The kernel of Pillow's GaussianBlur: three box averages whose end pixels have fractional weight."""
     variance = sigma**2 / 3
     whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
@@ -58,7 +58,7 @@ def blur_kernel(sigma: float) -> np.ndarray:
 
 
 def _torchvision_step(image: np.ndarray, name: str, value: float) -> np.ndarray:
-    """One step of torchvision's jitter of a Pillow image."""
+    """One step of torchvision's color jitter, as on a Pillow image."""
     if name == "multiply":
         return cv2.convertScaleAbs(image, None, value, _CUT)
     if name == "add":
@@ -69,14 +69,14 @@ def _torchvision_step(image: np.ndarray, name: str, value: float) -> np.ndarray:
         return cv2.addWeighted(image, value, image, 0, (1 - value) * level + _CUT)
     if name == "saturation":
         return cv2.transform(image, _TO_GRAY + value * _FROM_GRAY)
-    # Pillow's hue has 255 levels a turn: fractions of the pixel's (half a level on average) and of the shift are lost.
+    # Pillow's hue has 255 levels per turn and truncates both the pixel's (by half a level on average) and the shift.
     hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
     _turn(hsv, (int(value * 255) - 0.5) / 255)
     return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
 def _deepmind_colors(image: np.ndarray, steps: Steps) -> np.ndarray:
-    """DeepMind's: clipped to 0..255 after each step, and rounded to whole levels once."""
+    """DeepMind's colors: clip to 0..255 after each step, round to 8 bits once at the end."""
     x: np.ndarray = image.astype(np.float32)
     is_hsv = False
     for name, value in steps:
@@ -99,11 +99,11 @@ def _deepmind_colors(image: np.ndarray, steps: Steps) -> np.ndarray:
 
 
 def _scaled(image: np.ndarray, factor: float, shift: float) -> np.ndarray:
-    """factor x + shift; of uint8, the nearest level."""
-    lines = image.reshape(len(image), -1)  # as one band OpenCV does several values at a time
+    """factor x + shift, rounded for uint8."""
+    lines = image.reshape(len(image), -1)  # OpenCV vectorizes over a single channel
     return cv2.transform(lines, np.array([[factor, shift]])).reshape(image.shape)
 
 
 def _turn(hsv: np.ndarray, turns: float) -> None:
-    """Shift the hue in place; OpenCV takes up to two turns, and no negative ones."""
+    """Shift the hue in place; OpenCV accepts up to two turns and no negative values."""
     hsv[:, :, 0] += 360 * (turns % 1)

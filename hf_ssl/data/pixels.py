@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""One image file -> 8-bit RGB or gray, the same for training, the monitor, `evaluate` and `preview`.
+"""Decode an image file to 8-bit RGB or gray, the same way for training, the monitor, `evaluate` and `preview`.
 
-Files of 8 bits are taken as they are. Deeper ones (16 and 32 bits, signed, floating point) hold numbers whose black
-and white no file states, so a wrong guess trains on black images: see `Decoding` and `settled`.
+8-bit files are used as they are. Deeper files (16 and 32 bits, signed, floating point) do not say which values are
+black and white, and a wrong guess would train on black images: see `Decoding` and `settled`.
 """
 
 import io
@@ -21,7 +21,7 @@ from ..recipe import DataConfig, RecipeError
 from .deep_pixels import NumberType, ValueRange, is_scaled_by_pillow, number_type, numbers_of
 
 
-_TURNS = {  # of EXIF orientations, as `PIL.ImageOps.exif_transpose` has them
+_TURNS = {  # EXIF orientation -> transposition, as in `PIL.ImageOps.exif_transpose`
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,10 +30,10 @@ _TURNS = {  # of EXIF orientations, as `PIL.ImageOps.exif_transpose` has them
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_COLOR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # TIFF's photometric interpretation -> bands of color
+_COLOR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # TIFF photometric interpretation -> color bands
 _NEVER_DEEP = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
-_SAMPLE = 100  # deep files whose numbers are looked at before a run
-_LOOKED_AT = 1000  # files that are opened to find them: so many from the start, and as many spread over the rest
+_SAMPLE = 100  # deep files whose value range is checked before a run
+_LOOKED_AT = 1000  # files opened to find them: this many from the start, and as many spread over the rest
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Decoding:
     """How files become 8-bit pixels.
 
     Args:
-        value_range: the numbers of deep files that become black and white; "full": the type's whole range; None: the
-            whole range where a file uses it.
-        exif: whether photos are turned upright, as their EXIF orientation says.
+        value_range: the values of deep files that map to black and white. "full": the type's full range. None: the
+            full range if the files use it, else an error.
+        exif: whether to apply the EXIF orientation.
     """
 
     value_range: ValueRange = None
@@ -58,7 +58,7 @@ _pillow = threading.RLock()
 
 @contextmanager
 def own_limit() -> Iterator[None]:
-    """Without Pillow's limit, a global variable: a larger `data.max_megapixels` is the one that counts."""
+    """Disable Pillow's global size limit, so that a larger `data.max_megapixels` takes effect."""
     with _pillow:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -68,15 +68,15 @@ def own_limit() -> Iterator[None]:
 
 
 class WrongBands(OSError):
-    """A file has other bands than gray, colors and transparency."""
+    """A file has bands besides gray, color and alpha."""
 
 
 def open_image(record: dict[str, Any] | None, max_megapixels: float) -> Image.Image:
-    """An encoded image ({"bytes", "path"}), opened but not yet decoded; or the "image" that Python made.
+    """Open an encoded image ({"bytes", "path"}) without decoding it; or return an "image" created in Python.
 
     Raises:
-        OSError, ValueError: it is missing, cannot be read, has more than `max_megapixels`, or other bands than gray,
-            colors and transparency (`WrongBands`).
+        OSError, ValueError: it is missing, unreadable or larger than `max_megapixels`, or has bands besides gray,
+            color and alpha (`WrongBands`).
     """
     if record is None:
         raise ValueError("the row has no image")
@@ -93,7 +93,7 @@ def _opened(record: dict[str, Any], max_megapixels: float) -> Image.Image:
     limit = own_limit() if max_megapixels > DataConfig.max_megapixels else nullcontext()
     file = io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"]
     with warnings.catch_warnings(), limit:
-        warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are allowed
+        warnings.simplefilter("ignore")  # about damaged metadata, and about large but permitted sizes
         try:
             return Image.open(file)
         except UnidentifiedImageError:
@@ -104,9 +104,9 @@ def _opened(record: dict[str, Any], max_megapixels: float) -> Image.Image:
 
 
 def _explain_tiff(file: io.BytesIO | str) -> None:
-    """Raise what is wrong with a TIFF that Pillow does not know."""
+    """Raise a specific error for a TIFF that Pillow cannot open."""
     tags = None
-    with suppress(Exception), open(file, "rb") if isinstance(file, str) else file as opened:  # damaged anywhere
+    with suppress(Exception), open(file, "rb") if isinstance(file, str) else file as opened:  # may be damaged
         opened.seek(0)
         directory = TiffImagePlugin.ImageFileDirectory_v2(opened.read(8))
         opened.seek(directory.next)
@@ -128,15 +128,15 @@ def _check_bands(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
 
 
 def upright_size(image: Image.Image, decoding: Decoding) -> tuple[int, int]:
-    """Width and height of what `to_channels` makes of an image."""
+    """Width and height of an image after `to_channels`, which applies the EXIF orientation."""
     width, height = image.size
     return (height, width) if _orientation(image, decoding) >= 5 else (width, height)
 
 
 def _orientation(image: Image.Image, decoding: Decoding) -> int:
-    if not decoding.exif or image.format == "TIFF":  # Pillow turns TIFFs by itself
+    if not decoding.exif or image.format == "TIFF":  # Pillow itself rotates TIFFs
         return 1
-    with warnings.catch_warnings(), suppress(Exception):  # damaged EXIF is no orientation
+    with warnings.catch_warnings(), suppress(Exception):  # ignore damaged EXIF
         warnings.simplefilter("ignore")
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return value if value in _TURNS else 1
@@ -144,25 +144,24 @@ def _orientation(image: Image.Image, decoding: Decoding) -> int:
 
 
 def shrink(image: Image.Image, width: float, height: float, decoding: Decoding) -> None:
-    """Let a JPEG decode at 1/2, 1/4 or 1/8, but upright not smaller than so many pixels."""
+    """Let a JPEG decode at 1/2, 1/4 or 1/8 scale, but not smaller than `width` x `height` once upright."""
     size = (math.ceil(width), math.ceil(height))
     image.draft(None, size[::-1] if _orientation(image, decoding) >= 5 else size)
 
 
 def to_channels(image: Image.Image, channels: int, decoding: Decoding = DEFAULT) -> Image.Image:
-    """Decode into upright RGB or gray.
+    """Decode to upright RGB or gray.
 
-    Transparency is dropped and CMYK goes by Pillow's plain formula, as in torchvision's folders.
+    Alpha is dropped and CMYK is converted with Pillow's plain formula, as in torchvision's ImageFolder.
 
     Raises:
-        NeedsRange: see `Decoding.value_range`.
-        OSError, ValueError: it cannot be decoded.
+        OSError, ValueError: it cannot be decoded, or needs a `Decoding.value_range`.
     """
     turn = _TURNS.get(_orientation(image, decoding))
     with own_limit():
         image = _to_eight_bits(image, decoding)
         if "transparency" in image.info and image.mode == "P":
-            image = image.convert("RGBA")  # Pillow warns about the direct way
+            image = image.convert("RGBA")  # Pillow warns about direct conversion to RGB
         mode = "RGB" if channels == 3 else "L"
         image.load()
         image = image if image.mode == mode else image.convert(mode)
@@ -170,7 +169,7 @@ def to_channels(image: Image.Image, channels: int, decoding: Decoding = DEFAULT)
 
 
 def _to_eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
-    """The image itself, or a deep one with its numbers mapped to 0..255."""
+    """Map the values of a deep image to 0..255; return other images unchanged."""
     kind = number_type(image)
     if kind is None:
         return image
@@ -201,7 +200,7 @@ def _extent(numbers: np.ndarray) -> tuple[float, float]:
 
 
 def sample_indices(count: int) -> list[int]:
-    """Which of `count` files are looked at before a run: the first ones, and as many spread over the rest."""
+    """Which of `count` files to inspect before a run: the first ones, and as many spread over the rest."""
     step = max(1, (count - _LOOKED_AT) // _LOOKED_AT)
     return [*range(min(count, _LOOKED_AT)), *range(_LOOKED_AT, count, step)][: 2 * _LOOKED_AT]
 
@@ -209,14 +208,14 @@ def sample_indices(count: int) -> list[int]:
 def settled(
     decoding: Decoding, records: Iterable[tuple[str, dict[str, Any] | None]], max_megapixels: float, where: str
 ) -> Decoding:
-    """The decoding after a look at some files before a run starts.
+    """Inspect some files before a run starts, and return the decoding to use.
 
     Args:
         records: name and encoded image.
-        where: what a message calls the dataset.
+        where: name of the dataset in messages.
 
     Raises:
-        RecipeError: deep files need a `data.value_range`, or a file has other bands than gray, colors, transparency.
+        RecipeError: deep files need a `data.value_range`, or a file has unsupported bands.
     """
     used: dict[NumberType, list[tuple[float, float]]] = {}
     for name, record in records:
@@ -241,7 +240,7 @@ def settled(
 def _numbers_in(
     record: dict[str, Any] | None, max_megapixels: float, decoding: Decoding
 ) -> tuple[NumberType, tuple[float, float]] | None:
-    """Type and extent of a deep file's numbers; None for 8 bits, and for a broken file, which a loader skips.
+    """Pixel type and value range of a deep file; None for 8 bits, and for broken files, which the loader skips.
 
     Raises:
         WrongBands: see `open_image`.
@@ -256,5 +255,5 @@ def _numbers_in(
         return kind, _extent(numbers_of(image, kind))
     except WrongBands:
         raise
-    except Exception:  # whatever a decoder raises
+    except Exception:  # decoders raise many types
         return None

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A place -> its datasets: a folder, Parquet or tar shards here or elsewhere, a Hub id, or a list of such places."""
+"""Open `data.path`: a folder, local or remote Parquet or tar shards, a Hub id, or a list of these."""
 
 import logging
 import os
@@ -54,18 +54,18 @@ _FORMS = (
     "dataset, or a list of these"
 )
 _MOST_FILES = 1_000_000
-_TEXTS = (".txt", ".md", ".rst", ".log", ".pdf", ".html", ".doc", ".docx", ".py", ".ipynb")  # no tables of files
-FOLDER_SHARDS = 256  # a plain folder of files has no shards, so it is cut into these
+_TEXTS = (".txt", ".md", ".rst", ".log", ".pdf", ".html", ".doc", ".docx", ".py", ".ipynb")  # never hold examples
+FOLDER_SHARDS = 256  # number of shards that a plain folder is split into for streaming
 
 
 def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_media: bool = False) -> dict:
-    """Split -> dataset, for every kind of place.
+    """Split -> dataset, for every kind of path.
 
     Args:
-        only_media: whether other columns of streamed Parquet files, which may differ, are not looked at.
+        only_media: read only the media columns of streamed Parquet files; the others may differ between files.
 
     Raises:
-        RecipeError: there is no such place, or it cannot be loaded.
+        RecipeError: the path does not exist or cannot be loaded.
     """
     if not isinstance(data.path, str):
         return _open_places(data, streaming, kind, only_media)
@@ -73,7 +73,7 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
         return _open_one(data.path, data, streaming, kind, only_media)
     except RecipeError:
         raise
-    except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of classes here
+    except Exception as error:  # datasets, fsspec and huggingface_hub raise dozens of exception types
         said, cause = _said(error), error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if "://" not in data.path and not os.path.exists(data.path):
             if is_absent(error):
@@ -85,7 +85,7 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
 
 
 def _said(error: Exception) -> str:
-    """What an exception says, or what was wrong in the making of a dataset."""
+    """Message of an exception, or of its cause if generating a dataset failed."""
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     return (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".") + "."
@@ -113,10 +113,10 @@ def _open_one(address: str, data: DataConfig, streaming: bool, kind: str, only_m
 
 
 def _files_at(place: str, path: str) -> list[str]:
-    """The shards that a path or URL names, with braces and globs resolved.
+    """The shards of a path or URL, with braces and globs expanded.
 
     Raises:
-        RecipeError: none, or no Parquet or tar files.
+        RecipeError: nothing matches, or it does not name Parquet or tar files.
     """
     if shard_kind(place) is None:
         raise RecipeError(f"data.path={path} is not a Parquet or tar file; use {_FORMS}.")
@@ -138,7 +138,7 @@ def _files_at(place: str, path: str) -> list[str]:
 
 
 def expand_braces(text: str) -> list[str]:
-    """`{a,b}` and `{000..099}` as a shell expands them."""
+    """Expand `{a,b}` and `{000..099}` like a shell."""
     found = re.search(r"\{([^{}]*)\}", text)
     if found is None:
         return [text]
@@ -156,7 +156,7 @@ def expand_braces(text: str) -> list[str]:
 
 
 def _open_folder(path: Path, data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
-    """A folder that `datasets` saved, one of shards, or one of images or videos."""
+    """Open a folder saved by `datasets`, a folder of shards, or a folder of media files."""
     if is_saved(path):
         saved = load_from_disk(str(path))
         # "train[:100]" is "train" too
@@ -178,18 +178,18 @@ def _open_folder(path: Path, data: DataConfig, streaming: bool, kind: str, only_
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a folder is one that `datasets` saved."""
+    """Whether a folder was written by `save_to_disk` of `datasets`."""
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
 def used_files(path: Path, found: Contents, data: DataConfig, kind: str) -> list[str]:
-    """Which files of a folder its examples come from: shards, tables that name sounds, or the images or videos."""
+    """The files of a folder that hold the examples: shards, tables that list sounds, or the media files."""
     shards = _useful_shards(path, found, data, kind)
     return shards or (found.tables if MEDIA[kind].tabled and found.tables else found.media)
 
 
 def _useful_shards(path: Path, found: Contents, data: DataConfig, kind: str) -> list[str]:
-    """The Parquet or tar files of a folder, unless they are a leftover beside its images."""
+    """The Parquet or tar files of a folder, unless they hold no media and lie among the actual images."""
     kinds = {name: [file for file in found.shards if shard_kind(file) == name] for name in ("parquet", "tar")}
     if not found.media and len(list(filter(None, kinds.values()))) < 2:
         return found.shards
@@ -214,7 +214,7 @@ def _hold(files: list[str], data: DataConfig, kind: str) -> bool:
 
 
 def _split_of_file(name: str) -> str:
-    """By its folder or its own name, as `datasets` does."""
+    """The split of a shard, by its folder or file name as in `datasets`; "train" by default."""
     *folders, file = name.split(os.sep)
     numbered = re.match(r"(\w+)-\d{5}-of-\d{5}", file)
     if numbered:
@@ -225,10 +225,10 @@ def _split_of_file(name: str) -> str:
 
 
 def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bool, kind: str) -> dict:
-    """What else `datasets` may find there (Arrow, Lance, zip, a dataset card that names files elsewhere).
+    """Let `datasets` try other formats (Arrow, Lance, zip, a dataset card that points to files elsewhere).
 
     Raises:
-        RecipeError: nothing, or nothing but files of another kind.
+        RecipeError: it finds nothing, or only files of another kind.
     """
     counts = Counter(os.path.splitext(file)[1].lower() or os.path.basename(file) for file in found.others)
     there = listed(f"{count} {extension}" for extension, count in counts.most_common())
@@ -238,7 +238,7 @@ def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bo
         if others:
             other, count = others.most_common(1)[0]
             said = f"{count:,} {other}s; {instead(kind, other)}"
-            raise RecipeError(f"data.path={data.path} contains no {kind}s, but {said}.")
+            raise RecipeError(f"data.path={data.path} has no {kind} column or file, but {said}.")
         raise RecipeError(f"data.path={data.path} contains no {kind}s ({there}); use {_FORMS} with {kind}s.")
     try:
         return load_dataset(str(path), name=data.name, streaming=streaming)
@@ -262,7 +262,7 @@ def _open_shards(parts: dict[str, list[str]], data: DataConfig, streaming: bool,
         if streaming:
             kwargs = {"files": part, "layout": layout}
             made[split] = IterableDataset.from_generator(read_tars, gen_kwargs=kwargs, **given)
-        else:  # it is copied into the cache of `datasets`, which must know when a shard changes
+        else:  # copied to the cache of `datasets`, whose key must change when a shard does
             versions = tuple(str(_version(file)) for file in part)
             kwargs = {"files": part, "layout": replace(layout, versions=versions)}
             made[split] = Dataset.from_generator(read_tars, gen_kwargs=kwargs, **given)
@@ -275,10 +275,10 @@ def _version(file: str) -> str:
 
 
 def _open_places(data: DataConfig, streaming: bool, kind: str, only_media: bool) -> dict:
-    """The splits that all places of a list have, one place after the other; see `DataConfig.path` for the weights.
+    """The splits that all paths of a list share, concatenated; see `DataConfig.path` for the weights.
 
     Raises:
-        RecipeError: see `open_place`, or weights that the data cannot have.
+        RecipeError: see `open_place`; also for weights that are impossible for the data.
     """
     opened = [open_place(replace(data, path=place.path), streaming, kind, only_media) for place in data.places]
     shared = [split for split in opened[0] if all(split in parts for parts in opened)]
@@ -286,7 +286,7 @@ def _open_places(data: DataConfig, streaming: bool, kind: str, only_media: bool)
 
 
 def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bool):
-    """Datasets as one, with columns that are called after their kind; labels where all have the same classes."""
+    """Concatenate datasets, with columns renamed to their kind; labels are kept if all have the same label type."""
     parts = [part if part.features is not None else part._resolve_features() for part in parts]
     labels = [None if only_media else find_label_column(part.features, data.label_column) for part in parts]
     types = [part.features[label] if label else None for part, label in zip(parts, labels, strict=True)]
@@ -308,7 +308,7 @@ def _joined(parts: list, data: DataConfig, split: str, kind: str, only_media: bo
 
 
 def _repeated(dataset, place: Place, kind: str) -> list:
-    """A place's examples as often as its weight says: whole times, and a seeded part of them."""
+    """Repeat the examples of a path by its weight: the whole dataset repeatedly, and a seeded sample for the rest."""
     times, part = divmod(place.weight, 1)
     if MEDIA[kind].once and times + (part > 0) > 1:
         raise RecipeError(

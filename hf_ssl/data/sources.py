@@ -1,8 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Any dataset of images, or of videos with sound -> examples that can be indexed.
+"""Map-style access to any dataset of images, or of videos with sound.
 
-Files stay encoded until a loader's worker opens them, so that a bad file is one skipped example and not a failed
-load.
+Files stay encoded until a loader worker opens them, so that a bad file costs one example and does not fail the load.
 """
 
 import copy
@@ -27,23 +26,23 @@ logger = logging.getLogger(__name__)
 
 
 class Source:
-    """Encoded files, and labels where there are any, of a map-style `datasets.Dataset`.
+    """Encoded files, and labels if there are any, of a map-style `datasets.Dataset`.
 
     Args:
         wanted: names of the columns, see `find_columns`.
-        label_column: found by its type (ClassLabel), or by its name (label, labels, cls) when it holds numbers or
-            texts; may be missing.
+        label_column: by default found by type (ClassLabel), or by name (label, labels, cls) if it holds numbers or
+            strings; optional.
         max_megapixels: larger images are not read.
         decoding: how images become 8-bit pixels.
 
     Attributes:
-        part: what a person calls the examples.
-        rows: their numbers in the dataset that they were selected from.
-        trained_on: whether they, or some, are known to be among the examples of pretraining, of the same rows.
-        boxes: (left, top, right, bottom) that its images are cut by; None for whole ones.
+        part: display name of the examples.
+        rows: row of each example in the original dataset, before `select`.
+        trained_on: whether some of them are known to be pretraining examples with the same row numbers.
+        boxes: crop box (left, top, right, bottom) of each image; None for whole images.
 
     Raises:
-        RecipeError: a column that is not there, or several that it could be, or no map-style dataset.
+        RecipeError: a column is missing or ambiguous, or the dataset is not map-style.
     """
 
     def __init__(
@@ -74,11 +73,11 @@ class Source:
 
     @property
     def dataset(self) -> Dataset:
-        """The files, still encoded, in `columns`."""
+        """The encoded files as a dataset with `columns`."""
         return self._records
 
     def record(self, index: int) -> dict[str, Any] | None:
-        """The encoded file, see `record_of`; of `boxes` the image that is cut out."""
+        """The encoded file, see `record_of`; with `boxes`, the cropped image."""
         record = record_of(self._records[index], self.columns)
         if record is None or self.boxes is None:
             return record
@@ -89,11 +88,11 @@ class Source:
         return open_image(self.record(index), self.max_megapixels)
 
     def label(self, index: int) -> Any:
-        """As the dataset has it."""
+        """The raw label, as stored in the dataset."""
         return None if self._labels is None else self._labels[index][self.label_column]
 
     def classes(self) -> list:
-        """The class of every example, None for none; see `label_classes`."""
+        """The class of every example, None if unlabeled; see `label_classes`."""
         if self._labels is None or self.label_column is None:
             return [None] * len(self)
         feature = self._labels.features[self.label_column]
@@ -101,38 +100,38 @@ class Source:
 
     @property
     def numbers(self) -> np.ndarray:
-        """Numbers 0..K-1 of the examples' classes, int64 (N,), -1 for none: its own, or those of `numbered`."""
+        """Class numbers 0..K-1, int64 (N,), -1 if unlabeled; from this source alone unless set by `numbered`."""
         if self._numbers is None:
             (self._numbers,) = number_classes(self.classes())
         return self._numbers
 
     def numbered(self, numbers: np.ndarray) -> Self:
-        """The source with class numbers that it has in common with another one."""
+        """A copy with the given class numbers, shared with another source."""
         copied = copy.copy(self)
         copied._numbers = numbers
         return copied
 
     def unlabeled(self) -> Self:
-        """The source without its labels."""
+        """A copy without labels."""
         copied = copy.copy(self)
         copied.label_column = copied._labels = copied._numbers = None
         return copied
 
     def name(self, index: int) -> str:
-        """What a message calls an example: its file, or its row."""
+        """The name of an example in messages: its file, or its row."""
         return self.named(index)[0]
 
     def named(self, index: int) -> tuple[str, dict[str, Any] | None]:
-        """Name and encoded file of an example; no file where a damaged table cannot give it."""
+        """Name and encoded file of an example; the file is None if the table is damaged there."""
         place = f"row {index} of {self.split}"
         try:
             record = self.record(index)
-        except Exception:  # whatever Arrow raises
+        except Exception:  # Arrow raises many types
             return place, None
         return name_of(record, place), record
 
     def settle(self, where: str) -> None:
-        """Look at what some images hold before a run starts.
+        """Inspect the pixel types of some images before a run starts.
 
         Raises:
             RecipeError: see `pixels.settled`.
@@ -141,7 +140,7 @@ class Source:
         self.decoding = settled(self.decoding, looked_at, self.max_megapixels, where)
 
     def select(self, indices: Sequence[int], part_name: str | None = None) -> Self:
-        """A part of the source, and what a person calls it."""
+        """A subset of the source, with an optional display name."""
         part = copy.copy(self)
         part.part, part.rows = part_name or self.part, self.rows[list(indices)]
         part._records = self._records.select(indices)
@@ -152,10 +151,10 @@ class Source:
 
 
 def _gives_images(dataset: Dataset, columns: dict[str, str]) -> bool:
-    """Whether a dataset's own transform is followed: it leaves images that are no tensors yet.
+    """Whether to apply the dataset's own transform: only if it returns images.
 
     Raises:
-        RecipeError: it makes something else of them.
+        RecipeError: it returns something else, such as tensors.
     """
     column = columns.get("image")
     example = dataset[0] if len(dataset) else {}
@@ -171,18 +170,18 @@ def _gives_images(dataset: Dataset, columns: dict[str, str]) -> bool:
 
 
 def load_source(data: DataConfig, split: str | None = None, kind: str = "image", settle: bool = True) -> Source:
-    """The images, or with `kind` "video" or "audio" the clips, of a recipe's `data` section.
+    """The map-style source of a recipe's `data` section, for `kind` "image", "video" or "audio".
 
     Args:
         settle: see `source_of`.
 
     Raises:
-        RecipeError: see `check_source`; or the split is empty.
+        RecipeError: see `check_source`; also if the split is empty.
     """
     check_source(data, split, kind)
     split = split or data.split
     dataset = open_place(data, False, kind)[split]
-    if not isinstance(data.path, str):  # a list's columns are called after their kinds
+    if not isinstance(data.path, str):  # concatenated datasets have standard column names
         data = replace(data, image_column=None, video_column=None, audio_column=None, label_column=None)
     if data.max_examples is not None:
         dataset = dataset.select(range(min(data.max_examples, len(dataset))))
@@ -192,13 +191,13 @@ def load_source(data: DataConfig, split: str | None = None, kind: str = "image",
 
 
 def source_of(dataset: Dataset, data: DataConfig, kind: str = "image", settle: bool = True) -> Source:
-    """A dataset of one's own with the columns and limits of a recipe's `data` section.
+    """A source from a dataset object, with the columns and limits of a recipe's `data` section.
 
     Args:
-        settle: whether what its images hold is looked at, see `Source.settle`.
+        settle: whether to inspect the pixel types, see `Source.settle`.
 
     Raises:
-        RecipeError: see `Source`, and `pixels.settled` for what its images hold.
+        RecipeError: see `Source` and `pixels.settled`.
     """
     wanted, decoding = wanted_columns(data, kind), decoding_of(data)
     source = Source(dataset, wanted, data.label_column, data.max_megapixels, decoding)
@@ -208,20 +207,20 @@ def source_of(dataset: Dataset, data: DataConfig, kind: str = "image", settle: b
 
 
 def decoding_of(data: DataConfig) -> Decoding:
-    """How a recipe wants files to become pixels."""
+    """The decoding options of a recipe."""
     return Decoding(data.value_range, data.exif == "apply")
 
 
 def check_source(data: DataConfig, split: str | None = None, kind: str = "image") -> Features:
-    """Look at a source's splits and columns without converting anything.
+    """Check a source's splits and columns without converting anything.
 
     Returns:
         The features of the split.
 
     Raises:
-        RecipeError: no such place, split or column, with the nearest valid name; or what reads the files is missing.
+        RecipeError: no such path, split or column, with the nearest valid name; or a reader package is missing.
     """
-    require_reader(kind)  # before thousands of files are looked for
+    require_reader(kind)  # fail before listing thousands of files
     if data.places:
         for place in data.places:
             check_source(replace(data, path=place.path), split, kind)

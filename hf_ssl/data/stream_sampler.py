@@ -1,12 +1,13 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The order of a stream, and its batches.
+"""Order and batches of a stream.
 
-The shards are dealt to a fixed number of partitions, and the partitions to processes. A partition reads its shards in
-an order of its own for every epoch, in blocks which it permutes. Where it stands is four numbers (`Cursor`), and every
-batch carries the cursors behind it, so that a checkpoint knows what was trained on, not what was read ahead.
+Shards are dealt to a fixed number of partitions, and partitions to processes. In every epoch, a partition reads its
+shards in a new order and in blocks, and shuffles each block. Its position is four numbers (`Cursor`). Every batch
+carries the cursors after it, so that a checkpoint records what was trained on, not what was prefetched.
 
-A process draws from its partitions in turn. So when the processes divide the partitions, and the partitions the
-micro-batch, the global batch does not depend on the number of processes, and never on that of workers.
+A process draws from its partitions in turn. So if the number of partitions is a multiple of the processes, and the
+micro-batch a multiple of the partitions, the global batch does not depend on the number of processes. It never depends
+on the number of workers.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from .streams import READERS, Cursor, ImageStream, StreamItem, UnreadableShard
 
 @dataclass
 class StreamBatch:
-    """What a worker gets: examples, and for the main process the cursors behind them and the shards given up."""
+    """Examples for a worker. Also, for the main process, the cursors after them and the abandoned shards."""
 
     items: list[StreamItem]
     cursors: dict[int, Cursor]
@@ -31,7 +32,7 @@ class StreamBatch:
 
 
 class BatchPlan(NamedTuple):
-    """Which micro-batches a process has; see `TrainLoader`."""
+    """Defines the micro-batches of a process; see `TrainLoader`."""
 
     batch_size: int
     num_steps: int
@@ -50,7 +51,7 @@ class BatchPlan(NamedTuple):
 
 @dataclass
 class _Block:
-    """Examples read together, in the order in which they are emitted, and where the next block begins."""
+    """Examples read together, in shuffled order, and the cursor of the next block."""
 
     start: Cursor
     items: list[StreamItem]
@@ -59,20 +60,20 @@ class _Block:
 
 
 class _Partition:
-    """One part of the shard list: endless, in an order of its own for every epoch; the next block is read ahead."""
+    """Endless reader of one part of the shard list, reshuffled every epoch; the next block is prefetched."""
 
     def __init__(self, stream: ImageStream, number: int, seed: int, block: int, cursor: Cursor, pool):
         self.stream, self.number, self.seed, self.block = stream, number, seed, block
-        self._reader: tuple[int, int, int, Iterator] | None = None  # epoch, shard, offset, and its open iterator
+        self._reader: tuple[int, int, int, Iterator] | None = None  # epoch, shard, offset, open iterator
         self._pool: ThreadPoolExecutor = pool
         self._position, self.cursor = cursor.position, cursor
         self._current: _Block | None = None
         self._next: Future[_Block] = pool.submit(self._read, cursor._replace(position=0))
 
     def draw(self, failures: list[tuple[str, str]]) -> StreamItem:
-        """The next example; shards that had to be given up on the way are appended to `failures`."""
+        """The next example. Shards that had to be abandoned on the way are appended to `failures`."""
         while self._current is None or self._position >= len(self._current.items):
-            # A block in whose middle a run continues has been begun, and its failures reported, before.
+            # On resume in the middle of a block, its read failures were already reported.
             begun = self._current is None and self._position > 0
             self._position = self._position if begun else 0
             self._current = self._next.result()
@@ -87,7 +88,7 @@ class _Partition:
         return np.random.default_rng((self.seed, epoch, self.number)).permutation(own).tolist()
 
     def _read(self, start: Cursor) -> _Block:
-        """The block that begins at `start`; it ends with the epoch, and is never empty."""
+        """Read the block that begins at `start`. It does not cross an epoch boundary and is never empty."""
         epoch, shard, offset, _ = start
         items: list[StreamItem] = []
         failures: list[tuple[str, str]] = []
@@ -116,7 +117,7 @@ class _Partition:
         return _Block(start, [items[i] for i in shuffle], failures, Cursor(epoch, shard, offset))
 
     def _open(self, epoch: int, shard: int, offset: int) -> Iterator:
-        """What a block before this one has begun, or the shard anew from an offset on."""
+        """Continue the iterator of the previous block if it fits, else open the shard at `offset`."""
         if self._reader is None or self._reader[:3] != (epoch, shard, offset):
             return self.stream.examples(shard, offset)
         return self._reader[3]
@@ -126,11 +127,11 @@ class StreamBatchSampler(Sampler):
     """`StreamBatch`es of a process, micro-batch by micro-batch.
 
     Args:
-        cursors: of all partitions, from a checkpoint; those that are missing start at the beginning.
-        block: examples that a partition reads and permutes together.
+        cursors: by partition, from a checkpoint; missing partitions start at the beginning.
+        block: number of examples that a partition shuffles together.
 
     Raises:
-        RecipeError: fewer partitions than processes; while iterating, nothing readable in a partition.
+        RecipeError: fewer partitions than processes; while iterating, a partition has nothing readable.
     """
 
     def __init__(self, stream: ImageStream, plan: BatchPlan, block: int, cursors: dict[int, Cursor]):
@@ -154,7 +155,7 @@ class StreamBatchSampler(Sampler):
                 for number in self.own
             ]
             for micro in self.plan.micro_batches():
-                # Partition by partition, as the parts of one batch of all processes follow each other.
+                # Grouped by partition, so that the processes' parts concatenate to the batch of a single process.
                 drawn = sorted(turn % len(parts) for turn in range(micro * batch, (micro + 1) * batch))
                 failures: list[tuple[str, str]] = []
                 items = [parts[i].draw(failures) for i in drawn]

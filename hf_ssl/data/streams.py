@@ -1,9 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Streams of images, or of videos with sound: any number of shards, read once an epoch in a shuffled order, and
-continued to the example.
+"""Streams of images, or of videos with sound: sharded, shuffled, read once per epoch, and resumable at any example.
 
-Where a reader stands is four numbers (`Cursor`). Only encoded files pass through here; a loader's workers decode them.
-In which order they come, see `hf_ssl.data.stream_sampler`.
+The position of a reader is four numbers (`Cursor`). Files stay encoded here; the loader workers decode them. For the
+order of examples, see `hf_ssl.data.stream_sampler`.
 """
 
 import io
@@ -32,15 +31,15 @@ from .sources import Source, check_source, decoding_of
 
 logger = logging.getLogger(__name__)
 
-_PARTITIONS = 16  # where the recipe names none: enough for a machine's processes
-_RETRIES, _BACK_OFF = 3, 0.5  # tries after the first, and seconds before the first of them; doubled each time
-READERS = 8  # shards or blocks that a process reads at once
-_LOOKED_AT = 100  # images whose pixel type is looked at before a run
+_PARTITIONS = 16  # default; enough for the processes of one machine
+_RETRIES, _BACK_OFF = 3, 0.5  # retries, and seconds before the first one; doubled each time
+READERS = 8  # shards or blocks that a process reads in parallel
+_LOOKED_AT = 100  # images whose pixel type is checked before a run
 
 
 class Cursor(NamedTuple):
-    """Where a partition stands: its block begins at example `offset` of its `shard`-th shard of `epoch`, and the next
-    example is number `position` of the permuted block.
+    """Position of a partition: its block begins at example `offset` of the `shard`-th shard in the order of `epoch`,
+    and the next example is number `position` of the shuffled block.
     """
 
     epoch: int = 0
@@ -50,7 +49,7 @@ class Cursor(NamedTuple):
 
 
 class StreamItem(NamedTuple):
-    """An example whose turn it is: `record` is a still encoded file or None, see `record_of`."""
+    """A scheduled example; `record` is the encoded file or None, see `record_of`."""
 
     epoch: int
     shard: int
@@ -59,7 +58,7 @@ class StreamItem(NamedTuple):
 
 
 class UnreadableShard(Exception):
-    """A shard could not be read to its end, after several tries."""
+    """A shard could not be read to its end, even after retries."""
 
 
 class ImageStream:
@@ -67,11 +66,12 @@ class ImageStream:
 
     Args:
         wanted: names of the columns, see `find_columns`.
-        partitions: parts of the shard list, at least as many as processes; 16 by default, or as many as shards.
-        num_examples: of an epoch, where it is known.
-        shard_lengths: examples of each shard, where they are known; see `rows`.
+        partitions: parts of the shard list, at least as many as processes; by default 16, or fewer if there are fewer
+            shards.
+        num_examples: per epoch, if known.
+        shard_lengths: examples per shard, if known; see `rows`.
         max_megapixels: larger images are not read.
-        origin: the map-style dataset that was cut into shards, if it is one.
+        origin: the map-style dataset that was split into shards, if any.
         decoding: how images become 8-bit pixels.
 
     Raises:
@@ -94,7 +94,7 @@ class ImageStream:
         images, self.columns = encoded(dataset.with_format(None), wanted, name)
         self.origin = origin if origin is None else encoded(origin.with_format(None), wanted, name)[0]
         if partitions is not None and images.num_shards < partitions:
-            images = images.reshard()  # Parquet: a shard for every row group
+            images = images.reshard()  # Parquet: one shard per row group
         self._images, self.shard_lengths = images, shard_lengths
         self.name, self.max_megapixels, self.decoding = name, max_megapixels, decoding
         self.features, self.num_shards = images.features, images.num_shards
@@ -107,10 +107,10 @@ class ImageStream:
         self.num_examples = num_examples or self._count()
 
     def examples(self, shard: int, offset: int = 0) -> Iterator[dict[str, Any] | None]:
-        """Records of a shard from an offset on; a failure is tried again, after a while, from where it happened.
+        """Records of a shard from `offset` on. A failed read is retried where it failed, with exponential backoff.
 
         Raises:
-            UnreadableShard: it fails again and again.
+            UnreadableShard: all retries failed.
         """
         tries = 0
         while True:
@@ -120,7 +120,7 @@ class ImageStream:
                     yield record_of(example, self.columns)
                     offset, tries = offset + 1, 0
                 return
-            except Exception as error:  # whatever a file system, an archive or a network raises
+            except Exception as error:  # file systems, archives and networks raise many types
                 if tries == _RETRIES:
                     first_line = (str(error).splitlines() or [""])[0]
                     reason = f"{type(error).__name__}: {first_line}"
@@ -129,8 +129,9 @@ class ImageStream:
                 tries += 1
 
     def rows(self, state: dict[str, Any] | None = None) -> np.ndarray:
-        """Rows (shards + 1,) at which the shards begin, the last one the number of all examples; offsets in a shard
-        count from there. Shards whose length no metadata tells are read once; `state` of a checkpoint knows them.
+        """First dataset row of each shard, (shards + 1,); the last entry is the total number of examples.
+
+        Shards without metadata about their length are read once to count them, unless a checkpoint's `state` has it.
         """
         self.shard_lengths = (state or {}).get("shard_lengths", self.shard_lengths)
         if self.shard_lengths is None:
@@ -145,25 +146,25 @@ class ImageStream:
         return np.cumsum([0, *self.shard_lengths])
 
     def shard_name(self, shard: int) -> str:
-        """The file of a shard where `datasets` tells it, else its number."""
+        """The file of a shard if `datasets` exposes it, else its number."""
         return self.file_of(shard) or f"shard {shard} of {self.name}"
 
     def item_name(self, item: StreamItem) -> str:
-        """What a message calls an example: its file, or its place in a shard."""
+        """The name of an example in messages: its file, or its place in a shard."""
         return name_of(item.record, f"example {item.offset} of {self.shard_name(item.shard)}")
 
     def state_of(self, cursors: dict[int, Cursor]) -> dict[str, Any]:
-        """Plain data of cursors, for a checkpoint."""
+        """Stream position as plain data, for a checkpoint."""
         plain = {str(number): list(cursor) for number, cursor in sorted(cursors.items())}
         kept = {"shards": self.num_shards, "partitions": self.partitions, "num_examples": self.num_examples}
         lengths = {} if self.shard_lengths is None else {"shard_lengths": self.shard_lengths}
         return {**kept, **lengths, "cursors": plain}
 
     def cursors_of(self, state: dict[str, Any] | None) -> dict[int, Cursor]:
-        """The inverse of `state_of`; nothing when there is no state. The lengths of the shards stay as they were.
+        """The inverse of `state_of`; empty without a state. Restores the recorded shard lengths.
 
         Raises:
-            RecipeError: the state is of another number of shards or partitions.
+            RecipeError: the number of shards or partitions has changed.
         """
         if state is None:
             return {}
@@ -187,7 +188,7 @@ class ImageStream:
         return Source(dataset, wanted, max_megapixels=self.max_megapixels, decoding=self.decoding)
 
     def settle(self) -> None:
-        """Look at what the first images hold before a run starts.
+        """Inspect the pixel types of the first images before a run starts.
 
         Raises:
             RecipeError: see `pixels.settled`.
@@ -204,7 +205,7 @@ class ImageStream:
             yield from self.examples(shard)
 
     def file_of(self, shard: int) -> str | None:
-        """Path or address of a shard, where `datasets` tells it."""
+        """Path or URL of a shard, if `datasets` exposes it."""
         part = self._images.shard(num_shards=self.num_shards, index=shard)._ex_iterable
         while hasattr(part, "ex_iterable") or len(getattr(part, "ex_iterables", ())) == 1:
             part = part.ex_iterable if hasattr(part, "ex_iterable") else part.ex_iterables[0]
@@ -214,7 +215,7 @@ class ImageStream:
         return None
 
     def _count(self) -> int | None:
-        """From what the Hub says, or from the metadata of local Parquet files."""
+        """Examples per epoch, from the Hub's metadata or local Parquet footers; None if unknown."""
         info = self._images.info
         split = (info.splits or {}).get(str(self._images.split))
         if split is not None and split.num_examples:
@@ -226,7 +227,7 @@ class ImageStream:
 
 
 def _stored(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A record without an image that Python made: its content instead."""
+    """The record with an image created in Python replaced by its encoded file."""
     if record is None or "image" not in record:
         return record
     image, content = record["image"], io.BytesIO()
@@ -235,14 +236,14 @@ def _stored(record: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _footer(file: str) -> int:
-    """Rows of a Parquet file here or elsewhere; a corrupt one has none."""
+    """Number of rows of a local or remote Parquet file; 0 if corrupt."""
     with suppress(Exception), fsspec.open(file, "rb") as opened:
         return pq.read_metadata(opened).num_rows
     return 0
 
 
 def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: str = "image") -> ImageStream:
-    """The stream of a recipe's `data` section, or of `dataset`; of clips with `kind` "video".
+    """The stream of a recipe's `data` section, or of `dataset`. `kind` is "image", or "video" for clips.
 
     Raises:
         RecipeError: see `check_source` and `ImageStream`.
@@ -256,7 +257,7 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
         if not isinstance(data.path, str):
             wanted = dict.fromkeys(wanted)
             number = number or _count_places(data, kind)
-    if isinstance(dataset, Dataset):  # a plain folder of files, or what `datasets` has saved
+    if isinstance(dataset, Dataset):  # a plain folder of files, or a dataset written by `save_to_disk`
         origin = dataset
         number = number or len(dataset)
         shards = min(len(dataset), max(FOLDER_SHARDS, data.partitions or 0))
@@ -281,7 +282,7 @@ def open_stream(data: DataConfig, dataset: IterableDataset | None = None, kind: 
 
 
 def _count_places(data: DataConfig, kind: str) -> int | None:
-    """Examples of an epoch of a list of places, if all are known."""
+    """Weighted number of examples per epoch of a list of paths, if all are known."""
     streams = [open_stream(replace(data, path=place.path, partitions=None), kind=kind) for place in data.places]
     counts = [stream.num_examples for stream in streams if stream.num_examples is not None]
     if len(counts) < len(streams):
@@ -290,6 +291,6 @@ def _count_places(data: DataConfig, kind: str) -> int | None:
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """The states of all processes' parts of a stream as the state of the whole."""
+    """Merge the stream states of all processes."""
     merged = {number: cursor for state in states for number, cursor in state["cursors"].items()}
     return {**states[0], "cursors": merged}

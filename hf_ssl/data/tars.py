@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Tar shards as WebDataset has them: the members of one key, which follow each other, are an example.
+"""Tar shards in WebDataset format: consecutive members with the same key form an example.
 
-The reader of `datasets` takes the columns of the first five examples for those of all, and ends a shard at the first
-member that does not fit. People's shards mix jpg and png, or have dots in their names. And tarfile takes a header that
-it cannot read for the end of the shard, so that what follows would be missing without a word.
+The reader of `datasets` infers the columns from the first five examples and stops a shard at the first member that
+does not fit. Real shards mix jpg and png, or have dots in their names. Also, tarfile treats an unreadable header as
+the end of the archive, which would silently drop the rest.
 """
 
 import logging
@@ -26,19 +26,19 @@ from .media import MEDIA
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 100  # members of a shard that show how its names are meant
+_LOOKED_AT = 100  # members of a shard from which the naming scheme is inferred
 
 
 @dataclass(frozen=True)
 class TarLayout:
-    """How the names of members are meant.
+    """How member names map to keys and columns.
 
     Args:
-        kinds: column -> "image", "video" or "audio". A column that is called like its kind is the only member of the
-            kind that an example has, whatever its extension; any other is the member of this extension.
-        label: extension of a member that holds the label, if any.
-        dotted: a key ends at its last dot, since names have others; else at the first, as WebDataset has it.
-        versions: of the shards, for what is kept of them.
+        kinds: (column, "image" | "video" | "audio") pairs. A column named like its kind is the example's only member
+            of that kind, with any extension. Otherwise, the column name is the extension.
+        label: extension of the member with the label, if any.
+        dotted: split the name at the last dot, because keys contain dots; else at the first, as WebDataset does.
+        versions: of the shards, so that a changed shard invalidates the cache.
     """
 
     kinds: tuple[tuple[str, str], ...]
@@ -57,10 +57,10 @@ def tar_layout(files: list[str], data: DataConfig) -> TarLayout:
     """The layout of the first readable shard.
 
     Raises:
-        OSError, tarfile.ReadError: none of some can be read.
+        OSError, tarfile.ReadError: none of the first 20 shards can be read.
     """
     for file in files[:20]:
-        with suppress(Exception):  # corrupt; a stream passes over it
+        with suppress(Exception):  # corrupt; a stream skips it
             return _layout_of(_first_names(file), data)
     return _layout_of(_first_names(files[0]), data)
 
@@ -74,14 +74,14 @@ def _first_names(file: str) -> list[str]:
                     names.append(member.name)
                 if len(names) == _LOOKED_AT:
                     break
-        except Exception:  # cut off; reading it says so
+        except Exception:  # truncated; reported when it is read
             if not names:
                 raise
     return names
 
 
 def _counts(member: tarfile.TarInfo) -> bool:
-    """Files with an extension, without hidden ones and those of macOS (._photo.jpg)."""
+    """Whether a member is a file with an extension and not hidden (macOS adds ._photo.jpg)."""
     name = member.name.rpartition("/")[2]
     return member.isfile() and not name.startswith(".") and "." in name
 
@@ -115,7 +115,7 @@ def _key(name: str, dotted: bool) -> tuple[str, str]:
 
 
 class _Header(tarfile.TarInfo):
-    """A member; a header that is damaged is an error and not the end."""
+    """A TarInfo that treats a damaged header as an error, not as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Header":
@@ -134,15 +134,15 @@ class _Header(tarfile.TarInfo):
 
 @cache
 def _warn(message: str) -> None:
-    """Once, not every epoch."""
+    """Warn once, not every epoch."""
     logger.warning(message)
 
 
 def read_tars(files: list[str], layout: TarLayout) -> Iterator[dict[str, Any]]:
-    """Examples of shards; members of other kinds are passed over, and keys that have only those are no examples.
+    """Examples of shards. Members of other kinds are skipped, and so are keys that have no others.
 
     Raises:
-        tarfile.ReadError: a shard is damaged; the examples before the place have been given.
+        tarfile.ReadError: a shard is damaged; raised after the examples before the damage.
     """
     for file in files:
         try:
@@ -174,7 +174,7 @@ def _column(extension: str, layout: TarLayout, example: dict[str, Any]) -> str |
 
 
 def _value(tar: tarfile.TarFile, member: tarfile.TarInfo, is_label: bool) -> Any:
-    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # what `_counts` lets pass is a file
+    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # `_counts` only accepts files
     if not is_label:
         return {"bytes": content, "path": member.name}
     text = content.decode(errors="replace").strip()

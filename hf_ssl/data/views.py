@@ -1,9 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 1 of the views, in the loader's worker: decode an image once, take all crops from it, flip them.
+"""Stage 1 of the views, in the loader worker: decode an image once, take all crops from it, flip them.
 
-Everything random is drawn here from a generator of (seed, epoch, example), a row of numbers a view, so that neither
-the number of workers nor of processes changes what the network sees. The colors are left to `photometric`, which
-applies the drawn numbers on the device.
+All randomness is drawn here, one row of numbers per view, from a generator seeded with (seed, epoch, example). So the
+views do not depend on the number of workers or processes. `photometric` then applies the colors on the device.
 """
 
 import math
@@ -27,17 +26,17 @@ class View:
         size: side in pixels.
         scale: range of the crop's share of the image's area.
         ratio: range of the crop's aspect ratio, log-uniform.
-        crop: "retry" draws up to ten times until the crop fits (torchvision), "clip" once and cuts it to fit (BYOL).
+        crop: "retry" draws up to ten times until the crop fits (torchvision), "clip" draws once and clips (BYOL).
         interpolation: "bilinear" or "bicubic".
         flip: probability of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation and hue, applied in random order.
-        jitter_prob: probability of the jitter.
+        jitter_prob: probability of jitter.
         brightness: "multiply" (torchvision) or "add" (BYOL).
         colors: "torchvision", or "deepmind" (BYOL): contrast around each channel's own mean, saturation in HSV.
-        grayscale: probability of losing the colors.
+        grayscale: probability of conversion to grayscale.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its standard deviation in pixels.
-        solarize: probability of inverting everything above the threshold.
+        solarize: probability of inverting pixels above the threshold.
         solarize_threshold: in 0..1; Pillow's 128 of 255 is just above a half.
         local: one of SwAV's small crops.
     """
@@ -76,21 +75,21 @@ PRESETS: dict[str, tuple[tuple[int, View], ...]] = {
     "seer": ((1, _SWAV), (1, _SWAV), (4, _SWAV_LOCAL)),
 }
 
-DRAWS = 52  # uniform numbers a view: 40 for ten tries of the crop, 12 for the rest
+DRAWS = 52  # uniform numbers per view: 40 for ten tries of the crop, 12 for the rest
 
-_THIN = 32  # from this ratio of the sides on the crop is resized alone: the whole may need gigabytes
-_CACHED = 2**18  # bytes of frames that are resized together: no more than a processor keeps at hand
-_RESAMPLE = {one.name.lower(): one for one in Image.Resampling}  # timm's names, too
+_THIN = 32  # above this aspect ratio, resize only the crop: the whole image could need gigabytes
+_CACHED = 2**18  # bytes of frames that are resized together; fits the CPU cache
+_RESAMPLE = {one.name.lower(): one for one in Image.Resampling}  # timm uses the same names
 
 
 def resolve_views(config: ViewsConfig, method: str) -> list[View]:
     """The views of a recipe, global ones first: the preset, changed by `all`, then by `first`, `second` and `local`.
 
     Args:
-        method: the preset that the method uses by default.
+        method: default preset.
 
     Raises:
-        RecipeError: no such preset, impossible values, no view at all, or global (or local) ones of several sizes.
+        RecipeError: no such preset, impossible values, no views, or global (or local) views of different sizes.
     """
     views: list[View] = []
     preset = config.preset or method
@@ -129,7 +128,7 @@ def _check(view: View, where: str) -> None:
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What makes one view of an image: crop box (left, top, width, height), flip, and the row of `PARAMS`."""
+    """Random parameters of one view: crop box (left, top, width, height), flip, and the row of `PARAMS`."""
 
     box: tuple[int, int, int, int]
     flip: bool
@@ -137,13 +136,13 @@ class ViewParams:
 
 
 def sample_views(views: list[View], width: int, height: int, key: tuple[int, ...]) -> list[ViewParams]:
-    """What all views of an image of `width` x `height` are; `key` is (seed, epoch, example), and view v has row v."""
+    """Draw the parameters of all views of an image of `width` x `height`; `key` is (seed, epoch, example)."""
     uniform = np.random.default_rng(key).random((len(views), DRAWS)).tolist()
     return [sample_view(view, width, height, row) for view, row in zip(views, uniform, strict=True)]
 
 
 def sample_view(view: View, width: int, height: int, u: list[float]) -> ViewParams:
-    """What a view is by its `DRAWS` uniform numbers."""
+    """The parameters of a view from its `DRAWS` uniform numbers."""
     crop = _crop_retry if view.crop == "retry" else _crop_clip
     params = NEUTRAL.copy()
     params[9] = view.colors == "deepmind"
@@ -176,7 +175,7 @@ def _crop_size(view: View, width: int, height: int, u: list[float]) -> tuple[int
 
 
 def _crop_retry(view: View, width: int, height: int, u: list[float]) -> tuple[int, int, int, int]:
-    """torchvision's RandomResizedCrop: ten tries, then the central crop of the nearest possible ratio."""
+    """torchvision's RandomResizedCrop: ten tries, then a center crop with the nearest valid ratio."""
     for start in range(0, 40, 4):
         w, h = _crop_size(view, width, height, u[start:])
         if 0 < w <= width and 0 < h <= height:
@@ -188,7 +187,7 @@ def _crop_retry(view: View, width: int, height: int, u: list[float]) -> tuple[in
 
 
 def _crop_clip(view: View, width: int, height: int, u: list[float]) -> tuple[int, int, int, int]:
-    """BYOL's: one try, cut to the image."""
+    """BYOL's crop: one try, clipped to the image."""
     w, h = _crop_size(view, width, height, u)
     w, h = max(1, min(w, width)), max(1, min(h, height))
     return int(u[2] * (width - w + 1)), int(u[3] * (height - h + 1)), w, h
@@ -206,14 +205,14 @@ def make_views(
     """All views of one image.
 
     Args:
-        image: opened, perhaps not yet decoded.
+        image: opened, not necessarily decoded.
         key: (seed, epoch, example).
-        reference: also do the colors here, per image, in the published arithmetic; the returned rows are neutral
-            then.
+        reference: also do the colors here, per image, in the published arithmetic; then the returned rows are
+            neutral.
         decoding: how the file becomes 8-bit pixels.
 
     Returns:
-        One uint8 array (size, size, channels) a view, and float32 rows (V, len(PARAMS)).
+        One uint8 array (size, size, channels) per view, and float32 rows (V, len(PARAMS)).
     """
     size = upright_size(image, decoding)
     drawn = sample_views(views, *size, key)
@@ -224,7 +223,7 @@ def make_views(
         params = np.tile(NEUTRAL, (len(views), 1))
     else:
         least = min(min(d.box[2:]) / v.size for v, d in zip(views, drawn, strict=True))
-        if image.format == "JPEG" and least >= 2:  # no crop would have to be enlarged
+        if image.format == "JPEG" and least >= 2:  # so that no crop is upsampled
             shrink(image, size[0] / least, size[1] / least, decoding)
         image = to_channels(image, channels, decoding)
         scale_x, scale_y = image.size[0] / size[0], image.size[1] / size[1]
@@ -234,13 +233,13 @@ def make_views(
 
 
 def _pixels(image: Image.Image, channels: int, flip: bool) -> np.ndarray:
-    """uint8 (H, W, channels), in order in memory: a mirrored look at it would be slow to copy into a batch."""
+    """uint8 (H, W, channels), contiguous: a view with negative strides would be slow to copy into a batch."""
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, channels)
     return cv2.flip(pixels, 1).reshape(pixels.shape) if flip else pixels
 
 
 def _crop(image: Image.Image, view: View, drawn: ViewParams, scale_x: float, scale_y: float) -> Image.Image:
-    """The crop of an image that was decoded at a scale, in one resampling."""
+    """Crop and resize in one resampling; `scale_x`, `scale_y`: the scale at which the image was decoded."""
     left, top, width, height = drawn.box
     box = (
         left * scale_x,
@@ -252,7 +251,7 @@ def _crop(image: Image.Image, view: View, drawn: ViewParams, scale_x: float, sca
 
 
 def crop_image(image: Image.Image, view: View, drawn: ViewParams) -> Image.Image:
-    """Crop, then resize, as published: pixels outside of the crop have no part in it."""
+    """Crop, then resize, as published: pixels outside the crop have no influence."""
     left, top, width, height = drawn.box
     with own_limit():
         crop = image.crop((left, top, left + width, top + height))
@@ -260,10 +259,10 @@ def crop_image(image: Image.Image, view: View, drawn: ViewParams) -> Image.Image
 
 
 def crop_frames(frames: np.ndarray, view: View, drawn: ViewParams) -> np.ndarray:
-    """`crop_image` of all frames, bit for bit, and their flip: uint8 (T, H, W, 3) -> (T, size, size, 3).
+    """`crop_image` and flip of all frames: uint8 (T, H, W, 3) -> (T, size, size, 3). Bit-identical, but faster.
 
-    Pillow resizes lines, then columns. For many small frames a call each is slow, so here it gets the lines of several
-    frames below each other, and then their columns side by side.
+    Pillow resizes rows, then columns. One call per frame is slow for many small frames, so the rows of several frames
+    are stacked vertically for one call, and then their columns horizontally for another.
     """
     left, top, width, height = drawn.box
     frames = frames[:, top : top + height, left : left + width]
@@ -295,7 +294,7 @@ def eval_image(
     channels: int = 3,
     decoding: Decoding = DEFAULT,
 ) -> np.ndarray:
-    """Inference view as timm makes it: short side to `size / crop_pct`, central crop; uint8 (size, size, channels)."""
+    """Inference view as in timm: short side to `size / crop_pct`, center crop; uint8 (size, size, channels)."""
     short = short_side(size, crop_pct)
     width, height = upright_size(image, decoding)
     new = (short * width // min(width, height), short * height // min(width, height))
@@ -315,11 +314,11 @@ def eval_image(
 def _crop_of_resized(
     image: Image.Image, new: tuple[int, int], corner: tuple[int, int], size: int, interpolation: str
 ) -> Image.Image:
-    """The square at `corner` of the image as it would be resized to `new`, without making the rest of that."""
+    """The square at `corner` of the image resized to `new`, without computing the rest."""
     first, last, low, high = [], [], [], []
     for start, to, old in zip(corner, new, image.size, strict=True):
         left, right = start * old / to, min((start + size) * old / to, old)
-        margin = 3 * max(1.0, old / to)  # what the filter looks at; Pillow's box has few digits for large numbers
+        margin = 3 * max(1.0, old / to)  # filter support; crop first, as Pillow's box is imprecise for large numbers
         first.append(max(0, math.floor(left - margin)))
         last.append(min(old, math.ceil(right + margin)))
         low.append(left - first[-1])

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Loader workers that outlive a stop signal, and whose end by anything else is one sentence and never a hang."""
+"""Loader workers that ignore stop signals. If one dies, the result is a clear error, never a hang."""
 
 import multiprocessing
 import signal
@@ -14,24 +14,24 @@ from torch.utils.data import DataLoader
 from ..errors import RunError
 
 
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # asked to stop
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # stop signals
 _REMEDY = "lower data.num_workers (0 loads in the training process itself)"
 
 
 class WorkerError(RunError):
-    """A loader's worker was killed, or has no memory to hand its batches over."""
+    """A loader worker was killed, or has no shared memory for its batches."""
 
 
 def start_worker(_: int) -> None:
-    """`worker_init_fn`: a stop signal to the whole process group is the main process's to answer."""
+    """`worker_init_fn`: ignore stop signals sent to the process group; the main process handles them."""
     for signum in STOPS:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def share(batch: Any) -> Any:
-    """Move a worker's tensors into shared memory here, where a refusal is an error of the batch.
+    """Move a worker's tensors to shared memory now, so that a failure becomes an error of the batch.
 
-    Left to the queue's thread, it is printed by the worker, and the main process waits for the batch for ever.
+    In the queue's feeder thread, a failure would only be printed and the main process would wait forever.
     """
     if torch.utils.data.get_worker_info() is not None:
         for tensor in _tensors(batch):
@@ -51,8 +51,8 @@ def batches(loader: DataLoader) -> Iterator[Any]:
     iterator = iter(loader)
     workers = set(multiprocessing.active_children()) - before
     if answer_to_child is not None:
-        # torch would raise a worker's end at any moment, in the middle of a step or of a checkpoint; waiting for a
-        # batch notices it, too.
+        # torch's SIGCHLD handler would raise anywhere, even in the middle of a step or a checkpoint. Waiting for the
+        # next batch also detects a dead worker.
         signal.signal(signal.SIGCHLD, answer_to_child)
     try:
         yield from iterator
@@ -66,19 +66,19 @@ def batches(loader: DataLoader) -> Iterator[Any]:
                 f"--shm-size) or {_REMEDY}."
             ) from None
         raise
-    except (EOFError, OSError):  # the memory of a batch is fetched from its worker, which is there no more
+    except (EOFError, OSError):  # the worker that holds the batch's shared memory is gone
         if _any_ended(workers):
             raise WorkerError(_ended(workers)) from None
         raise
     finally:
-        del iterator  # asks the workers to end, and waits for them
+        del iterator  # shuts the workers down and waits for them
         for worker in workers:
-            if worker.is_alive():  # stuck in a read, and deaf to SIGTERM
+            if worker.is_alive():  # stuck in a read, and ignoring SIGTERM
                 worker.kill()
 
 
 def _any_ended(workers: set) -> bool:
-    """Whether a worker has died, or does so within seconds: its sockets close before it is gone."""
+    """Whether a worker dies within five seconds: its sockets close before its exit code is known."""
     for _ in range(50):
         if any(worker.exitcode for worker in workers):
             return True

@@ -37,7 +37,7 @@ def writable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> s
     return "".join(_in_font(letter, font) for letter in text)
 
 
-def _in_font(letter: str, font: ImageFont.FreeTypeFont) -> str:
+def _in_font(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     missing = bytes(font.getmask("\uffff"))  # the glyph for missing characters
     plain = unicodedata.normalize("NFKD", letter)
     choices = (letter, "".join(filter(str.isascii, plain)))

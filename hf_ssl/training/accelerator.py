@@ -1,12 +1,13 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The one place that configures Accelerate and fits a model to its processes.
+"""Configure Accelerate and prepare models for it; no other module does.
 
-Precision, devices and the number of processes come from `accelerate launch`; what is set here is what self-supervised
-learning needs on top: buffers that are not broadcast, and BatchNorm statistics over all processes, on CPUs too.
+Devices, the number of processes and, unless the recipe sets it, precision come from `accelerate launch`. This module
+adds what self-supervised learning needs: no buffer broadcast, and BatchNorm over all processes, on CPUs too.
 """
 
 import os
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import timm.layers
@@ -29,18 +30,28 @@ from .fsdp import shard
 logger = get_logger(__name__)
 
 
+class _OwnBuffers(DistributedDataParallelKwargs):
+    """DDP's options, of which the one for buffers has another name from torch 2.14 on."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        kwargs = super().to_kwargs()
+        if "forward_sync_buffers" in signature(nn.parallel.DistributedDataParallel).parameters:
+            kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers")
+        return kwargs
+
+
 def build_accelerator(train: TrainConfig) -> Accelerator:
     """An Accelerator for a recipe's `train` section.
 
-    Several processes on a machine without an accelerator train on its CPU, whatever the launcher's file says.
+    On a machine without an accelerator, all processes train on the CPU, whatever the launch config says.
 
     Raises:
-        RecipeError: launched with an FSDP that does not suit these models, or as more processes than Accelerate knows:
-            each would be a run of its own.
+        RecipeError: an unsupported FSDP setting, or more processes than Accelerate knows of, each of which would
+            train on its own.
     """
-    # Processes stay, but precision and accumulation are this recipe's: a script may run several, one after the other.
+    # Reset Accelerate's global state so that several recipes can run in one process; the process group stays.
     sharded_before = PartialState._shared_state.get("distributed_type") == DistributedType.FSDP
-    AcceleratorState._reset_state(reset_partial_state=sharded_before)  # it would not be asked for FSDP again
+    AcceleratorState._reset_state(reset_partial_state=sharded_before)  # otherwise FSDP would not be detected again
     GradientState._reset_state()
     process_state()
     alone = on_cpu()
@@ -49,14 +60,12 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         mixed_precision=best_precision() if train.precision == "auto" else train.precision,
         log_with=list(train.track) or None,
         project_dir=train.output_dir,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=train.freeze_backbone_epochs > 0,  # those of the backbone while it is frozen
-            )
-        ],
         step_scheduler_with_optimizer=False,
+    )
+    accelerator.ddp_handler = _OwnBuffers(
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=train.freeze_backbone_epochs > 0,  # those of the backbone while it is frozen
     )
     if alone:
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
@@ -85,9 +94,10 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
 
 
 def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> nn.Module:
-    """Memory format, synchronized BatchNorm, checkpointing and compilation, in this order, before `prepare`.
+    """Apply memory format, synchronized BatchNorm, checkpointing and compilation, in this order, before `prepare`.
 
-    FSDP shards contiguous weights only; images are channels_last all the same, and convolutions follow them.
+    FSDP shards only contiguous weights, so they are not converted. Inputs are channels_last anyway, and convolutions
+    follow the inputs.
     """
     if train.channels_last and not accelerator.is_fsdp2:
         channels_last(model)
@@ -95,7 +105,7 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
         model = synchronize_batchnorm(model, accelerator.device)
     if train.gradient_checkpointing:
         encoder: Any = model.get_submodule("encoder")
-        encoder.gradient_checkpointing = True  # transformers gives its own switch another name in version 6
+        encoder.gradient_checkpointing = True  # not transformers' own switch, which version 6 renames
     if train.compile:
         for child in model.children():  # encoders and heads; the losses stay eager
             child.compile()
@@ -105,7 +115,7 @@ def fit_model(model: nn.Module, train: TrainConfig, accelerator: Accelerator) ->
 def prepare(
     model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model as it is called in training (DDP's wrapper, or sharded in place), and its optimizer."""
+    """The model to call in training (wrapped by DDP, or sharded in place), and its optimizer."""
     if accelerator.is_fsdp2:
         shard(model, accelerator)
         return model, accelerator.prepare_optimizer(make_optimizer(model), device_placement=False)
@@ -113,10 +123,10 @@ def prepare(
 
 
 def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every BatchNorm of `model` use the statistics of the global batch.
+    """Make every BatchNorm of `model` use the statistics of the global batch.
 
-    On GPUs that is torch's SyncBatchNorm, through timm's converter, which keeps the activation inside timm's
-    BatchNormAct2d; torch's class refuses CPU tensors, so CPU processes get the class below.
+    On GPUs this is torch's SyncBatchNorm. timm's converter keeps the activation inside timm's BatchNormAct2d. torch's
+    class does not support CPU tensors, so CPU processes use the class below.
     """
     model = timm.layers.convert_sync_batchnorm(model)
     if device.type == "cpu":
@@ -128,7 +138,7 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """BatchNorm over the batch of all processes, with autograd through two all-reduces. (B, C, ...) -> the same."""
+    """BatchNorm over the global batch, with autograd through two all-reduces. (B, C, ...) -> same shape."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -155,7 +165,7 @@ class CpuSyncBatchNorm(_BatchNorm):
 
 
 class CpuSyncBatchNormAct(CpuSyncBatchNorm):
-    """The same with timm's drop and activation behind it."""
+    """The same, followed by timm's drop and activation."""
 
     drop: nn.Module
     act: nn.Module
@@ -165,10 +175,10 @@ class CpuSyncBatchNormAct(CpuSyncBatchNorm):
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], object]) -> None:
-    """Call something on the main process only; every process must call this.
+    """Call a function on the main process only; every process must call this.
 
     Raises:
-        UserError: the call's, on all processes, so that none waits for one that has given up.
+        UserError: raised by the function, then re-raised on all processes, so that none waits forever.
     """
     error = None
     if accelerator.is_main_process:

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that are whole or absent: written beside, flushed to the disk, renamed, and verified when they are read.
+"""Atomic checkpoints: written to a temporary folder, flushed to disk, renamed, and verified on load.
 
-What is in one, see `hf_ssl.checkpoint_folder`. Under FSDP each process writes its part (torch.distributed.checkpoint),
-by names that do not depend on the number of processes, so that any number continues, also without FSDP.
+For the contents see `hf_ssl.checkpoint_folder`. Under FSDP, each process writes its shard with
+torch.distributed.checkpoint. Names do not depend on the processes: any number can resume, also without FSDP.
 """
 
 import os
@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class Found:
-    """A checkpoint that can be continued: its folder, its state, and whether digests vouch for it."""
+    """A checkpoint to resume from: its folder, its state, and whether its digests were verified."""
 
     folder: CheckpointFolder
     state: RunState
@@ -47,29 +47,29 @@ class Found:
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` stay, and those at multiples of `keep_every` steps."""
+    """The checkpoints of a run. Keeps the newest `keep`, and those at multiples of `keep_every` steps."""
 
     def __init__(self, folder: Path, keep: int, accelerator: Accelerator, keep_every: int = 0):
         self.folder, self.keep, self.keep_every, self.accelerator = folder, keep, keep_every, accelerator
 
     def complete(self) -> list[Path]:
-        """Checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         return CheckpointFolder.complete(self.folder)
 
     def is_milestone(self, step: int) -> bool:
-        """Whether the checkpoint of this step stays (`train.keep_every`)."""
+        """Whether the checkpoint of this step is kept for good (`train.keep_every`)."""
         return bool(self.keep_every and step and step % self.keep_every == 0)
 
     def newest(self) -> Found | None:
-        """The newest good checkpoint, or None where the run has none; every process must call it.
+        """The newest good checkpoint, or None if there is none; every process must call it.
 
-        A damaged one is set aside: renamed, so that it is no checkpoint any more and nothing of it is lost.
+        Damaged checkpoints are renamed, so that they are ignored from now on but not lost.
 
         Raises:
-            RecipeError: only damaged ones are left, or one was made by a later version.
+            RecipeError: only damaged ones are left, or it was written by a later version of hf_ssl.
         """
         if self.accelerator.is_main_process:
-            for partial in self.folder.glob(".partial_*"):  # a process was killed while it wrote or removed
+            for partial in self.folder.glob(".partial_*"):  # left by a process killed while writing or deleting
                 shutil.rmtree(partial, ignore_errors=True)
         while path := self._last(CheckpointFolder.PATTERN):
             found, fault = self._verified(path)
@@ -86,16 +86,16 @@ class Checkpoints:
         return None
 
     def load(self, found: Found, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Found, dict[str, Any]]:
-        """Continue from a checkpoint, in place; every process must call it.
+        """Load a checkpoint in place; every process must call it.
 
-        Where nothing vouches for its files and they cannot be read, or its weights are not finite, it is set aside and
-        the one before it is taken.
+        If its files have no digests and are unreadable, or its weights are not finite, it is renamed as damaged and
+        the one before it is loaded.
 
         Returns:
-            Which checkpoint it was, and what this process had kept beside the model.
+            The checkpoint that was loaded, and this process's own state (`own` of `save`).
 
         Raises:
-            RecipeError: it is of another model or another setting of FSDP, or none is left.
+            RecipeError: it belongs to a different model or FSDP setting, or none is left.
         """
         while True:
             own, fault = self._try_to_load(found, model, optimizer)
@@ -118,17 +118,17 @@ class Checkpoints:
         """Write the checkpoint of `step`; every process must call it.
 
         Args:
-            own: tensors and plain values that this process has to remember.
+            own: per-process state: tensors and plain values.
 
         Returns:
-            False when the disk refused it: what was half-written is removed, the older checkpoints stay.
+            False if the write failed. The partial checkpoint is removed and older ones stay.
         """
         final = CheckpointFolder.of_step(self.folder, step).path
-        if gather_object([final.exists()])[0]:  # what the main process sees of the disk
+        if gather_object([final.exists()])[0]:  # as seen by the main process
             return True
         partial = self.folder / f".partial_{final.name}"
         steps = (self._make_folder, self._write_own, self._write_shards, self._write_digests, self._rename)
-        for write in steps:  # all processes go on, or none
+        for write in steps:  # all processes continue, or none does
             error = _refusal_of(write, partial, model, optimizer, state, own or {})
             errors = gather_object([error and first_line(error)])
             if any(errors):
@@ -144,7 +144,7 @@ class Checkpoints:
         return gather_object([found[-1] if found else None])[0]
 
     def _verified(self, path: Path) -> tuple[Found | None, str]:
-        """The checkpoint, or what is wrong with it; processes share out the digests."""
+        """The checkpoint, or what is wrong with it. Each process verifies a part of the digests."""
         folder = CheckpointFolder(path)
         state, verified, fault = folder.verify(self.accelerator.process_index, self._world)
         faults = [said for said in gather_object([fault]) if said]
@@ -168,7 +168,7 @@ class Checkpoints:
             content = self._read(found.folder, model)
         except RecipeError as error:
             mismatch = str(error)
-        except Exception as error:  # whatever a cut or foreign file makes safetensors and torch raise
+        except Exception as error:  # safetensors and torch raise many types for truncated or foreign files
             fault = f"it cannot be read ({first_line(error)})"
         else:
             try:
@@ -180,7 +180,7 @@ class Checkpoints:
                 fault = None if all_finite(model) else "its weights are not finite"
         answers = gather_object([(fault, mismatch)])
         fault, mismatch = (next((a[i] for a in answers if a[i]), None) for i in (0, 1))
-        if mismatch or (fault and found.verified and "finite" not in fault):  # the files are as they were written
+        if mismatch or (fault and found.verified and "finite" not in fault):  # verified files are not damaged
             raise RecipeError(
                 mismatch or f"{found.path}: {fault}; the installed torch may be older than the one that wrote it."
             )
@@ -215,7 +215,7 @@ class Checkpoints:
 
     def _write_shards(self, partial: Path, model, optimizer, *_) -> None:
         if is_sharded(model):
-            # Buffers, which are whole on every process, are the main one's, as without FSDP.
+            # Buffers are replicated, not sharded; save those of the main process, as without FSDP.
             planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
             shards = CheckpointFolder(partial).shards
             dcp.save(_named_tensors(model, optimizer), checkpoint_id=shards, planner=planner)
@@ -245,7 +245,7 @@ class Checkpoints:
     def _prune(self) -> None:
         for old in self.complete()[: -self.keep]:
             if not self.is_milestone(CheckpointFolder(old).step):
-                gone = old.with_name(f".partial_{old.name}")  # half removed, it is no checkpoint
+                gone = old.with_name(f".partial_{old.name}")  # a half-deleted folder must not look like a checkpoint
                 try:
                     os.replace(old, gone)
                 except OSError:
@@ -253,7 +253,7 @@ class Checkpoints:
                 shutil.rmtree(gone, ignore_errors=True)
 
     def _read(self, folder: CheckpointFolder, model) -> dict[str, Any]:
-        """The content of the files, which nothing has been changed by yet."""
+        """Read the files without changing any state yet."""
         content: dict[str, Any] = {"saved": _load(folder.optimizer, ("scaler",)), "own": {}}
         if folder.shards.exists():
             content["metadata"] = SafeReader(folder.shards).read_metadata()
@@ -266,7 +266,7 @@ class Checkpoints:
             if "optimizer" not in content["saved"]:
                 raise ValueError("optimizer.pt has no optimizer state")
         own_file = folder.rank(self.accelerator.process_index)
-        if own_file.exists():  # absent when the run continues on more processes
+        if own_file.exists():  # missing if the run resumes on more processes
             content["own"] = _load(own_file, ("cpu_rng",))
         return content
 
@@ -282,7 +282,7 @@ class Checkpoints:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         if own:
             torch.set_rng_state(own["cpu_rng"])
-            device_rng = own.get("device_rng", own.get("cuda_rng"))  # its name in format 1
+            device_rng = own.get("device_rng", own.get("cuda_rng"))  # renamed since format 1
             if device_rng is not None and self.accelerator.device.type != "cpu":
                 torch.get_device_module(self.accelerator.device).set_rng_state(device_rng)
             model.load_state_dict(own.get("buffers", {}), strict=False)
@@ -300,7 +300,7 @@ class Checkpoints:
 
 
 def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The tensors of a run themselves, whole or sharded: `model.NAME`, `optimizer.NAME.KEY`."""
+    """References to the tensors of a run, full or sharded, as `model.NAME` and `optimizer.NAME.KEY`."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -309,7 +309,7 @@ def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def _allocate_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]) -> None:
-    """Room for the state that a checkpoint has of each parameter; one that never had a gradient has none."""
+    """Allocate the optimizer state in a checkpoint; parameters that never had a gradient have none."""
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         for key, tensor in ((k.removeprefix(prefix), v) for k, v in saved.items() if k.startswith(prefix)):
@@ -318,7 +318,7 @@ def _allocate_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: d
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    """`torch.save` through a file of Python's, whose failures say what the system said."""
+    """`torch.save` through a Python file, which raises the operating system's error."""
     with path.open("wb") as file:
         torch.save(content, file)
 
@@ -338,7 +338,7 @@ def _digests_or_error(folder: Path, names: list[str]) -> dict[str, str] | str:
 
 
 def _refusal_of(write: Callable[..., None], *args) -> OSError | None:
-    """The disk's refusal, if any, as safetensors and torch wrap it into classes of their own."""
+    """Run `write` and return the OSError of a failed write, if any; safetensors and torch wrap it in other types."""
     try:
         write(*args)
     except (Exception, CheckpointException) as error:

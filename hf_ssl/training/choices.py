@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a recipe leaves to the machine (`auto`), chosen once: it is said, and kept in `recipe.yaml` and checkpoints.
+"""Resolve `auto` in a recipe, once per run: the choices are logged, and kept in `recipe.yaml` and checkpoints.
 
-No other module knows the word. `choose` needs nothing but the machine; `choose_for` also needs the images, and what
-they and the model cost here; `stand_in` has numbers for what is decided without either (a preview, a plan).
+No other module handles `auto`. `choose` depends only on the machine. `choose_for` also needs the images, and measures
+memory and speed. `stand_in` fills in placeholders where there is no run (preview, plan).
 """
 
 import math
@@ -26,18 +26,18 @@ from ..resolve import Resolved
 
 logger = get_logger(__name__)
 
-LARGEST_BATCH = 256  # images of a step
-LARGEST_SHARE = 8  # an epoch has at least so many steps
-SHARE_OF_MEMORY = {"cpu": 0.4, "cuda": 0.8}  # the rest is others', and fragmentation's
-IMAGES = 20_000_000  # that a run on a GPU is shown
-EPOCHS = (100, 800)  # on a GPU; the second holds on a CPU, too
+LARGEST_BATCH = 256  # images per step
+LARGEST_SHARE = 8  # at least this many steps per epoch
+SHARE_OF_MEMORY = {"cpu": 0.4, "cuda": 0.8}  # the rest is for other processes and fragmentation
+IMAGES = 20_000_000  # images seen in a run on a GPU
+EPOCHS = (100, 800)  # minimum and maximum on a GPU; the maximum also applies on a CPU
 MOST_WORKERS = 16
-TENTH = 10  # of a run: between two measurements
+TENTH = 10  # measure after every tenth of a run
 
-_OTHERS = ("views.arithmetic", "train.resume")  # where the word is a value of its own
+_OTHERS = ("views.arithmetic", "train.resume")  # keys with a regular value "auto"
 
-# Networks for whom names none. The small one is the quickstart's, which learns most in minutes; crops show objects
-# larger than whole images do, so that its features are taken at 64 pixels.
+# Default networks. The small one is the quickstart's, which learns most within minutes. Objects look larger in crops
+# than in whole images, so it trains on 48-pixel crops and extracts features at 64 pixels.
 _LARGE = {"model.backbone": "resnet50", "views.all.size": 224}
 _SMALL = {
     "model.backbone": "resnet10t",
@@ -47,11 +47,11 @@ _SMALL = {
     "views.all.size": 48,
     "views.all.blur": 0.0,
 }
-_SIZE = 64  # without a GPU, of a network that is named: what the strides of all divide
+_SIZE = 64  # image size for a named network without a GPU; divisible by the strides of all networks
 
 
 def choose(recipe: Recipe) -> Recipe:
-    """The recipe with a precision and a network; a run that is continued keeps all that it chose first."""
+    """Fill in precision and network. A resumed run keeps all its earlier choices."""
     recipe = _without_backbone_of_weights(recipe)
     open_keys = _open_keys(recipe)
     if not open_keys:
@@ -63,7 +63,7 @@ def choose(recipe: Recipe) -> Recipe:
 
 
 def stand_in(recipe: Recipe) -> Recipe:
-    """The recipe without `auto`, where neither images nor a run count: as large a batch as is ever chosen."""
+    """Replace every `auto` with a placeholder, without looking at images or a run; the batch is the largest one."""
     recipe = _without_backbone_of_weights(recipe)
     recipe = with_values(recipe, _network(recipe))
     epochs = None if recipe.train.steps is not None else EPOCHS[0]
@@ -78,17 +78,17 @@ def choose_for(
     accelerator: Accelerator,
     images_per_second: Callable[[Recipe], float],
 ) -> tuple[Recipe, dict[str, str]]:
-    """The recipe with numbers: batch, workers, epochs and what follows from them, the same on all processes.
+    """Fill in batch size, workers, epochs and everything that depends on them, the same on all processes.
 
     Args:
-        count: of the images; None where it is not known.
-        images_per_second: measures real steps of a recipe, on all processes together.
+        count: number of images, or None if unknown.
+        images_per_second: measures real training steps of a recipe, over all processes.
 
     Returns:
-        The recipe, and why a key is what it is.
+        The recipe, and a reason for each chosen key.
 
     Raises:
-        RecipeError: epochs of images whose number is not known.
+        RecipeError: `train.epochs=auto`, but the number of images is unknown.
     """
     reasons: dict[str, str] = {}
     open_keys, device = _open_keys(recipe), accelerator.device
@@ -109,8 +109,8 @@ def choose_for(
 
 
 def say(asked: Recipe, chosen: Recipe, reasons: dict[str, str]) -> None:
-    """One line for each key that was left open, and why it is what it is."""
-    process_state()  # the logger asks it which process this is
+    """Log each chosen key and the reason."""
+    process_state()  # the logger needs it to know which process this is
     new = flatten(chosen.to_dict())
     keys = [key for key in _open_keys(asked) if new.get(key) is not None]
     lines = [f"{key}={AUTO}: {new[key]}{f' ({reasons[key]})' if key in reasons else ''}" for key in keys]
@@ -125,19 +125,19 @@ def _open_keys(recipe: Recipe) -> list[str]:
 
 
 def _fill(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with those of the values that it leaves open."""
+    """Set those of the values that are `auto` in the recipe."""
     open_keys = _open_keys(recipe)
     return with_values(recipe, {key: value for key, value in values.items() if key in open_keys})
 
 
 def _without_backbone_of_weights(recipe: Recipe) -> Recipe:
-    """The weights of `model.init_from` decide which network it is."""
+    """Drop `model.backbone=auto` if `model.init_from` is set, because the weights determine the network."""
     model = {key: value for key, value in recipe.model.items() if key != "backbone" or value != AUTO}
     return replace(recipe, model=model) if "init_from" in recipe.model else recipe
 
 
 def _network(recipe: Recipe) -> dict[str, Any]:
-    """Backbone and size of the images, where the recipe leaves them open."""
+    """Backbone and image sizes, where they are `auto`."""
     open_keys, content = _open_keys(recipe), recipe.to_dict()
     found: dict[str, Any] = {}
     usual = _LARGE if has_gpu() else _SMALL
@@ -155,20 +155,20 @@ def _network(recipe: Recipe) -> dict[str, Any]:
 
 
 def _value(content: Any, key: str) -> Any:
-    """Of a dotted key, whatever it is; None where it is not set."""
+    """The value of a dotted key; None if not set."""
     for name in key.split("."):
         content = content.get(name) if isinstance(content, dict) else None
     return content
 
 
 def _batch(recipe: Recipe, resolved: Resolved, count: int | None, accelerator: Accelerator) -> tuple[int, str]:
-    """A power of two of images on each process, and what bounds it."""
+    """Batch size, a power of two per process and micro-batch, and the reason for its limit."""
     parts = accelerator.num_processes * recipe.train.accumulation
     if accelerator.is_fsdp2:
         raise RecipeError(
             "train.batch_size=auto does not support FSDP; set a number (`hf-ssl plan` estimates the largest)."
         )
-    from ..plan import largest_batch  # which reads recipes, too
+    from ..plan import largest_batch  # circular import
 
     share = SHARE_OF_MEMORY.get(accelerator.device.type, SHARE_OF_MEMORY["cpu"])
     memory = min(gather_object([share * free_memory(accelerator.device)]))
@@ -185,7 +185,7 @@ def _batch(recipe: Recipe, resolved: Resolved, count: int | None, accelerator: A
 
 
 def _workers(recipe: Recipe, resolved: Resolved, accelerator: Accelerator) -> tuple[int, str]:
-    """A GPU waits for its data; a CPU makes them and does the steps in turn, so that one of four cores is enough."""
+    """Number of workers. A GPU must not wait for data; on a CPU, a quarter of the cores is enough for loading."""
     cores = usable_cores() / local_processes()
     wanted = min(MOST_WORKERS, math.floor(cores) - 1) if accelerator.device.type != "cpu" else math.ceil(cores / 4)
     batch = recipe.per_process_batch(accelerator.num_processes)
@@ -211,14 +211,14 @@ def _epochs(
 
 
 def _rhythm(recipe: Recipe, epochs: float) -> dict[str, float]:
-    """What goes by the length of the run: warm-up, measurements, checkpoints."""
+    """Settings that scale with the length of the run: warmup, monitoring, checkpoints."""
     tenth = round(epochs / TENTH, 2)
     found = {"optim.warmup_epochs": 0 if recipe.optim.warmup_steps is not None else min(10.0, tenth)}
     return found | {"monitor.every": max(1.0, tenth), "train.checkpoint_every": max(1.0, tenth)}
 
 
 def _as_kept(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's recipe says of the keys that `recipe` leaves open, and that a choice brings along."""
+    """Values from a checkpoint's recipe for the keys that are `auto` in `recipe`, and for those set with them."""
     open_keys, content = _open_keys(recipe), recipe.to_dict()
     network = {"model.backbone", "views.all.size"} & set(open_keys)
     brought = [key for key in _SMALL if network and _value(content, key) is None]
@@ -229,7 +229,7 @@ def _as_kept(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept_choices(checkpoints: Path) -> dict[str, Any] | None:
-    """The recipe of the newest checkpoint that can be read."""
+    """The recipe of the newest readable checkpoint."""
     for path in reversed(CheckpointFolder.complete(checkpoints)):
         with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
             kept = CheckpointFolder(path).read_state().recipe

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The networks of `hf_ssl.training.supervised`: linear layers on a frozen encoder, or all of it with a new one."""
+"""Networks for `hf_ssl.training.supervised`: linear layers on a frozen encoder, or fine-tuning of a whole model."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -16,7 +16,7 @@ from ..logs import without_bars
 
 
 class Heads(nn.Module):
-    """Linear layers on the pooled features of a frozen encoder: (B, C, H, W) -> scores (heads, B, K)."""
+    """Linear heads on the pooled features of a frozen encoder: (B, C, H, W) -> logits (heads, B, K)."""
 
     def __init__(self, encoder: Encoder, width: int, classes: int, heads: int):
         super().__init__()
@@ -41,7 +41,7 @@ class Heads(nn.Module):
 
 
 class Whole(nn.Module):
-    """An `XForImageClassification` whose every layer learns: (B, C, H, W) -> scores (1, B, K)."""
+    """A fully trainable `XForImageClassification`: (B, C, H, W) -> logits (1, B, K)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -60,7 +60,7 @@ class Whole(nn.Module):
 
 
 def size_of(encoder: Encoder) -> int:
-    """Pixels of the side of an image as the encoder's own preprocessing makes it."""
+    """Image size in pixels of the encoder's own preprocessing."""
     blank = encoder.transform.inputs(*encoder.transform.blank(None), device=torch.device("cpu"))  # type: ignore[arg-type]
     return blank["pixel_values"].shape[-1]
 
@@ -78,7 +78,7 @@ def _classifier(encoder: Encoder, classes: int) -> nn.Module:
     """The encoder's `XForImageClassification` with a new linear layer.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is no such class, or it cannot be loaded.
     """
     try:
         if encoder.name.startswith(TIMM):
@@ -92,7 +92,7 @@ def _classifier(encoder: Encoder, classes: int) -> nn.Module:
             return AutoModelForImageClassification.from_pretrained(
                 location, num_labels=classes, ignore_mismatched_sizes=True, trust_remote_code=False
             )
-    except Exception as error:  # whatever foreign files make transformers raise
+    except Exception as error:  # transformers raises many types for foreign files
         raise RecipeError(f"{encoder.name} cannot be fine-tuned as a classifier: {first_line(error)}") from error
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The dense linear probe on masks: a linear layer on each place of a frozen encoder's last feature map.
+"""Dense linear probe for segmentation: a linear layer on each position of a frozen encoder's last feature map.
 
-https://huggingface.co/papers/2508.10104 (DINOv3), eval/segmentation. BatchNorm, dropout of channels and a 1x1 layer,
-whose scores are enlarged to the crop; cross-entropy, AdamW, a warm-up and a cosine; random scale, crop and flip. A
-sliding window judges images, with a stride of two thirds of it. There is no photometric distortion here.
+Follows eval/segmentation of DINOv3 (https://huggingface.co/papers/2508.10104): BatchNorm, channel dropout and a 1x1
+convolution, with logits upsampled to the crop; cross-entropy; AdamW with warmup and cosine decay; random scale, crop
+and flip. Inference uses a sliding window with a stride of two thirds. Unlike there, no photometric distortion.
 """
 
 import json
@@ -44,7 +44,7 @@ _SEED = 0
 
 
 class DenseHead(nn.Module):
-    """Features (B, D, h, w), and which channels (B, D) stay -> scores (B, K, h, w)."""
+    """Features (B, D, h, w) and a channel dropout mask (B, D), 1 = keep -> logits (B, K, h, w)."""
 
     def __init__(self, width: int, num_classes: int, dropout: float):
         super().__init__()
@@ -62,7 +62,7 @@ class DenseHead(nn.Module):
 
 @dataclass
 class Probe:
-    """A head on what makes feature maps of images."""
+    """A dense head, and the frozen encoder that computes its feature maps."""
 
     encoder: Encoder
     features: FeatureMap
@@ -73,7 +73,7 @@ class Probe:
     accelerator: Accelerator
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) -> what the encoder takes."""
+        """uint8 (B, H, W, C) -> normalized input of the encoder (B, C, H, W)."""
         pixels = pixels.permute(0, 3, 1, 2).to(self.accelerator.device, non_blocking=True)
         return TF.normalize(pixels.float() / 255, *normalization_of(self.encoder))
 
@@ -82,7 +82,7 @@ class Probe:
             return self.features(inputs).float()
 
     def numbers(self, masks: Tensor) -> Tensor:
-        """Classes as numbers 0..K-1; `IGNORED` stays."""
+        """Map mask values to class numbers 0..K-1; `IGNORED` stays."""
         table = torch.full((IGNORED + 1,), IGNORED)
         table[torch.tensor(self.classes)] = torch.arange(len(self.classes))
         return table[masks.long()].to(self.accelerator.device)
@@ -100,19 +100,20 @@ def dense(
     baselines: bool = False,
     train: TrainConfig | None = None,
 ) -> dict[str, Any]:
-    """Train and judge a dense probe; every process must call it.
+    """Train and evaluate a dense probe; every process must call it.
 
     Args:
         model: see `open_model`.
-        folder: for checkpoints, from which a killed run continues, and finished figures.
+        folder: for checkpoints, so that a killed run resumes, and for finished results.
         mask_column, ignored: see `masked_sources`.
-        baselines: also of an untrained network of the same kind, and of the pixels of each patch.
+        baselines: also evaluate an untrained network of the same architecture, and raw patch pixels.
 
     Returns:
-        As `hf_ssl.evaluation.evaluate.evaluate`: "miou", "pixel_accuracy", and in `classes` the IoU of each class.
+        As `hf_ssl.evaluation.evaluate.evaluate`: "miou", "pixel_accuracy", and the IoU of each class in `classes`.
 
     Raises:
-        RecipeError, Interrupted: the model or the data do not suit it; a signal came.
+        RecipeError: the model or the data are unsuitable.
+        Interrupted: stopped by a signal.
     """
     state = process_state()
     encoder = open_model(model, pooler=False)
@@ -154,10 +155,10 @@ def dense(
 
 
 def _shape_of(encoder: Encoder, size: int) -> tuple[int, int]:
-    """Places (h, w) of the encoder's map of an image of `size` pixels.
+    """Size (h, w) of the encoder's feature map for an image of `size` pixels.
 
     Raises:
-        RecipeError: it takes no such image, or gives no map.
+        RecipeError: it does not accept this image size, or has no feature map.
     """
     blank = torch.zeros(1, len(normalization_of(encoder)[0]), size, size)
     try:
@@ -165,7 +166,7 @@ def _shape_of(encoder: Encoder, size: int) -> tuple[int, int]:
             found = feature_map(encoder)(blank)
     except RecipeError:
         raise
-    except Exception as error:  # whatever a network raises
+    except Exception as error:  # networks raise many types
         raise RecipeError(
             f"{encoder.name} does not support images of {size} x {size} pixels ({first_line(error)}); use --protocol "
             "small, which uses the encoder's own size."
@@ -174,17 +175,17 @@ def _shape_of(encoder: Encoder, size: int) -> tuple[int, int]:
 
 
 def _checked(masked: Masked) -> tuple[Masked, set[int], list[str]]:
-    """What can be read, its classes, and the names of the rest.
+    """The readable examples, their classes, and the names of unreadable ones.
 
     Raises:
-        RecipeError: a mask does not fit its image, or nothing can be read.
+        RecipeError: a mask does not fit its image, or nothing is readable.
     """
     state = process_state()
     said: str | None = None
     own: tuple[set[int], list[int], list[str]] = (set(), [], [])
     try:
         own = classes_in(masked, state.process_index, state.num_processes)
-    except RecipeError as error:  # on all processes, so that none waits for one that has given up
+    except RecipeError as error:  # raised on all processes below, so that none waits forever
         said = str(error)
     if any(faults := gather_object([said])):
         raise RecipeError(next(filter(None, faults)))
@@ -206,7 +207,7 @@ def _measured(
     folder: Path,
     train: TrainConfig,
 ) -> dict[str, Any]:
-    """Figures of one encoder, from its file where it is finished."""
+    """Results for one encoder, read from `folder` if already finished."""
     settings, sizes, classes, num_workers = how
     about: list[Any] = [encoder.name, asdict(settings), sizes, classes, bank.ignored]
     sources = (bank.source, bank.masks, queries.source, queries.masks)
@@ -230,7 +231,7 @@ def _measured(
 
 
 def _train(probe: Probe, bank: Masked, folder: Path, train: TrainConfig, num_workers: int) -> list[str]:
-    """The training loop; the names of what could not be read."""
+    """Train the head; returns the names of unreadable files."""
     settings, size, device = probe.settings, probe.size, probe.accelerator.device
     if len(bank) < settings.batch_size:
         raise RecipeError(
@@ -247,7 +248,7 @@ def _train(probe: Probe, bank: Masked, folder: Path, train: TrainConfig, num_wor
 
     def loader(start: int) -> TrainLoader:
         return TrainLoader(
-            bank,  # type: ignore[arg-type]  # has what the loader asks of a source
+            bank,  # type: ignore[arg-type]  # has all that the loader needs from a source
             crops,
             batch_size=settings.batch_size,
             num_steps=steps,
@@ -263,7 +264,7 @@ def _train(probe: Probe, bank: Masked, folder: Path, train: TrainConfig, num_wor
         scores = network(probe.maps(probe.inputs(batch["pixels"])), stays).float()
         scores = F.interpolate(scores, (size, size), mode="bilinear", align_corners=False)
         asked = probe.numbers(batch["classes"])
-        count = all_reduce_sum((asked != IGNORED).sum().float()).clamp(min=1)  # of all processes, which are averaged
+        count = all_reduce_sum((asked != IGNORED).sum().float()).clamp(min=1)  # global; DDP averages: * world_size()
         return F.cross_entropy(scores, asked, ignore_index=IGNORED, reduction="sum") * world_size() / count
 
     about = {"dense": asdict(settings)}
@@ -273,12 +274,12 @@ def _train(probe: Probe, bank: Masked, folder: Path, train: TrainConfig, num_wor
 
 
 def _stay(seed: int, width: int, dropout: float) -> Tensor:
-    """Which channels an example keeps: the same on any number of processes."""
+    """Channel dropout mask of an example, seeded so that it does not depend on the number of processes."""
     return (torch.rand(width, generator=torch.Generator().manual_seed(seed)) >= dropout).float()
 
 
 def rate(settings: Dense, step: int, num_steps: int) -> float:
-    """Share of its peak that the learning rate has at a step, counted from 0: a warm-up, and a cosine to 0."""
+    """Learning rate at a step (from 0) as a fraction of the peak: linear warmup, then cosine decay to 0."""
     warmup = round(settings.warmup * num_steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -286,7 +287,7 @@ def rate(settings: Dense, step: int, num_steps: int) -> float:
 
 
 class _Whole(Dataset):
-    """Whole images, their short side resized to `size`, uint8 (H, W, C), and masks; or the name of a broken one."""
+    """Whole images uint8 (H, W, C) with short side `size`, and their masks; or the name of an unreadable one."""
 
     def __init__(self, masked: Masked, indices: range, size: int, channels: int):
         self.masked, self.indices, self.size, self.channels = masked, indices, size, channels
@@ -302,13 +303,13 @@ class _Whole(Dataset):
             image = image.resize(resized(image.size, self.size), Image.Resampling.BILINEAR)
             pixels = np.asarray(image).reshape(image.height, image.width, -1).copy()
             return torch.from_numpy(pixels), torch.from_numpy(self.masked.mask_of(record)), ""
-        except Exception as error:  # any decoder's failure is the same to us: this file does not count
+        except Exception as error:  # decoders raise many types; skip the file
             return None, None, f"{self.masked.name(index)} ({first_line(error)})"
 
 
 @torch.no_grad()
 def _judged(probe: Probe, queries: Masked, num_workers: int) -> tuple[Tensor, list[str]]:
-    """Counts (N, 3, K) of all images that could be read, in their order, and the names of the others."""
+    """Pixel counts (N, 3, K) of all readable images, in dataset order, and the names of unreadable ones."""
     accelerator, size = probe.accelerator, probe.size
     head = probe.head.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -319,7 +320,7 @@ def _judged(probe: Probe, queries: Masked, num_workers: int) -> tuple[Tensor, li
         num_workers=num_workers,
         collate_fn=share,
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # the global random state stays untouched
+        generator=torch.Generator(),  # do not advance the global random state
     )
 
     def predict(windows: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run trains on and measures on, opened and counted, and the same as when the run began."""
+"""Open and count the data of a run, for training and monitoring, and check that they have not changed on resume."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +32,12 @@ class Examples:
     """The data of a run.
 
     Attributes:
-        source: what is trained on.
-        bank, queries: what the monitor measures on, or None.
-        measured: which examples these are, see `hf_ssl.data.bank.measured_on`.
+        source: training data.
+        bank, queries: evaluation data of the monitor, or None.
+        measured: description of bank and queries, see `hf_ssl.data.bank.measured_on`.
         fingerprint: of the source, see `hf_ssl.data.fingerprint`.
-        count: of the source's examples; None for a stream of unknown length.
-        counted: when the run began, which goes on with epochs of that length.
+        count: number of training examples; None for a stream of unknown length.
+        counted: `count` when the run began; epochs keep that length.
     """
 
     source: Source | ImageStream
@@ -61,13 +61,13 @@ def open_examples(
     state: RunState | None,
     accelerator: Accelerator,
 ) -> Examples:
-    """Open a run's data, and hold them against what the checkpoint `state` knows; `config` gets the rows of memories.
+    """Open a run's data and compare them with the checkpoint `state`. Sets `config.num_instances` if needed.
 
     Args:
-        given: dataset, bank and queries of `pretrain`.
+        given: dataset, bank and queries passed to `pretrain`.
 
     Raises:
-        RecipeError: they cannot be opened, or are not what the run began with.
+        RecipeError: they cannot be opened, or have changed since the run began.
     """
     dataset, bank, queries = given
     with accelerator.main_process_first():  # one process fills the cache of `datasets`
@@ -87,14 +87,14 @@ def open_examples(
     if state:
         _note_other_examples(measured, state)
         _refuse_other_data(recipe, state, data, None if isinstance(source, ImageStream) else count)
-    # The epoch stays as long as it was when a shard has become unreadable since.
+    # Keep the epoch length even if a shard has become unreadable since the run began.
     counted = state.stream["num_examples"] if state and state.stream else count
     return Examples(source, bank, queries, measured, data, count, counted)
 
 
 def _training_source(recipe: Recipe, dataset, modality: Modality) -> Source | ImageStream:
     data, monitor, medium = recipe.data, recipe.monitor, modality.medium
-    if monitor.probe and monitor.path is None:  # its labels are those of the monitor
+    if monitor.probe and monitor.path is None:  # the probe uses the monitor's label column
         data = replace(data, label_column=monitor.label_column or data.label_column)
     if data.streaming or isinstance(dataset, IterableDataset):
         return open_stream(data, dataset, medium)
@@ -104,7 +104,7 @@ def _training_source(recipe: Recipe, dataset, modality: Modality) -> Source | Im
 def _monitor_sources(
     recipe: Recipe, dataset, bank, queries, modality: Modality
 ) -> tuple[Source | None, Source | None]:
-    """Labeled bank and queries of the monitor, or None where nothing is labeled; some modalities need no labels."""
+    """Bank and queries of the monitor, or None without labels; some modalities accept unlabeled queries."""
     data, monitor, medium = recipe.data, recipe.monitor, modality.medium
     if (bank is None) != (queries is None):
         raise RecipeError("Pass both bank and queries to pretrain, or neither.")
@@ -115,7 +115,7 @@ def _monitor_sources(
         columns = replace(data, label_column=monitor.label_column or data.label_column)
         return part_held_out(source_of(dataset, columns, medium), monitor)
     if monitor.path is None and (dataset is not None or data.streaming):
-        return None, None  # a stream is not indexed for the sake of its labels
+        return None, None  # do not index a stream just for its labels
     where = replace(data, path=monitor.path or data.path, max_examples=None)
     unlabeled = not modality.needs_labels and monitor.query_split in available_splits(where, medium)
     try:
@@ -130,10 +130,10 @@ def _monitor_sources(
 
 
 def _count_instances(config: PreTrainedConfig, instances: int, state: RunState | None, folder: Path) -> None:
-    """Give the memories a row for each example of the data.
+    """Set `config.num_instances`, the rows of the memory bank, to the number of examples.
 
     Raises:
-        RecipeError: the recipe, or the checkpoint, has another number.
+        RecipeError: it differs from the recipe or the checkpoint.
     """
     before = state.num_instances if state else None
     if before not in (None, instances):
@@ -150,8 +150,8 @@ def _count_instances(config: PreTrainedConfig, instances: int, state: RunState |
 
 
 def _note_other_examples(measured: dict[str, Any], state: RunState) -> None:
-    """Add to the notes of `measured_on` where a run's first figures may be of other examples than its next ones:
-    because `monitor.*` changed, or because an earlier version chose others.
+    """Add a note to `measured` if the baseline was measured on different examples: because `monitor.*` changed, or
+    because an earlier version of hf_ssl chose them differently.
     """
     chosen = ("bank", "num_bank", "queries", "num_queries")
     before = state.results.get("measured", {})
@@ -162,7 +162,7 @@ def _note_other_examples(measured: dict[str, Any], state: RunState) -> None:
 
 
 def _refuse_other_data(recipe: Recipe, state: RunState, now: dict[str, Any], count: int | None) -> None:
-    """Raises RecipeError where a run was begun with other data."""
+    """Raise RecipeError if the data have changed since the run began."""
     changed = difference(state.data, now)
     before = state.results.get("num_examples")
     if state.data is None and None not in (before, count) and before != count:  # format 1
@@ -177,10 +177,10 @@ def _refuse_other_data(recipe: Recipe, state: RunState, now: dict[str, Any], cou
 
 
 def count_steps(train: TrainConfig, count: int | None) -> tuple[int, int]:
-    """Steps of a run, and of an epoch; a stream of unknown length is one epoch.
+    """Steps per run and per epoch. For a stream of unknown length, the run is one epoch.
 
     Raises:
-        RecipeError: fewer examples than a batch, or epochs of an unknown length.
+        RecipeError: fewer examples than a batch, or `train.epochs` for a stream of unknown length.
     """
     steps, per_epoch = train.steps, None if count is None else steps_in_epoch(count, train.batch_size)
     if steps is None and train.epochs is not None and per_epoch is not None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Whether a model, and its optimizer's state, are still numbers that can be computed with."""
+"""Check that a model and its optimizer state are still finite."""
 
 from collections.abc import Iterator
 
@@ -16,23 +16,23 @@ _MEASURED = ("pixel_values", "pixel_values_videos", "input_values")
 def all_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bool:
     """Whether every weight, buffer and optimizer state of this process has a finite square in float32.
 
-    Waits for the device once.
+    Synchronizes with the device.
     """
     norms: list[torch.Tensor] = []
     by_kind: dict[tuple, list[torch.Tensor]] = {}
     for tensor in _floats(model, optimizer):
         by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     for (device, _), tensors in by_kind.items():
-        # The largest absolute value, which neither overflows nor hides a NaN, in one fused pass.
+        # The maximum norm takes one fused pass, does not overflow, and propagates NaN.
         norms.append(nn.utils.get_total_norm(tensors, norm_type=float("inf")).float().to(device))
     return all(bool(norm <= _LARGEST) for norm in norms)
 
 
 @torch.no_grad()
 def features_finite(model: nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
-    """Whether a few images, or clips, of the last batch have finite features in evaluation mode.
+    """Whether a few examples of the last batch have finite features in evaluation mode.
 
-    The last step of a run may leave weights that are finite and compute nothing that is. Every process must call it.
+    The last step can leave finite weights whose outputs are not finite. Every process must call it.
     """
     few = {key: value[:_FEW] for key, value in inputs.items() if key in _MEASURED}
     if "pixel_values" in few:
@@ -54,5 +54,5 @@ def _floats(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterat
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor."""
+    """This process's shard of a tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -1,15 +1,15 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""FSDP2: weights, gradients and optimizer states of a model shared out over processes, whatever its backbone.
+"""FSDP2: shard weights, gradients and optimizer states of a model with any backbone.
 
-Units, inside out, as SEER had them: every BatchNorm, in float32; every layer of 100 million parameters or more; every
-residual block; every part of the method (encoder, target, projector, prototypes ..., the prototypes in float32); the
-whole. Elsewhere weights are gathered and used in the run's precision, and gradients are summed in float32.
+Units, from the inside out, as in SEER: every BatchNorm, in float32; every layer of at least 100 million parameters;
+every residual block; every part of the method (encoder, target, projector, prototypes ...; prototypes in float32); the
+whole model. All other weights are gathered and used in the run's precision, and gradients are reduced in float32.
 
-`Accelerator.prepare` is not used for it: it takes its units by class name, knows one precision, and finds the
-optimizer's parameters by their address, which empty shards (a short bias on many processes) share.
+`Accelerator.prepare` does not fit: it selects units by class name, supports one precision only, and identifies the
+optimizer's parameters by address, which is the same for all empty shards (a short bias on many processes).
 
-Weights are made as without FSDP, on the main process, whose host memory holds them once; the others build the model
-without memory, and every tensor is then sent and cut on its own. So a seed gives the same weights in every setting.
+The main process initializes the full model in host memory, as without FSDP. The others build it on the meta device,
+and then each tensor is broadcast and sharded on its own. So a seed gives the same weights in every setting.
 """
 
 import warnings
@@ -36,15 +36,15 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def build_once(accelerator: Accelerator) -> AbstractContextManager:
-    """Context in which a model is built: under FSDP only the main process gets weights, the others only shapes."""
+    """Context for building a model: under FSDP, only the main process allocates weights; others use "meta"."""
     elsewhere = accelerator.is_fsdp2 and not accelerator.is_main_process
     return torch.device("meta") if elsewhere else nullcontext()
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> None:
-    """Share a model, which was built under `build_once`, out over the processes, in place.
+    """Shard a model built under `build_once`, in place. Create the optimizer afterwards.
 
-    Offloading, resharding and the mesh (HSDP) are those of `accelerate launch`; an optimizer is made afterwards.
+    Offloading, resharding and the mesh (HSDP) are configured by `accelerate launch`.
     """
     plugin, mesh = accelerator.state.fsdp_plugin, accelerator.torch_device_mesh
     if mesh is None:
@@ -61,12 +61,12 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
         offload_policy=plugin.cpu_offload,
     )
     model.register_forward_hook(_reshard_without_backward)
-    # Encoders return views (`flatten`), which no method changes in place.
+    # Encoders return views (`flatten`), but no method modifies them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
     model.to_empty(device="cpu" if offload else accelerator.device)
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-    if offload:  # only what is sharded waits in host memory
+    if offload:  # only sharded tensors are offloaded; buffers belong on the device
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(accelerator.device))
@@ -75,14 +75,14 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
 def fully_shard_units(
     model: nn.Module, mesh: DeviceMesh, precision: str, reshard_after_forward=True, **options
 ) -> None:
-    """`fully_shard` for every unit, with the precision that each is gathered in ("no", "bf16" or "fp16" elsewhere)."""
+    """`fully_shard` every unit; `precision` is "no", "bf16" or "fp16", for units not kept in float32."""
     half = MixedPrecisionPolicy(param_dtype=HALF.get(precision), reduce_dtype=torch.float32)
     single = MixedPrecisionPolicy(param_dtype=torch.float32, cast_forward_inputs=False)
     if precision == "no":
         half = single = MixedPrecisionPolicy()
     for module in units(model):
         learns = any(parameter.requires_grad for parameter in module.parameters())
-        # Small norms stay gathered until their backward pass; a target has none.
+        # BatchNorms are small and stay gathered until backward; a frozen target has no backward.
         keep = learns and (isinstance(module, _BatchNorm) or not reshard_after_forward)
         policy = single if in_float32(model, module) else half
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep, **options)
@@ -93,9 +93,9 @@ def in_float32(model: nn.Module, unit: nn.Module) -> bool:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors of a model, whole; of a sharded one on the main process's CPU and nowhere else (others get {}).
+    """The full state dict. For a sharded model, only the main process gets it, on the CPU; the others get {}.
 
-    Every process must call it; a sharded model is gathered tensor by tensor.
+    Every process must call it. A sharded model is gathered tensor by tensor.
     """
     if not is_sharded(model):
         return model.state_dict()
@@ -104,7 +104,7 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """Modules with parameters of their own to gather, children before their parents, the model last."""
+    """Modules to shard as units, children before their parents, the model last."""
     chosen = {id(model), *map(id, model.children()), *map(id, backbone_blocks(model))}
     for module in model.modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
@@ -115,7 +115,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def _reshard_without_backward(model: nn.Module, args, output) -> None:
-    """After an evaluation nothing else would: the parameters that a module names are again those of the optimizer."""
+    """Reshard after an evaluation, because without a backward pass the parameters would stay unsharded."""
     if not torch.is_grad_enabled():
         for module in model.modules():
             if isinstance(module, FSDPModule):

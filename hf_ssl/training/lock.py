@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""One run an `output_dir`: two would write into each other's files.
+"""Lock an `output_dir`, so that two runs do not write to the same files.
 
-The lock is the operating system's (`flock`), so that it ends with the process that holds it, however that ends. On NFS
-it holds between machines where the server has locks (Linux, NFS 4, or 3 with lockd); a mount with `nolock` or
-`local_lock` keeps it to one machine, and a file system without locks has none: then nothing stops a second start.
+The operating system's lock (`flock`) is released when its process ends, however it ends. On NFS it works across
+machines if the server supports locks (Linux, NFS 4, or 3 with lockd). A mount with `nolock` or `local_lock` limits it
+to one machine. On a file system without locks, nothing prevents a second run.
 """
 
 import json
@@ -27,15 +27,15 @@ from ..logs import get_logger
 
 logger = get_logger(__name__)
 
-_DYING = 20.0  # seconds in which the loader's workers of a killed process end and let go of what they inherited
+_DYING = 20.0  # seconds to wait for the loader workers of a killed process, which inherited the lock
 
 
 @contextmanager
 def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is made, on the main process. Every process must enter.
+    """Create a run's folder and hold its lock on the main process. Every process must enter.
 
     Raises:
-        UserError: on all processes: another run holds it, or the folder cannot be written.
+        UserError: on all processes, if another run holds the lock or the folder is not writable.
     """
     refusal, lock, made = None, FileLock(folder / ".lock"), not folder.exists()
     if accelerator.is_main_process:
@@ -47,7 +47,7 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if made and accelerator.is_main_process and _is_empty(folder):  # a recipe that cannot work leaves nothing
+        if made and accelerator.is_main_process and _is_empty(folder):  # a rejected recipe leaves no folder
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -56,7 +56,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _acquire(folder: Path, lock: FileLock) -> str | None:
-    """Take the lock, or say why it cannot be had."""
+    """Acquire the lock, or return why that failed."""
     holder = folder / ".lock.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,5 +88,5 @@ def _read(holder: Path) -> dict | None:
 
 
 def _is_alive(told: dict | None) -> bool:
-    """Whether the holder may be running; of another machine nobody here can tell."""
+    """Whether the holder may be running; assumed for other machines, where it cannot be checked."""
     return told is None or told["host"] != socket.gethostname() or psutil.pid_exists(told["process"])

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The steps of classifiers and dense probes: as in pretraining, a killed run continues exactly."""
+"""Training loop of classifiers and dense probes. As in pretraining, a killed run resumes exactly."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from .checkpoint import Checkpoints
 from .signals import Interrupted, StopSignals
 
 
-_LOOK = 10  # steps
+_LOOK = 10  # steps between checks of the loss
 
 
 @dataclass
 class Plan:
-    """What is done in each step.
+    """Definition of a training loop.
 
     Args:
         loader: (first step) -> batches from there on.
-        loss: (the network as it is called, a batch) -> this process's loss, of which the mean over processes counts.
-        rate: share of its peak that a learning rate has at a step; groups of the optimizer have their `peak_lr`.
-        about: what checkpoints say of the run.
-        clip: the largest norm of a gradient.
+        loss: (wrapped network, batch) -> loss of this process; the objective is its mean over processes.
+        rate: step -> learning rate as a fraction of each parameter group's `peak_lr`.
+        about: description of the run, stored in checkpoints as its recipe.
+        clip: maximum gradient norm.
     """
 
     num_steps: int
@@ -54,14 +54,14 @@ def train_steps(
     train: TrainConfig,
     accelerator: Accelerator,
 ) -> tuple[Any, list[str]]:
-    """Train from the newest checkpoint in `folder` on.
+    """Train, resuming from the newest checkpoint in `folder` if there is one.
 
     Returns:
-        The trained network, and the names of the files that could not be read.
+        The trained network, and the names of unreadable files.
 
     Raises:
-        UserError: the loss is no number.
-        Interrupted: a signal came.
+        UserError: the loss is not finite.
+        Interrupted: stopped by a signal.
     """
     network.train()
     wrapped, optimizer = accelerator.prepare(fit_model(network, train, accelerator), optimizer)
@@ -80,7 +80,7 @@ def train_steps(
         for step, batch in enumerate(plan.loader(start), start):
             failed |= {f"{name} ({reason})" for name, reason in batch["skipped"]}
             due = step > start and step % plan.steps_per_epoch == 0
-            look = due or step % _LOOK == 0  # seldom: a GPU is waited for
+            look = due or step % _LOOK == 0  # rarely, because it synchronizes with the GPU
             signum, diverged = stop.agreed(look and bool(bad))
             if diverged:
                 raise _no_number(step)
@@ -108,7 +108,7 @@ def train_steps(
 
 
 def _of_all(names: set[str]) -> list[str]:
-    """Names of all processes."""
+    """Union of the names of all processes."""
     return sorted(set(gather_object(sorted(names))))
 
 

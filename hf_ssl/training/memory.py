@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A step that finds no memory ends in a sentence with the batch that would fit."""
+"""Turn out-of-memory errors of a step into a message that says which batch size would fit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,18 +15,14 @@ from ..recipe import Recipe
 
 @contextmanager
 def enough_memory(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
-    """Context of a step.
-
-    Raises:
-        RunError: there was not enough memory for it.
-    """
+    """Context for a training step; raises RunError if it runs out of memory."""
     try:
         yield
         return
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-    # Behind the block, where its traceback holds the step's tensors no more.
+    # Outside the except block, where the traceback no longer keeps the step's tensors alive.
     train, device = recipe.train, accelerator.device
     parts = accelerator.num_processes * train.accumulation
     forward = train.batch_size // parts
@@ -45,11 +41,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _fits(recipe: Recipe, device: torch.device) -> int:
-    """A power of two of images by `plan`'s estimate of the memory that is free without the step."""
+    """The largest power of two of images that fits into free memory, as estimated by `hf_ssl.plan`."""
     from ..plan import largest_batch
 
     found = 2**30
-    with suppress(UserError, RuntimeError, MemoryError):  # no room for the estimate either
+    with suppress(UserError, RuntimeError, MemoryError):  # the estimate can run out of memory too
         free = free_memory(device)
         if device.type == "cuda":
             free += torch.cuda.memory_reserved(device)

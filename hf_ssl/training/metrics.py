@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run writes down about itself: `metrics.jsonl`, trackers, speed, and totals that survive a restart."""
+"""Metrics of a run: `metrics.jsonl`, trackers, throughput, and totals that survive a restart."""
 
 import json
 import math
@@ -26,12 +26,13 @@ logger = get_logger(__name__)
 
 
 class MetricsLogger:
-    """`metrics.jsonl`, one JSON object a line, and the trackers of `train.track`; also keeps `recipe.yaml`.
+    """Writes `metrics.jsonl` (one JSON object per line) and `recipe.yaml`, and logs to the trackers of `train.track`.
 
-    Lines after `start`, which a resumed run writes again, are cut off first. Where the file is lost, what `results`
-    of a checkpoint knows stands for it.
+    Lines after step `start` are dropped first, because the resumed run writes them again.
+
     Args:
-        start: the step of the checkpoint that is continued, or None.
+        start: step of the checkpoint to resume from, or None.
+        results: of that checkpoint; replace lines that are missing from the file.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class MetricsLogger:
             accelerator.init_trackers("hf_ssl", config=recipe.flat_text(), init_kwargs=settings)
 
     def begin(self) -> None:
-        """Write what is kept of the file, and `recipe.yaml`; on the main process.
+        """Rewrite the file with the lines to keep, and write `recipe.yaml`; on the main process.
 
         Raises:
-            UserError: the disk refused it.
+            UserError: the folder is not writable.
         """
         try:
             atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self._kept))
@@ -87,11 +88,11 @@ class MetricsLogger:
                     file.write("\n" * self._torn + json.dumps(line) + "\n")
                 self._torn = False
         except OSError as error:  # a full disk must not end the run
-            self._torn = True  # the line may have been written in part
+            self._torn = True  # the line may be incomplete, so begin a new one next time
             logger.warning(f"{self.path} could not be written ({error}); free some space or make it writable.")
 
     def alert(self, title: str, text: str) -> None:
-        """A warning in the trackers that have such, for somebody who does not look at the terminal."""
+        """Send an alert to the trackers that support alerts, for people who do not watch the terminal."""
         if not self.accelerator.is_main_process:
             return
         for tracker in self.accelerator.trackers:
@@ -100,23 +101,23 @@ class MetricsLogger:
             elif tracker.name == "trackio":
                 import trackio
 
-                if hasattr(trackio, "alert"):  # not in the first versions
+                if hasattr(trackio, "alert"):  # missing in early versions
                     trackio.alert(title=title, text=text, level=trackio.AlertLevel.WARN)
 
     def show(self, page: Path | None) -> None:
-        """Give a page to the trackers that show such: wandb and trackio have a class for it, tensorboard has none."""
+        """Log an HTML page to the trackers with an Html class: wandb and trackio; tensorboard has none."""
         for tracker in self.accelerator.trackers if page else ():
             kind = getattr(sys.modules.get(tracker.name), "Html", None)
             if kind is not None:
                 tracker.tracker.log({"report": kind(str(page))})
 
     def close(self) -> None:
-        """Finish the trackers. The process group stays: a script may run another recipe in the same processes."""
+        """Finish the trackers. The process group stays, since a script may run another recipe."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     def at(self, step: int) -> dict[str, Any]:
-        """All values recorded for step 0 or for the newest one, also before a restart."""
+        """Values recorded at `step`, also before a restart; only step 0 and the newest step are kept."""
         return self._values.get(step, {})
 
     def _remember(self, line: dict[str, Any]) -> None:
@@ -126,9 +127,9 @@ class MetricsLogger:
 
 
 def tracker_settings(folder: Path, start: int | None, is_main_process: bool) -> dict[str, dict[str, Any]]:
-    """How each tracker begins, so that a run is one run across restarts and its files lie in its folder.
+    """Init arguments of each tracker, so that a restarted run stays one run and its files are in its folder.
 
-    The id is drawn once and kept in the folder: another run there, after the folder was emptied, is another one.
+    The run id is random and kept in the folder, so a new run in an emptied folder is a new run for the tracker.
     """
     if not is_main_process:
         return {}
@@ -136,11 +137,11 @@ def tracker_settings(folder: Path, start: int | None, is_main_process: bool) -> 
     if start is None or not file.exists():
         atomic_write(file, uuid.uuid4().hex[:8])
     number = file.read_text(encoding="utf-8").strip()
-    os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # read when trackio is imported
+    os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # trackio reads it on import
     return {
         "wandb": {"id": number, "name": folder.name, "dir": str(folder), "resume": "allow"},
         "trackio": {"name": f"{folder.name}-{number}", "resume": "allow"},
-        "tensorboard": {"purge_step": (start or 0) + 1},  # what a resumed run writes again
+        "tensorboard": {"purge_step": (start or 0) + 1},  # a resumed run writes these steps again
     }
 
 
@@ -160,7 +161,7 @@ class RunTotals:
         self._new: list[str] = []
 
     def add_skipped(self, skipped: list[tuple[str, str]]) -> None:
-        """Count images of this process that could not be read, (name, reason), and name each of them once."""
+        """Count unreadable files of this process, given as (name, reason), and log each of them once."""
         self._own += len(skipped)
         for name, reason in skipped:
             if name not in self._named:
@@ -169,7 +170,7 @@ class RunTotals:
                 logger.warning(f"Skipped {name}: {reason}", main_process_only=False)
 
     def add_time(self, seconds: float, waiting: float) -> None:
-        """Seconds of training, and the share of them in which this process waited for data."""
+        """Add seconds of training; `waiting` is the fraction spent waiting for data."""
         self.seconds, self.waited = self.seconds + seconds, self.waited + waiting * seconds
 
     def synchronize(self) -> None:
@@ -179,7 +180,7 @@ class RunTotals:
         self._own, self._new = 0, []
 
     def summarize(self) -> None:
-        """Say at the end of a run how much of the data was not seen."""
+        """Log at the end of a run how many files were unreadable."""
         if self._named:
             names = sorted(self._named)
             said = f"{len(names):,} different file(s) could not be read ({self.skipped:,} attempts)"
@@ -191,11 +192,11 @@ class RunTotals:
         return {"skipped": self.skipped, **times, **names}
 
     def summary(self, shown: int, counted: str) -> dict[str, Any]:
-        """What a run took in all; the memory is that of the main process since it began.
+        """Total cost of a run. Memory is the main process's peak since it started.
 
         Args:
-            shown: examples in all steps.
-            counted: what they are, "images".
+            shown: number of examples over all steps.
+            counted: unit of the examples, such as "images".
         """
         seconds = max(self.seconds, 1e-9)
         return {
@@ -210,9 +211,9 @@ class RunTotals:
 
 
 class Throughput:
-    """Loss and speed between two log lines; time spent measuring or saving does not count.
+    """Mean loss and speed between two log lines, excluding time for measuring or saving.
 
-    `state` is what a checkpoint keeps, so that an interrupted run logs the same loss.
+    `state` is stored in checkpoints, so that an interrupted run logs the same loss.
     """
 
     def __init__(self, accelerator: Accelerator, step: int, state: dict[str, Any] | None = None):
@@ -230,21 +231,21 @@ class Throughput:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent here is waiting for data."""
+        """Context whose time counts as waiting for data."""
         before = time.perf_counter()
         yield
         self.waited += time.perf_counter() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent here is not training."""
+        """Context whose time does not count as training."""
         before = time.perf_counter()
         yield
         self._start += time.perf_counter() - before
 
     def read(self, step: int, batch_size: int, kind: str = "images") -> dict[str, float]:
-        """Mean loss, images or clips per second, share of time waiting for data, seconds since the last reading."""
-        loss = self.loss.item() / (step - self._step)  # waits for the device, so it comes before the clock
+        """Mean loss, examples per second, fraction of time waiting for data, and seconds since the last call."""
+        loss = self.loss.item() / (step - self._step)  # synchronizes, so it must come before reading the clock
         seconds = time.perf_counter() - self._start
         values = {
             "loss": loss,
@@ -259,12 +260,12 @@ class Throughput:
 
 
 def _number(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """`peak_memory_gib` of this process since it began: on its accelerator, else resident in main memory."""
+    """`peak_memory_gib` of this process since it started: on its accelerator, or resident memory on a CPU."""
     if device.type != "cpu":
         allocated = getattr(torch.get_device_module(device), "max_memory_allocated", None)  # MPS has none
         return {} if allocated is None else {"peak_memory_gib": round(allocated() / 2**30, 3)}
@@ -277,9 +278,9 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    """All valid lines of a `metrics.jsonl`; a last line truncated by a kill is skipped."""
     lines, content = [], ""
-    with suppress(OSError):  # not there; what else is wrong with it, writing it says
+    with suppress(OSError):  # missing; other problems are reported when it is written
         content = path.read_text(encoding="utf-8", errors="replace")
     for text in content.splitlines():
         with suppress(ValueError, RecursionError):

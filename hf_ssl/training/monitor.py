@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Is the representation getting better, or collapsing? Measured while training.
+"""Monitor representation quality and collapse during training.
 
-kNN accuracy on a labeled dataset, where there is one, and label-free diagnostics of the last training batches:
-standard deviation of the unit embeddings against 1/sqrt(d) (https://huggingface.co/papers/2011.10566, section 4.1),
+kNN accuracy, if there is a labeled dataset, and label-free diagnostics on the last training batches: standard
+deviation of the normalized embeddings relative to 1/sqrt(d) (https://huggingface.co/papers/2011.10566, section 4.1),
 effective rank (RankMe, https://huggingface.co/papers/2210.02885, eq. 1), alignment and uniformity
 (https://huggingface.co/papers/2005.10242, section 4.2).
 """
@@ -29,7 +29,7 @@ from ..recipe import MonitorConfig
 
 logger = get_logger(__name__)
 
-COLLAPSED_STD = 0.1  # of the healthy value 1/sqrt(d); a trained network stays above a half
+COLLAPSED_STD = 0.1  # fraction of the healthy value 1/sqrt(d); trained networks stay above 0.5
 
 COLLAPSE_ADVICE = (
     "The representation has collapsed: the embeddings of all images are nearly the same (std {ratio:.1%} of the "
@@ -42,9 +42,9 @@ class Monitor:
     """Accuracy and collapse diagnostics of one run.
 
     Args:
-        model_config: of the model, which says how large images are, or how long clips.
-        bank, queries: what is measured on, see `hf_ssl.data.bank.paired`, or None.
-        trained_on: the source of the training batches.
+        model_config: config of the model, with image size or clip length.
+        bank, queries: evaluation data, see `hf_ssl.data.bank.paired`, or None.
+        trained_on: the training source.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class Monitor:
         self.transform = modality.inference(model_config)
         self.probe = OnlineProbe(trained_on.numbers) if config.probe else None
         self.measures = modality.half(evaluation.__name__).Measures(config, self._extract, bank, queries, trained_on)
-        self.collapse = ""  # what the last measurement warned of
+        self.collapse = ""  # warning of the last measurement, if any
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
     def observe(self, output, index: torch.Tensor | None = None) -> None:
-        """Keep embeddings (B, V, D) and features (B, V, F) of a training step, of the newest `num_samples` images, and
-        let the probe learn from the features of each image's first view; every process must call it.
+        """Keep embeddings (B, V, D) and features (B, V, F) of the newest `num_samples` training images, and train the
+        probe on the features of the first views; every process must call it.
 
-        Only the main process keeps them, which says what they show.
+        Only the main process keeps them, because only it reports the diagnostics.
 
         Args:
-            index: (B,) which examples these are.
+            index: (B,) row of each example.
         """
         if self.probe is not None and index is not None:
             self.probe.learn(output.features[:, 0], index)
@@ -83,7 +83,7 @@ class Monitor:
             self._recent.popleft()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that an interrupted run measures the same."""
+        """State for a checkpoint, so that an interrupted run measures the same."""
         if not self._recent:
             return {}
         parts = (torch.cat(part)[-self.config.num_samples :] for part in zip(*self._recent, strict=True))
@@ -91,7 +91,7 @@ class Monitor:
         return kept if self.probe is None else {**kept, "probe": self.probe.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what the main process had kept; every process must call it."""
+        """Restore the state of a checkpoint; every process must call it."""
         if self.probe is not None:
             self.probe.restore(state.get("probe", {}))
         if state and self.accelerator.is_main_process:
@@ -99,28 +99,28 @@ class Monitor:
             self._recent = deque([(state["embeddings"].to(device), state["features"].to(device))])
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """All measurements of the present weights; every process must call it."""
+        """All measurements with the current weights; every process must call it."""
         with evaluating(model):
             results = {**self.diagnostics(), **self.measures.of(model, self.probe)}
         ratio = results.get("embedding_std")
         self.collapse = ""
         if ratio is not None and ratio < COLLAPSED_STD:
-            signs = getattr(model, "collapse", "")  # the method's own words
+            signs = getattr(model, "collapse", "")  # method-specific advice
             self.collapse = f"{COLLAPSE_ADVICE.format(ratio=ratio)} {signs}".rstrip()
             logger.warning(self.collapse, main_process_only=True)
         return results
 
     def baseline(self, model: nn.Module) -> dict[str, float]:
-        """What there is to measure before training."""
+        """Measurements before training; empty if there is nothing to measure."""
         return {**self.measures.untrained(), **self.measure(model)} if self.measures.ready() else {}
 
     def headline(self, values: dict[str, float]) -> str | None:
-        """What a person wants to see of a measurement at once."""
+        """The most important result of a measurement, as text for the terminal."""
         return self.measures.headline(values)
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """Label-free health of this process's last batches; empty before the first step."""
+        """Label-free diagnostics of this process's last batches; empty before the first step."""
         if not self._recent:
             return {}
         embeddings = torch.cat([e for e, _ in self._recent]).float()[-self.config.num_samples :]  # (N, V, D)
@@ -138,7 +138,7 @@ class Monitor:
         return results
 
     def _extract(self, embed, source: Source) -> dict[str, Features]:
-        """The vectors of all processes."""
+        """Extract features, gathered from all processes."""
         found = extract(
             embed,
             source,
@@ -154,7 +154,7 @@ class Monitor:
             logger.warning(f"{len(failed)} file(s) could not be read for the monitor, the first is {failed[0]}.")
         if self.accelerator.num_processes == 1:
             return found
-        padding = -2  # no label, not even that of an unlabeled example
+        padding = -2  # differs from every label, and from -1 for unlabeled examples
         labels = self.accelerator.pad_across_processes(first.labels, dim=0, pad_index=padding)
         vectors = self.accelerator.pad_across_processes({name: one.vectors for name, one in found.items()})
         vectors, labels = self.accelerator.gather((vectors, labels))
@@ -164,7 +164,7 @@ class Monitor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and as it was afterwards."""
+    """Context with the model in evaluation mode; restores its mode afterwards."""
     training = model.training
     model.eval()
     try:

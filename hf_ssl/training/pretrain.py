@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """The training loop: step, log, measure, save, stop.
 
-Killed anywhere and started again, a run ends where it would have ended: data, views and schedules are functions of the
-step, and a checkpoint holds everything else. The loop knows no method and no kind of data by name (see the hooks of
+A run that is killed anywhere and restarted gives the same result: data, views and schedules are functions of the step,
+and a checkpoint holds everything else. The loop does not depend on the method or the modality (see the hooks of
 `hf_ssl.models`, and `hf_ssl.data.modality`).
 """
 
@@ -26,26 +26,26 @@ __all__ = ["Interrupted", "NonFiniteLoss", "PretrainResult", "pretrain"]
 
 
 def pretrain(recipe: Recipe, dataset=None, bank=None, queries=None, *, report: bool = False) -> PretrainResult:
-    """Run a recipe from its newest checkpoint, or from the start, to the exported model.
+    """Train a recipe and export the model. Resumes from the newest checkpoint, if there is one.
 
     Args:
         recipe: see `hf_ssl.recipe`.
         dataset: a `datasets.Dataset` or `IterableDataset` to train on instead of `recipe.data.path`.
         bank, queries: labeled datasets for the kNN monitor instead of `recipe.monitor.path`.
-        report: write `report.html` at the end, see `hf_ssl.report`, where the extra `[report]` is installed.
+        report: write `report.html` at the end, see `hf_ssl.report`; needs the extra `[report]`.
 
     Raises:
-        UserError: something in the recipe, or in its folders, cannot work here.
+        UserError: the recipe, the data or the folders are unusable.
         NonFiniteLoss: the loss or the weights became NaN or infinite.
-        WorkerError: a loader's worker was killed.
-        Interrupted: SIGTERM or SIGINT came.
+        WorkerError: a loader worker was killed.
+        Interrupted: stopped by SIGTERM, SIGINT or SIGHUP.
     """
     with open_run(recipe, dataset, bank, queries) as run:
         return run.finished() or train(run, report)
 
 
 def train(run: Run, report: bool = False) -> PretrainResult:
-    """From the start, or from the checkpoint, to the exported model."""
+    """Train a run to its end and export the model."""
     build(run)
     run.begin()
     with StopSignals() as stop, run.progress() as progress, closing(iter(run.loader)) as batches:
@@ -58,7 +58,7 @@ def train(run: Run, report: bool = False) -> PretrainResult:
             run.monitor.observe(output, run.index)
             progress.update()
             # Once in a while: log.
-            if log_now and norm is not None:  # it is there where it is logged
+            if log_now and norm is not None:  # never None here; for the type checker
                 run.log(done, norm, progress)
             # Once in a while: measure.
             if run.due(done, run.every_monitor):
@@ -73,10 +73,10 @@ def train(run: Run, report: bool = False) -> PretrainResult:
 def train_step(
     run: Run, micro_batches: Iterator[dict[str, Any]], step: int, log: bool
 ) -> tuple[Any, torch.Tensor | None]:
-    """One step of the optimizer, over all micro-batches.
+    """One optimizer step over all micro-batches.
 
     Returns:
-        The output of the last forward pass, and the norm of the gradients where it is clipped or logged.
+        The output of the last forward pass, and the gradient norm if it is clipped or logged.
     """
     accelerator, accumulation, optim = run.accelerator, run.recipe.train.accumulation, run.recipe.optim
     now = (step, run.num_steps, run.steps_per_epoch)
@@ -85,7 +85,7 @@ def train_step(
             set_learning_rates(run.optimizer, optim, *now)
             run.model.before_step(*now)
             run.freeze_backbone(step)
-        # Sharded gradients add up where they are; unsharded ones would need the memory that FSDP saves.
+        # FSDP must reduce every micro-batch: accumulating unsharded gradients would need the memory that it saves.
         synchronize = micro == accumulation - 1 or accelerator.is_fsdp2
         with nullcontext() if synchronize else accelerator.no_sync(run.wrapped):
             output = run.wrapped(**run.inputs_of(batch))
@@ -105,7 +105,7 @@ def train_step(
 
 
 def grad_norm(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> torch.Tensor:
-    """The norm of all gradients, which are not changed."""
+    """The norm of all gradients, without clipping."""
     accelerator.unscale_gradients(optimizer)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients)

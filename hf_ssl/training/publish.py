@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`train.push_to_hub`: the model on the Hub while it trains. Whatever the network does, the run goes on."""
+"""`train.push_to_hub`: push the model to the Hub during training. Network errors never stop the run."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 
 
 def write_report(folder: Path) -> Path | None:
-    """`report.html` of a run that has ended well, whatever becomes of the page; None without the extra `[report]`."""
+    """Write `report.html` of a finished run. Returns None if that fails, or without the extra `[report]`."""
     try:
         from ..report import report
     except ImportError:
@@ -36,7 +36,7 @@ class Publisher:
     """Pushes every `train.push_every`-th checkpoint from the main process, in the background, one at a time.
 
     Raises:
-        UserError: the Hub refuses this token or this name, which is better known before training.
+        UserError: the token or repository name is invalid; checked before training starts.
     """
 
     def __init__(self, train: TrainConfig, accelerator: Accelerator):
@@ -54,12 +54,12 @@ class Publisher:
                 logger.warning(f"{error} Training starts anyway; the push is retried at every checkpoint.")
 
     def due(self) -> bool:
-        """Called for every checkpoint, on every process: whether it is one to push."""
+        """Whether to push this checkpoint; call it once per checkpoint on every process."""
         self._checkpoints += 1
         return self.repo_id is not None and self._checkpoints % self.every == 0
 
     def start(self, export: Callable[[Path], object], step: int) -> None:
-        """Export to a folder of its own and push that in the background; left out while an earlier push lasts."""
+        """Export to a separate folder and push it in the background; skipped while an earlier push is running."""
         if self.repo_id is None or not self.is_main_process or (self._thread is not None and self._thread.is_alive()):
             return
         folder = self.folder.with_name(".pushed")
@@ -72,7 +72,7 @@ class Publisher:
         self._thread.start()
 
     def finish(self, step: int) -> None:
-        """Push the finished model, after a push that still lasts."""
+        """Push the finished model, after any push still running."""
         if self.repo_id is None or not self.is_main_process:
             return
         if self._thread is not None:
@@ -86,7 +86,7 @@ class Publisher:
     def _push(self, repo_id: str, folder: Path, step: int) -> bool:
         try:
             address = push(folder, repo_id, private=self.private, message=f"Step {step}")
-        except Exception as error:  # nothing of the network may stop a run
+        except Exception as error:  # network errors must not stop a run
             logger.warning(str(error) if isinstance(error, UserError) else f"The push failed: {error!r}")
             return False
         logger.info(f"Pushed step {step} to {address}")

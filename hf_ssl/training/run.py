@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A run: what the loop works on, and what it does once in a while."""
+"""State of a training run, and everything the loop does besides steps: log, measure, save, publish."""
 
 import json
 import sys
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from ..data.bank import measured_line
+from ..data.folders import ignored_below
 from ..data.loader import TrainLoader
 from ..data.modality import Modality, Stage2
 from ..data.streams import merge_states
@@ -52,12 +53,12 @@ class NonFiniteLoss(RunError):
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """Where a finished run left its model, and its measurements: `baseline` (raw pixels, untrained) and `final`.
+    """Model folder of a finished run, and its measurements: `baseline` (raw pixels, untrained) and `final`.
 
-    `needs_code`: the encoder is one that timm cannot build by name, so it loads with `trust_remote_code=True`.
-    `measured`: on which examples, see `hf_ssl.data.bank.measured_on`.
+    `needs_code`: timm cannot build the encoder by name, so loading it needs `trust_remote_code=True`.
+    `measured`: description of the evaluation data, see `hf_ssl.data.bank.measured_on`.
     `usage`: lines of Python that load the encoder.
-    `summary`: what it took, see `RunTotals.summary`; nothing where the run had ended before.
+    `summary`: total cost, see `RunTotals.summary`; empty if the run was already finished.
     """
 
     model_dir: Path
@@ -72,14 +73,14 @@ class PretrainResult:
 
 @dataclass
 class Run:
-    """One call of `pretrain`. `hf_ssl.training.setup` fills it: first the data, then with `build` the rest.
+    """One call of `pretrain`. `hf_ssl.training.setup` opens the data first, and its `build` sets the other fields.
 
     Attributes:
-        found: the checkpoint that is continued, or None.
-        encoder: tensors to start from, in timm's names, on the main process.
-        wrapped, model: the model as it is called in training, and the method's own.
+        found: the checkpoint to resume from, or None.
+        encoder: pretrained tensors to start from, with timm's names, on the main process.
+        wrapped, model: the model to call in training, and the unwrapped one.
         start: the first step.
-        consumed: where this process's part of a stream stands behind the last step.
+        consumed: stream position of this process after the last step.
         index: of the examples of the last micro-batch, see `TrainLoader`.
     """
 
@@ -117,11 +118,11 @@ class Run:
         self._frozen = False
 
     def due(self, done: int, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens after `done` steps."""
+        """Whether an event with period `every` is due after `done` steps; the last step is always due."""
         return done == self.num_steps or done % every == 0
 
     def finished(self) -> PretrainResult | None:
-        """The result of a run that has ended and whose model is there; nothing is written again."""
+        """The result of a run that is already finished and exported, else None; rewrites nothing."""
         if self.found is None or self.found.state.step != self.num_steps:
             return None
         told = None
@@ -131,7 +132,7 @@ class Run:
                 if content["steps"] == self.num_steps:
                     told = (content["baseline"], content["final"], content.get("measured", {}))
             except (OSError, ValueError, KeyError, TypeError):
-                pass  # no model, or not this run's: it is exported again
+                pass  # no model, or one from another run: export again
         told = gather_object([told])[0]
         if told is None:
             return None
@@ -141,7 +142,7 @@ class Run:
         return self._result(*told)
 
     def begin(self) -> None:
-        """Say what is measured, and measure it before the first step."""
+        """Log what will be measured, and measure the baseline before the first step."""
         if self.examples.measured:
             logger.info(measured_line(self.examples.measured))
         for note in self.examples.measured.get("notes", ()):
@@ -154,7 +155,7 @@ class Run:
             self.metrics.record(0, baseline)
 
     def progress(self) -> tqdm:
-        """A progress bar; a log file gets a line now and then."""
+        """A progress bar; it updates less often if stderr is not a terminal."""
         return tqdm(
             total=self.num_steps,
             initial=self.start,
@@ -167,12 +168,12 @@ class Run:
     def micro_batches(
         self, batches: Iterator[dict[str, Any]], stop: StopSignals, step: int
     ) -> Iterator[dict[str, Any]]:
-        """The micro-batches of a step, unless the run has to stop here: all processes stop together.
+        """The micro-batches of a step, unless the run has to stop here; all processes stop together.
 
         Raises:
-            Interrupted: a signal came, and a checkpoint was written.
-            WorkerError, UserError: the data cannot be read.
-            RunError: those of another process cannot.
+            Interrupted: stopped by a signal, after a checkpoint.
+            WorkerError, UserError: the data are unreadable.
+            RunError: the data of another process are unreadable.
         """
         for micro in range(self.recipe.train.accumulation):
             yield self._next_batch(batches, stop, step, micro)
@@ -187,7 +188,7 @@ class Run:
         late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
         late = late and self.accelerator.is_main_process
         signum, failed, due = stop.agreed(failure is not None, late)
-        if micro == 0 and (failed or signum or due):  # within a step there is nothing to continue from
+        if micro == 0 and (failed or signum or due):  # a run cannot resume within a step
             saved = self.save(step)
             if signum and not failed:
                 self.metrics.close()
@@ -198,36 +199,36 @@ class Run:
         return batch
 
     def freeze_backbone(self, step: int) -> None:
-        """`train.freeze_backbone_epochs`: its parameters get no gradient, and no step of the optimizer, until then."""
+        """`train.freeze_backbone_epochs`: until then, the backbone gets no gradients and no optimizer updates."""
         epochs = self.recipe.train.freeze_backbone_epochs
         frozen = step < round(epochs * self.steps_per_epoch)
         if frozen != self._frozen:
             change = timm.utils.freeze if frozen else timm.utils.unfreeze
-            # The statistics of its BatchNorms follow the new images all the same.
+            # Its BatchNorm statistics still adapt to the new images.
             change(self.model.get_submodule("encoder.backbone"), include_bn_running_stats=False)
             self._frozen = frozen
 
     def inputs_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The model's inputs; what could not be read is counted."""
+        """The model's inputs on the device. Also counts unreadable files."""
         self.totals.add_skipped(batch["skipped"])
         self.index = batch["index"]
         self._inputs = self.stage2(batch, self.accelerator.device)
         return self._inputs
 
     def add_loss(self, loss: torch.Tensor, step: int) -> None:
-        """Count a micro-batch's loss, and remember the first step at which it was no number; nothing is waited for."""
+        """Add a micro-batch's loss, and record the first step at which it was not finite, without synchronizing."""
         self.throughput.add_loss(loss / self.recipe.train.accumulation)
         self._bad_step = torch.where((self._bad_step < 0) & ~loss.isfinite(), step, self._bad_step)
 
     def log(self, done: int, grad_norm: torch.Tensor, progress: tqdm) -> None:
-        """Loss, speed and what the method tells, into `metrics.jsonl` and behind the progress bar."""
+        """Log loss, speed and the method's metrics to `metrics.jsonl`, trackers and progress bar."""
         self.check(done, weights=False)
         self.totals.synchronize()
         counted = self.modality.name
         values = self.throughput.read(done, self.recipe.train.batch_size, counted)
         self.totals.add_time(values.pop("seconds"), values["data_wait"])
         values["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
-        # Of sharded gradients the norm is a sum over processes that is still to be made.
+        # The norm of sharded gradients is a partial DTensor that must still be reduced over processes.
         norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
         values |= {"grad_norm": norm.item(), **peak_memory(self.accelerator.device)}
         self.metrics.record(done, {**values, "skipped": self.totals.skipped, **self.model.metrics()})
@@ -235,7 +236,7 @@ class Run:
         progress.set_postfix_str(f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, {speed}", refresh=False)
 
     def measure(self, done: int, progress: tqdm) -> None:
-        """Accuracy and the diagnostics of collapse."""
+        """Measure accuracy and collapse diagnostics."""
         with self.throughput.paused():
             self.check(done)
             values = self.monitor.measure(self.model)
@@ -247,11 +248,7 @@ class Run:
             progress.write(f"epoch {done / self.steps_per_epoch:.4g}: {headline}", file=sys.stderr)
 
     def check(self, step: int, weights: bool = True) -> None:
-        """Stop, on all processes, where one has a loss or weights that are no numbers.
-
-        Raises:
-            NonFiniteLoss: one has.
-        """
+        """Raise NonFiniteLoss on all processes if loss or weights are not finite on any."""
         if self._checked == step:
             return
         bad = lost = int(self._bad_step)
@@ -266,13 +263,13 @@ class Run:
         self._checked = step if weights else self._checked
 
     def save(self, step: int) -> bool:
-        """Write a checkpoint; False where the disk refused it."""
+        """Write a checkpoint; returns False if the write failed."""
         with self.throughput.paused():
             self.check(step)
             self.totals.synchronize()
             state = RunState(step, self.recipe.to_dict(), self.totals.to_dict(), data=self.examples.fingerprint)
             own = {}
-            if self.accelerator.is_main_process:  # it has the metrics and the monitor's window, and writes the state
+            if self.accelerator.is_main_process:  # only it has the metrics and the monitor's window
                 state.results = asdict(self.results(step))
                 own = {"monitor": self.monitor.state(), "meter": self.throughput.state()}
             state.code = code_digest(self.recipe.method)
@@ -285,15 +282,15 @@ class Run:
             return self.checkpoints.save(step, self.model, self.optimizer, state, own)
 
     def results(self, step: int) -> Results:
-        """What has been measured, before training and at `step`."""
-        counted = None if self.examples.streamed else self.examples.count  # a recipe's own word is no count
+        """Measurements before training and at `step`."""
+        counted = None if self.examples.streamed else self.examples.count  # a stream's number may be only the recipe's
         where = hardware(self.accelerator.num_processes, str(self.accelerator.device))
         figures = (self.metrics.at(0), self.metrics.at(step))
         measured = self.examples.measured
         return Results(*figures, counted, step, self.totals.seconds, where, versions(), measured=measured)
 
     def share(self, done: int) -> None:
-        """After a checkpoint: export the model of a milestone, and push where it is time. The run goes on."""
+        """After a checkpoint: export milestone models, and push if due. Failures do not stop the run."""
         last = done == self.num_steps
         with self.throughput.paused():
             if self.checkpoints.is_milestone(done) and not last:
@@ -309,10 +306,10 @@ class Run:
                 self.publisher.start(partial(export, self.model, self.recipe, tensors=tensors, results=measured), done)
 
     def finish(self, report: bool = False) -> PretrainResult:
-        """Export the model, write its report, and push it.
+        """Export the model, push it, and write the report.
 
         Raises:
-            UserError: the disk refused it; the checkpoints are kept.
+            UserError: the export could not be written; the checkpoints are kept.
         """
         self.totals.summarize()
         measured, tensors = self.results(self.num_steps), full_state_dict(self.model)
@@ -325,6 +322,7 @@ class Run:
         self.metrics.close()
         images = (self.num_steps * self.recipe.train.batch_size, self.modality.name)
         summary = self.totals.summary(*images) | {"examples": measured.num_examples}
+        summary["ignored"] = sum(map(ignored_below, self.recipe.data.paths if self.recipe.data.path else ()))
         return self._result(measured.baseline, measured.final, measured.measured, summary)
 
     def _result(

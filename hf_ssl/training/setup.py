@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Everything before the loop: a recipe -> a `Run` with its data, model, optimizer, and the state that it resumes."""
+"""Everything before the loop: build a `Run` from a recipe, with data, model, optimizer and resumed state."""
 
 import os
 import tempfile
@@ -43,21 +43,21 @@ from .warm_start import warm_start
 
 logger = get_logger(__name__)
 
-MEASURED_SECONDS = 4.0  # of training, to know what fits into train.minutes
+MEASURED_SECONDS = 4.0  # of training, to estimate how many epochs fit into train.minutes
 
 
 @contextmanager
 def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[Run]:
-    """A run and the lock of its folder; its data are open, its model is built by `build`.
+    """Context with a run whose data are open and whose folder is locked. `build` then builds the model.
 
     Raises:
-        UserError: something in the recipe cannot work here, or another process holds the folder.
+        UserError: the recipe or the data are unusable, or another process holds the lock.
     """
-    if dataset is not None:  # what the recipe names was not trained on, and no card may say so
+    if dataset is not None:  # data.path is not used, so the model card must not name it
         recipe = replace(recipe, data=replace(recipe.data, path=None))
     modality = modality_of(load_method(recipe.method)[0])
     asked, recipe = recipe, choose(recipe)
-    if "init_from" not in recipe.model:  # else its weights decide what the recipe leaves open
+    if "init_from" not in recipe.model:  # otherwise the recipe is incomplete until its weights are read
         resolve(stand_in(recipe))
     if dataset is None:
         check_source(recipe.data, kind=modality.medium)
@@ -93,18 +93,18 @@ def build(run: Run) -> None:
     """Build the model and its optimizer, load the checkpoint, and open the loader.
 
     Raises:
-        RecipeError: sizes that do not fit each other or the data, or a checkpoint of another run.
+        RecipeError: sizes do not match each other or the data, or the checkpoint is from another run.
     """
     recipe, accelerator, examples = run.recipe, run.accelerator, run.examples
     train = recipe.train
     run.publisher = Publisher(train, accelerator)
 
-    # The same weights on every process, then random states of their own.
+    # Same initial weights on every process, then a different random state on each.
     set_seed(train.seed)
     with build_once(accelerator):
         model = new_model(recipe, run.config).train()
         missing = warm_start(model, train.init_from) if train.init_from and run.found is None else []
-        if run.encoder is not None and accelerator.is_main_process:  # it is sent to the others with all weights
+        if run.encoder is not None and accelerator.is_main_process:  # broadcast later with all weights
             model.load_encoder(run.encoder, recipe.model["init_from"])
     model = fit_model(model, train, accelerator)
     make_optimizer = partial(build_optimizer, optim=recipe.optim, batch_size=train.batch_size)
@@ -148,8 +148,8 @@ def build(run: Run) -> None:
 
 
 def _images_per_second(make_run: partial, accelerator: Accelerator, recipe: Recipe) -> float:
-    """Of real steps of a model that is thrown away; `build` seeds anew, so that nothing of it is left."""
-    from .pretrain import train_step  # which builds on this module
+    """Throughput of real steps with a temporary model. `build` seeds again, so this does not affect the run."""
+    from .pretrain import train_step  # circular import
 
     with tempfile.TemporaryDirectory() as folder:
         train = replace(recipe.train, epochs=None, steps=10**9, output_dir=folder, push_to_hub=None, track=())
@@ -164,14 +164,14 @@ def _images_per_second(make_run: partial, accelerator: Accelerator, recipe: Reci
                 late = gather_object([seconds > MEASURED_SECONDS])[0]
                 if late:
                     break
-                if not warm:  # the first is slower than all others
+                if not warm:  # do not time the first step, which is slower
                     warm, done, start = True, 0, time.monotonic()
     accelerator.free_memory()
     return done * train.batch_size / seconds
 
 
 def _loader_of(run: Run, workers: int) -> partial:
-    """A loader that still has to be told where it starts and ends."""
+    """A `TrainLoader` without `start_step`, `num_steps` and `state`."""
     recipe, train, accelerator = run.recipe, run.recipe.train, run.accelerator
     return partial(
         TrainLoader,
@@ -189,10 +189,10 @@ def _loader_of(run: Run, workers: int) -> partial:
 
 
 def new_model(recipe: Recipe, config: PreTrainedConfig) -> SSLPreTrainedModel:
-    """The model of a recipe, with its initial weights.
+    """The model of a recipe, with initial weights.
 
     Raises:
-        RecipeError: sizes that do not fit each other, or the data.
+        RecipeError: its sizes do not match each other or the data.
     """
     try:
         return method_classes(recipe.method)[1](config)
@@ -201,8 +201,8 @@ def new_model(recipe: Recipe, config: PreTrainedConfig) -> SSLPreTrainedModel:
 
 
 def _pretrained_encoder(recipe: Recipe, accelerator: Accelerator) -> tuple[Recipe, dict[str, torch.Tensor] | None]:
-    """The recipe with what `model.init_from` decides of it, and on the main process, which alone reads it, the
-    encoder's tensors.
+    """Read `model.init_from` on the main process. Returns the recipe with the model fields that it determines, and the
+    encoder's tensors on the main process.
     """
     found: list[tuple[dict[str, torch.Tensor] | None, dict[str, Any]]] = [(None, {})]
 
@@ -216,10 +216,10 @@ def _pretrained_encoder(recipe: Recipe, accelerator: Accelerator) -> tuple[Recip
 
 
 def _continued(recipe: Recipe, found: Found) -> Recipe:
-    """The recipe with which a checkpoint's run goes on.
+    """The recipe to resume a checkpoint with.
 
     Raises:
-        RecipeError: the checkpoint was made by another one.
+        RecipeError: the checkpoint was made with a different recipe or method code.
     """
     state = found.state
     if state.code is not None and state.code != code_digest(recipe.method):
@@ -243,12 +243,12 @@ def _continued(recipe: Recipe, found: Found) -> Recipe:
 
 
 def _every_example(run: Run, make_loader: partial) -> Iterator[dict[str, torch.Tensor]]:
-    """The model's inputs of one pass over the data; nothing is loaded before the first is asked for."""
+    """Model inputs of one pass over the data, loaded lazily."""
     examples = run.examples
     loaders = [make_loader(start_step=0, num_steps=run.steps_per_epoch)]
     count = 0 if isinstance(examples.source, ImageStream) else len(examples.source)
     rest = count % run.recipe.train.batch_size
-    if rest:  # one by one, and all of them on every process
+    if rest:  # the rest, in batches of one, all on every process
         alone = {"batch_size": 1, "accumulation": 1, "rank": 0, "world_size": 1}
         steps = {"start_step": count - rest, "num_steps": count}
         loaders.append(make_loader(**steps, **alone))

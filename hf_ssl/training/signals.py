@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""SIGTERM, SIGINT and SIGHUP end a run before its next step, after a checkpoint; all processes agree on the step."""
+"""On SIGTERM, SIGINT or SIGHUP, save a checkpoint and stop before the next step; all processes agree on the step."""
 
 import signal
 from typing import Any
@@ -11,7 +11,7 @@ from ..data.workers import STOPS
 
 
 class Interrupted(Exception):
-    """A run was asked to stop. `signum` is the signal, `saved` whether a checkpoint of `step` could be written."""
+    """A run was stopped by signal `signum`. `saved`: whether a checkpoint of `step` was written."""
 
     def __init__(self, signum: int, step: int, saved: bool):
         self.signum, self.step, self.saved = signum, step, saved
@@ -20,16 +20,16 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Context in which SIGTERM, SIGINT and SIGHUP are remembered instead of acting.
+    """Context in which SIGTERM, SIGINT and SIGHUP are only recorded.
 
-    A second SIGINT acts as it did before. A second SIGTERM does not: launchers, `timeout` and schedulers send it to a
-    process and to its group.
+    A second SIGINT has its usual effect. A second SIGTERM does not, because launchers, `timeout` and schedulers send
+    it to both a process and its group.
     """
 
     def __init__(self):
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
-        # Exchanged on the CPU so that no process waits for its GPU.
+        # Communicate on the CPU to avoid synchronizing with the GPU.
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group: Any = dist.new_group(backend="gloo") if several else None
 
@@ -45,7 +45,7 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def agreed(self, *facts: bool) -> tuple[int | None, ...]:
-        """The signal that any process has received, and of each fact whether it holds on any: the same everywhere.
+        """The signal received by any process, and for each fact whether it is true on any; the same on all processes.
 
         Every process must call it at the same points.
         """

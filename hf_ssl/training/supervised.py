@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Classifiers on an encoder, trained by gradient descent: linear ones on a frozen encoder, and fine-tuning.
+"""Classifiers trained by gradient descent: linear heads on a frozen encoder, and fine-tuning.
 
-The loop is that of pretraining: a killed run continues exactly, and any number of processes gives the run of one.
+As in pretraining, a killed run resumes exactly, and the result does not depend on the number of processes.
 """
 
 import json
@@ -36,7 +36,7 @@ from .classifiers import network_of, normalization_of, size_of
 from .loop import Plan, train_steps
 
 
-_HELD_OUT = 10  # one of so many of a class chooses among several rates
+_HELD_OUT = 10  # one in ten examples of each class is held out to choose the learning rate
 _CROP = View(scale=(0.08, 1.0), jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0)
 
 
@@ -51,17 +51,18 @@ def supervised(
     seed: int = 0,
     train: TrainConfig | None = None,
 ) -> dict[str, Any]:
-    """Train and judge a classifier; every process must call it.
+    """Train and evaluate a classifier; every process must call it.
 
     Args:
         model: see `open_model`.
-        folder: for checkpoints, from which a killed run continues, and the finished figures of each seed.
+        folder: for checkpoints, so that a killed run resumes, and for the finished results of each seed.
 
     Returns:
         As `hf_ssl.evaluation.evaluate.evaluate`: mean, spread and standard error over `settings.seeds`.
 
     Raises:
-        RecipeError, Interrupted: the model or the data do not suit the protocol; a signal came.
+        RecipeError: the model or the data do not fit the protocol.
+        Interrupted: stopped by a signal.
     """
     process_state()
     encoder = open_model(model, pooler=settings.frozen)
@@ -83,7 +84,7 @@ def supervised(
     errors = {key: one["standard_error"] for key, one in over.items()}
     if not several:
         shares = {key: standard_error(over[key]["value"], len(queries)) for key in over if key != "mean_per_class"}
-        errors = shares | found[0].get("errors", {})  # none in figures of before
+        errors = shares | found[0].get("errors", {})  # results of earlier versions have none
     names = {key: protocol if key == "top1" else f"{protocol}_{key}" for key in over}
     values = {names[key]: one for key, one in over.items()}
     errors = {names[key]: one for key, one in errors.items()}
@@ -96,7 +97,7 @@ def supervised(
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned, whatever the seed."""
+    """A classification task, independent of the seed."""
 
     encoder: Encoder
     settings: Supervised
@@ -116,11 +117,11 @@ class Trial:
     accelerator: Accelerator
     size: int
     classes: int
-    failed: list[str] = field(default_factory=list)  # files that could not be learned from
+    failed: list[str] = field(default_factory=list)  # unreadable training files
 
 
 def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int) -> dict[str, Any]:
-    """Accuracies of one seed, from its file where it is finished."""
+    """Accuracies for one seed, read from `folder` if already finished."""
     settings, encoder = task.settings, task.encoder
     about: list[Any] = [encoder.name, asdict(settings), seed]
     about += [key_of(encoder, source, task.train.precision or "") for source in (bank, queries)]
@@ -150,7 +151,7 @@ def _of_seed(task: Task, bank: Source, queries: Source, folder: Path, seed: int)
 
 
 def _split(bank: Source, settings: Supervised, seed: int) -> tuple[Source, Source | None]:
-    """What is learned from, and what chooses among several rates."""
+    """Training examples, and held-out examples to choose the learning rate if there are several."""
     place, size = place_in_class(bank.numbers, seed)
     known = bank.numbers >= 0
     if settings.share is not None:
@@ -162,7 +163,7 @@ def _split(bank: Source, settings: Supervised, seed: int) -> tuple[Source, Sourc
 
 
 def _train(trial: Trial, source: Source, folder: Path) -> None:
-    """The training loop, from the newest checkpoint on."""
+    """Train, resuming from the newest checkpoint if there is one."""
     settings, accelerator = trial.task.settings, trial.accelerator
     if len(source) < settings.batch_size:
         raise RecipeError(
@@ -194,7 +195,7 @@ def _train(trial: Trial, source: Source, folder: Path) -> None:
 
 
 def _loader_of(trial: Trial, source: Source, start: int, num_steps: int) -> TrainLoader:
-    """Batches of one random crop of each image, and the numbers of those that are really there."""
+    """Batches of one random crop per image, with the index of the image shown, also for substitutes."""
     views = LabeledViews([replace(_CROP, size=trial.size)], channels=len(normalization_of(trial.encoder)[0]))
     return TrainLoader(
         source,
@@ -219,7 +220,7 @@ def _optimizer(groups: list[dict[str, Any]], settings: Supervised) -> torch.opti
 
 
 def rate(settings: Supervised, step: int, num_steps: int, steps_per_epoch: int) -> float:
-    """Share of its peak that a learning rate has at a step, counted from 0."""
+    """Learning rate at a step (from 0) as a fraction of the peak."""
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
@@ -231,7 +232,7 @@ def rate(settings: Supervised, step: int, num_steps: int, steps_per_epoch: int) 
 
 
 def _accuracy(trial: Trial, source: Source, head: int) -> dict[str, Any]:
-    """Accuracies on a source, each example once on any number of processes."""
+    """Accuracies on a source; every example counts once for any number of processes."""
     accelerator, transform = trial.accelerator, trial.encoder.transform
     if isinstance(transform, ImageInference):
         transform = replace(transform, size=trial.size)

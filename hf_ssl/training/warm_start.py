@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Start from the weights of an earlier run of the same method (`train.init_from`), and from what it remembers."""
+"""Start from the weights and buffers of an earlier run of the same method (`train.init_from`)."""
 
 from torch import nn
 
@@ -8,15 +8,15 @@ from ..recipe import RecipeError
 
 
 def warm_start(model: nn.Module, place: str) -> list[str]:
-    """Load the weights of a run, of one of its checkpoints, or of an exported model, into a new model of its method.
+    """Load weights from a run, a checkpoint or an exported model into a new model of the same method.
 
-    A run's newest checkpoint comes first, since it has what the method remembers (AVID's memories, SwAV's queue).
+    A run's newest checkpoint is preferred, because it has the method's own buffers (AVID's memories, SwAV's queue).
 
     Returns:
-        Names of what a method remembers that was not there, or was of another size, and keeps its initial values.
+        Names of the method's buffers that were missing or had another size and so keep their initial values.
 
     Raises:
-        RecipeError: there are no weights, or they are of another model.
+        RecipeError: there are no weights, or they belong to a different model.
     """
     tensors = read_weights(find_weights(place))
     own = model.state_dict()

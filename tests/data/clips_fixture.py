@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Tiny videos with sound in the containers that people have, written with PyAV."""
+"""Tiny videos with sound in common containers, written with PyAV."""
 
 import io
 from fractions import Fraction
@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 
-CODECS = {  # container: its name for FFmpeg, codecs, sampling rate
+CODECS = {  # container: FFmpeg name, codecs, sampling rate
     "mp4": ("mp4", "libx264", "aac", 16000),
     "webm": ("webm", "libvpx-vp9", "libopus", 48000),
     "avi": ("avi", "mpeg4", "libmp3lame", 16000),
@@ -35,10 +35,10 @@ def write_clip(
     """A video of flat gray frames.
 
     Args:
-        times: seconds at which the frames begin, for a variable rate.
-        grays: of every frame; by default frame i is 8 * i.
-        sound: in -1..1, at the container's rate, the same in every channel of `layout`; a tone of 500 Hz by default.
-        codec: of the sound, in place of the container's usual one.
+        times: start time of each frame in seconds, for a variable frame rate.
+        grays: gray level of each frame; by default 8 * i for frame i.
+        sound: in -1..1, at the container's rate, the same in every channel of `layout`; by default a 500 Hz tone.
+        codec: audio codec, instead of the container's default.
     """
     container, video_codec, audio_codec, rate = CODECS[file.suffix[1:]]
     audio_codec = codec or audio_codec
@@ -53,7 +53,7 @@ def write_clip(
             pictures.pix_fmt = "yuv420p"
             base = Fraction(1, fps) if video_codec == "mpeg4" else Fraction(1, 1000)
             pictures.codec_context.time_base = base
-            pictures.codec_context.max_b_frames = 0  # AVI has no time stamps to put them in order
+            pictures.codec_context.max_b_frames = 0  # AVI has no timestamps to reorder B-frames
             for time, gray in zip(times, grays, strict=True):
                 frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), gray, np.uint8), format="rgb24")
                 frame.pts, frame.time_base = round(Fraction(float(time)) / base), base
@@ -72,7 +72,7 @@ def write_clip(
 
 
 def flash_and_beep(file: Path, at: float, seconds: float = 3.0, fps: int = 20) -> Path:
-    """Black and silent but for a white frame and a beep at the same time."""
+    """A black, silent video with one white frame and a simultaneous beep."""
     rate = CODECS[file.suffix[1:]][3]
     first, length = round(at * rate), rate // fps
     sound = np.zeros(int(seconds * rate))
@@ -88,7 +88,7 @@ def truncate(source: Path, file: Path, share: float = 0.6) -> Path:
 
 
 def damage(source: Path, file: Path, first: float, last: float) -> Path:
-    """The bytes between two shares of a file are noise."""
+    """Replace the bytes between two fractions of a file with noise."""
     content = bytearray(source.read_bytes())
     place = slice(int(len(content) * first), int(len(content) * last))
     content[place] = np.random.default_rng(0).bytes(place.stop - place.start)
@@ -97,7 +97,7 @@ def damage(source: Path, file: Path, first: float, last: float) -> Path:
 
 
 class _Pipe(io.RawIOBase):
-    """What a writer cannot go back in, to put a duration at the beginning."""
+    """An unseekable output, so that the writer cannot add a duration to the header."""
 
     def __init__(self):
         self.content = bytearray()
@@ -114,7 +114,7 @@ class _Pipe(io.RawIOBase):
 
 
 def rewritten(source: Path, container: str, *, late: float = 0.0, **options: str) -> bytes:
-    """The packets of a file as they are recorded live, into a pipe; the sound may start `late` seconds later."""
+    """The packets of a file written to a pipe, like a live recording; the sound starts `late` seconds later."""
     pipe = _Pipe()
     with av.open(str(source)) as read, av.open(pipe, "w", format=container, options=options) as out:
         streams = {s.index: out.add_stream_from_template(s) for s in read.streams}

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Small pictures, and files of them."""
+"""Small test images, and image files."""
 
 import io
 

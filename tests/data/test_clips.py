@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Clips: the right frames and the sound that belongs to them, out of any container and place, whoever loads them."""
+"""Clips: the right frames with matching sound, from any container and source, for any workers and processes."""
 
 import gc
 import io
@@ -51,7 +51,7 @@ N = 12
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> list[Path]:
-    """Video i has the gray 20 * i throughout."""
+    """All frames of video i have gray level 20 * i."""
     folder = tmp_path_factory.mktemp("videos")
     endings = list(CODECS)
     return [
@@ -75,7 +75,7 @@ def first_above(values: np.ndarray, threshold: float, rate: float) -> float:
 @pytest.mark.parametrize("ending", CODECS)
 def test_picture_and_sound_of_a_clip_belong_together(ending, content, tmp_path):
     file = flash_and_beep(tmp_path / f"both.{ending}", at=1.6)
-    late = 0.06 if ending == "avi" else 0  # the writer shifts everything by MP3's delay, which AVI cannot tell
+    late = 0.06 if ending == "avi" else 0  # the writer shifts everything by the MP3 delay, which AVI cannot store
     for draw, start, seconds in (((0, 0.5), 0, 3.0), ((0.5, 0.5), 0.75, 1.5), ((0.999, 0.5), 1.0, 2.0)):
         frames, sound = read_clips(
             file.read_bytes() if content else file,
@@ -101,7 +101,7 @@ def test_the_frame_on_display_is_taken_whatever_the_rate(tmp_path):
 
 def test_windows_cover_all_of_the_sound_and_the_frames_stay_near_it(tmp_path):
     rate = CODECS["mkv"][3]
-    rising = np.repeat(np.arange(40) / 40, rate // 10) * np.sin(np.arange(4 * rate))  # its amplitude tells the time
+    rising = np.repeat(np.arange(40) / 40, rate // 10) * np.sin(np.arange(4 * rate))  # the amplitude encodes the time
     file = write_clip(
         tmp_path / "rising.mkv",
         seconds=4,
@@ -115,7 +115,7 @@ def test_windows_cover_all_of_the_sound_and_the_frames_stay_near_it(tmp_path):
     for frames, sound in read_clips(file, draws, offset=0.5, **options):
         at.append(np.abs(sound).max() * 4 - 1)
         apart.append(grays(frames)[0] / 60 - at[-1])
-    assert min(at) < 0.3 and max(at) > 2.7  # of 0..3, where a sound of a second starts
+    assert min(at) < 0.3 and max(at) > 2.7  # one-second windows start in 0..3 s
     assert min(apart) < -0.2 and max(apart) > 1.0 and -0.8 < min(apart) and max(apart) < 1.6
     middle = read_clips(file, even_draws(3), **options)
     assert [grays(f)[0] for f, _ in middle] == pytest.approx([24, 114, 204], abs=8)  # 0.4, 1.9 and 3.4 s
@@ -134,7 +134,7 @@ def test_a_long_video_is_not_decoded_from_its_beginning(tmp_path, monkeypatch):
     counting = lambda *of: (decoded.append(frame) or frame for frame in plain(*of))  # noqa: E731
     monkeypatch.setattr(media_avid, "_decoded", counting)
     frames, sound = read_clips(file, [(0.9, 0.5)], **CLIP)[0]  # from 53.1 s on
-    assert len(decoded) < 60  # of 480 frames and 938 pieces of sound
+    assert len(decoded) < 60  # of 480 video and 938 audio frames
     assert np.allclose(grays(frames), 4 * 53, atol=3) and np.abs(sound).max() > 0.2
 
 
@@ -234,7 +234,7 @@ def test_recordings_without_a_duration_are_as_long_as_they_are(ending, container
     )
     live = rewritten(file, container, **options)
     with av.open(io.BytesIO(live)) as opened:
-        for kind in ("video", "audio", "video"):  # whichever is asked for first
+        for kind in ("video", "audio", "video"):  # in any order
             start, end = media_avid._extent(opened, opened.streams.best(kind))
             assert end - start == pytest.approx(12, abs=0.13)
     shown = [(grays(frames)[0] - 40) / 16 for frames, _ in read_clips(live, even_draws(3), **CLIP | {"num_frames": 1})]
@@ -263,7 +263,7 @@ def test_a_sound_that_all_channels_have_keeps_its_level(layout, codec, tmp_path)
 
 
 def broken(whole: dict[str, bytes], rng: np.random.Generator) -> bytes:
-    """One of the files after something that happens to files."""
+    """A random file with random damage."""
     content = bytearray(whole[rng.choice(sorted(whole))])
     first, last = sorted(rng.integers(0, len(content), 2).tolist())
     what = rng.choice(["bytes", "cut", "zeros", "hole", "twice", "noise", "other end"])
@@ -292,7 +292,7 @@ def test_whatever_is_wrong_with_files_each_is_a_clip_or_skipped_counted_and_name
     whole = {ending: file.read_bytes() for ending, file in files.items()}
     whole |= {"live": rewritten(files["mkv"], "matroska"), "parts": rewritten(files["mp4"], "mp4", **FRAGMENTS)}
     records = [{"bytes": broken(whole, rng), "path": f"{i}.mp4"} for i in range(count)]
-    records += [{"bytes": whole["mp4"], "path": "good.mp4"}] * count  # of bad ones alone, ten in a row end a run
+    records += [{"bytes": whole["mp4"], "path": "good.mp4"}] * count  # ten bad files in a row would end a run
     loader = loader_of(
         clips_of(Dataset.from_dict({"x": records})), batch_size=20, num_steps=count // 10, max_failed_share=1
     )
@@ -310,11 +310,11 @@ def test_without_pyav_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RecipeError, match="pip install av"):
         ClipViews(VIEW, CONFIG, ClipsConfig())
-    with pytest.raises(RecipeError, match=r"hf_ssl\[video\]"):  # before a place is looked at
+    with pytest.raises(RecipeError, match=r"hf_ssl\[video\]"):  # before the path is checked
         check_source(DataConfig(path="/nowhere"), kind="video")
 
 
-# ---------------------------------------------------------------------------------------------- any place
+# ---------------------------------------------------------------------------------------------- any source
 
 
 def cells_of(videos: list[Path]) -> list[dict]:
@@ -331,7 +331,7 @@ def write_shards(videos: list[Path], folder: Path, ending: str, per_shard: int =
             continue
         with tarfile.open(file, "w") as tar:
             for video in part:
-                info = tarfile.TarInfo(f"{video.stem}.mp4")  # the container is in the content
+                info = tarfile.TarInfo(f"{video.stem}.mp4")  # the content determines the container
                 info.size = video.stat().st_size
                 tar.addfile(info, io.BytesIO(video.read_bytes()))
     return folder
@@ -416,7 +416,7 @@ def stream_of(path, **data):
 
 
 def shown(batch: dict) -> list[int]:
-    """The videos that are in a batch, by their gray, which the tests' colors leave alone."""
+    """The videos in a batch, identified by their gray level, which these tests' augmentation preserves."""
     return (batch["frames"].float().mean((1, 2, 3, 4)) / 20).round().long().tolist()
 
 
@@ -469,7 +469,7 @@ def test_the_rows_of_a_continued_stream_are_those_of_its_beginning(videos, tmp_p
     next(iter(first))
     state = merge_states([first.state()])
     assert state["shard_lengths"] == [5, 5, 2]
-    (path / "00.tar").write_bytes((path / "10.tar").read_bytes())  # now of two
+    (path / "00.tar").write_bytes((path / "10.tar").read_bytes())  # now two examples
     stream = stream_of(path)
     assert stream.rows().tolist() == [0, 2, 7, 9]
     loader_of(stream, state=state)
@@ -478,9 +478,9 @@ def test_the_rows_of_a_continued_stream_are_those_of_its_beginning(videos, tmp_p
 
 def test_new_examples_of_a_shard_share_its_last_row_and_take_none_of_the_next(videos, tmp_path):
     stream = stream_of(write_shards(videos, tmp_path / "tar", "tar"))
-    stream.shard_lengths = [3, 0, 2]  # as counted before two of them had grown
+    stream.shard_lengths = [3, 0, 2]  # counted before two of the shards grew
     seen = [i for batch in loader_of(stream) for i in batch["index"].tolist()]
-    assert sorted(set(seen)) == [0, 1, 2, 3, 4] and [seen.count(row) for row in (3, 4)] == [4, 4]  # in two epochs
+    assert sorted(set(seen)) == [0, 1, 2, 3, 4] and [seen.count(row) for row in (3, 4)] == [4, 4]  # over two epochs
 
 
 def test_broken_files_are_named_replaced_and_the_rows_are_those_that_are_seen(videos, tmp_path):
@@ -537,7 +537,7 @@ def test_all_frames_of_a_clip_have_one_crop_flip_and_color(tmp_path):
     inputs = ClipTransform(CONFIG)(next(iter(loader_of(source))))
     frames = inputs["pixel_values_videos"]
     assert torch.allclose(frames, frames[:, :1].expand_as(frames), atol=0.06)
-    assert frames.mean((1, 2, 3, 4)).std() > 0.05  # every clip has colors of its own
+    assert frames.mean((1, 2, 3, 4)).std() > 0.05  # each clip has its own colors
 
 
 def test_volume_and_reference_colors(source):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a network does not take is one sentence with a remedy that works, before anything is trained."""
+"""Image sizes that a network does not accept: a clear error with a working remedy, before training starts."""
 
 import pytest
 

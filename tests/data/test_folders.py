@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Folders as people have them: links, splits, classes, metadata, leftovers and odd names."""
+"""Real-world folders: links, splits, classes, metadata, leftover files and odd names."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def make(root: Path, *files: str) -> Path:
 
 
 def layout(root: Path) -> dict[str, dict[str, int | None]]:
-    """Split -> file, from the root -> class name."""
+    """Split -> {file relative to the root: class name}."""
     data, found = DataConfig(path=str(root)), {}
     for split in available_splits(data):
         source = load_source(data, split)

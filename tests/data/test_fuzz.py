@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Damaged images, tables and tars: no traceback, and what cannot be read is counted and named.
+"""Damaged images, tables and tars: no traceback, and unreadable files are counted and named.
 
-Everything is seeded, so a failure can be repeated from its number.
+Everything is seeded, so a failure can be reproduced from its number.
 """
 
 import io
@@ -26,7 +26,7 @@ from tests.data.pictures import encoded, noise
 
 FAST, SLOW = 300, 2000
 VIEWS = [View(size=8)] * 2
-MEGAPIXELS = 1.0  # damaged sizes would only take long
+MEGAPIXELS = 1.0  # a damaged header can claim a huge size, which would only be slow
 
 
 def _oriented() -> Image.Exif:
@@ -54,7 +54,7 @@ IMAGES = [
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """Some bytes changed, cut off, taken out, put in, or repeated."""
+    """Some bytes changed, truncated, removed, inserted, or repeated."""
     data = bytearray(content)
     for _ in range(rng.integers(1, 4)):
         at, length = int(rng.integers(len(data) or 1)), int(rng.integers(1, 40))
@@ -78,7 +78,7 @@ amounts = pytest.mark.parametrize("amount", [FAST, pytest.param(SLOW, marks=pyte
 
 
 def readable(content: bytes) -> bool:
-    """Whether the three ways to look at an image agree that it can be."""
+    """Whether an image is readable; the three ways to read it must agree."""
     ways = []
     for look in (
         lambda image: make_views(image, VIEWS, (0, 0, 0)),
@@ -88,7 +88,7 @@ def readable(content: bytes) -> bool:
         try:
             look(open_image({"bytes": content, "path": None}, MEGAPIXELS))
             ways.append(True)
-        except Exception as error:  # as in a loader; but what ends a process does not count as that
+        except Exception as error:  # as in a loader, without exceptions that end the process
             assert str(error) or type(error).__name__
             ways.append(False)
     return all(ways) if ways[1] == ways[2] else ways[0]
@@ -100,7 +100,7 @@ def test_damaged_images_are_skipped_counted_and_named(amount):
     rng = np.random.default_rng(amount)
     contents = [damaged(IMAGES[i % len(IMAGES)], rng) for i in range(amount)]
     records = [{"bytes": content, "path": f"{i}.bin"} for i, content in enumerate(contents)]
-    records += [{"bytes": IMAGES[0], "path": "good.png"}] * amount  # of bad ones alone, ten in a row end a run
+    records += [{"bytes": IMAGES[0], "path": "good.png"}] * amount  # ten bad files in a row would end a run
     dataset = Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
     source = Source(dataset, {"image": None}, max_megapixels=MEGAPIXELS)
     wanted = {f"{i}.bin (row {i} of the dataset)" for i, content in enumerate(contents) if not readable(content)}
@@ -131,7 +131,7 @@ def tar() -> bytes:
 
 
 def show(path: Path, streaming: bool) -> list[tuple[str, str]]:
-    """What was skipped in two epochs."""
+    """The files skipped in two epochs."""
     data = DataConfig(path=str(path), streaming=streaming, num_examples=8 if streaming else None)
     data = replace(data, max_megapixels=MEGAPIXELS)
     source = open_stream(data) if streaming else load_source(data)
@@ -143,7 +143,7 @@ def show(path: Path, streaming: bool) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 @amounts
 def test_a_damaged_shard_is_skipped_or_refused_by_one_sentence(kind, amount, tmp_path, no_waiting):
-    """Most as streams; a tenth is indexed, which takes longer."""
+    """Most cases are streamed; a tenth is map-style, which is slower."""
     rng, good = np.random.default_rng(amount), {"parquet": table, "tar": tar}[kind]()
     refused = skipped = 0
     for i in range(amount):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Which labels are classes, which examples are measured on, and what they are called."""
+"""Which labels are classes, and which examples are used for evaluation under which names."""
 
 import json
 import logging

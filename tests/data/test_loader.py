@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Order and views are a function of (seed, epoch, example, view): not of workers, processes or where a run started."""
+"""Order and views depend only on (seed, epoch, example, view), not on workers, processes or the starting step."""
 
 import multiprocessing
 import pickle
@@ -24,7 +24,7 @@ from tests.sources import ImageSource
 
 
 VIEWS = [View(size=16), View(size=16, blur=0.0), View(size=8, local=True)]
-N, BATCH = 40, 12  # three batches an epoch, four images left over
+N, BATCH = 40, 12  # three batches per epoch, four images left over
 
 
 def png(seed: int, side: int = 20) -> bytes:
@@ -58,14 +58,14 @@ def assert_same(ours: list[dict], theirs: list[dict]) -> None:
 
 
 def joined(parts: list[dict]) -> dict:
-    """Micro-batches of processes, in order, as the one batch that they are parts of."""
+    """Join the micro-batches of all processes, in order, into the global batch."""
     joined = {"skipped": [item for part in parts for item in part["skipped"]]}
     for key in parts[0].keys() - joined.keys():
         joined[key] = torch.cat([part[key] for part in parts], dim=0 if key == "index" else 1)
     return joined
 
 
-# ---------------------------------------------------------------------------------------------- what comes out
+# ---------------------------------------------------------------------------------------------- output
 
 
 def test_a_batch_is_a_few_large_tensors_view_by_view(source):
@@ -103,7 +103,7 @@ def test_reference_colors_are_done_by_the_loader(source):
     assert not torch.equal(plain["views"], done["views"])
 
 
-# ---------------------------------------------------------------------------------------------- whoever loads it
+# ---------------------------------------------------------------------------------------------- workers and processes
 
 
 @pytest.mark.parametrize("reference", [False, True])
@@ -163,14 +163,14 @@ def test_a_worker_that_dies_with_a_batch_not_yet_handed_over_is_one_sentence(sou
     loader = iter(TrainLoader(source, VIEWS, batch_size=BATCH, num_steps=50, num_workers=2))
     before = set(multiprocessing.active_children())
     next(loader)
-    time.sleep(1)  # the next batches lie ready, in memory that their workers hold
+    time.sleep(1)  # the next batches are ready, in shared memory held by the workers
     workers = sorted(set(multiprocessing.active_children()) - before, key=lambda worker: worker.pid)
     workers[which].kill()
     with pytest.raises(WorkerError, match="no memory left.*data.num_workers"):
         list(loader)
 
 
-# ---------------------------------------------------------------------------------------------- what can be wrong
+# ---------------------------------------------------------------------------------------------- errors
 
 
 def test_images_that_cannot_be_read_are_replaced_and_named_the_same_by_any_worker():
@@ -203,7 +203,7 @@ def test_images_that_cannot_be_read_are_replaced_and_named_the_same_by_any_worke
 
 
 def test_an_image_of_absurd_size_is_skipped_like_a_broken_one(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # Pillow raises above twice that
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # Pillow raises above twice this limit
     run = batches(source_of(broken={i: png(i, side=30) for i in range(5)}), num_steps=3)
     skipped = [item for batch in run for item in batch["skipped"]]
     assert skipped and all(name.startswith("photo") and "exceeds limit" in reason for name, reason in skipped)
@@ -215,7 +215,7 @@ def test_too_many_unreadable_images_stop_the_run_and_few_do_not():
     options = {"views": [replace(VIEWS[0], size=4)] * 2, "batch_size": 30, "num_steps": 8}
     assert len(batches(source, max_failed_share=0.5, **options)) == 8
     loader = iter(TrainLoader(source, options.pop("views"), **options, max_failed_share=0.1))
-    next(loader)  # under a hundred images say nothing yet
+    next(loader)  # the failure rate is not checked before 100 images
     with pytest.raises(RecipeError, match=r"could not be read.*photo.*max_failed_share"):
         list(loader)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 2: the colors of a CPU and of a GPU against the published per-image arithmetic, on two photographs."""
+"""Stage 2: CPU and GPU colors against the published per-image arithmetic, on two photographs."""
 
 import colorsys
 import io
@@ -21,7 +21,7 @@ from hf_ssl.recipe import ViewsConfig, recipes_folder
 
 @pytest.fixture(scope="module")
 def crops() -> list[Image.Image]:
-    """16 crops of 48 pixels."""
+    """16 crops, resized to 48 pixels."""
     photos = [Image.fromarray(array) for array in load_sample_images().images]
     corners = np.random.default_rng(0).integers(0, 427 - 200, (16, 2)).tolist()
     boxes = [(left, top, left + 200, top + 200) for left, top in corners]
@@ -36,13 +36,13 @@ def row(**changes: float) -> np.ndarray:
 
 
 def pixels_of(images: list[Image.Image]) -> torch.Tensor:
-    """(1, B, S, S, C), as the loader stacks a view."""
+    """(1, B, S, S, C), stacked like one view in the loader."""
     arrays = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(arrays[None] if arrays.ndim == 4 else arrays[None, ..., None])
 
 
 def fast(images: list[Image.Image], rows: list[np.ndarray], arithmetic: str = "auto") -> np.ndarray:
-    """(B, S, S, C) in 0..255; on a CPU `arithmetic` "torch" is that of a GPU."""
+    """(B, S, S, C) in 0..255; `arithmetic` "torch" runs the GPU arithmetic on a CPU."""
     channels = len(images[0].getbands())
     plain = Photometric([0.0] * channels, [1.0] * channels, arithmetic)
     out = plain(pixels_of(images)[0], torch.from_numpy(np.stack(rows)))
@@ -63,7 +63,7 @@ def same(params: np.ndarray) -> list[np.ndarray]:
 
 @both
 @pytest.mark.parametrize(
-    ("name", "values", "levels"),  # mean distance allowed, of 255 levels; Pillow cuts to whole levels after each step
+    ("name", "values", "levels"),  # allowed mean distance, of 255 levels; Pillow truncates to 8 bits after each step
     [
         ("multiply", (0.2, 0.6, 1.4, 1.8), 0.5),
         ("add", (-0.4, -0.1, 0.3), 0.5),
@@ -110,7 +110,7 @@ def test_on_a_cpu_the_blur_is_pillows(crops, sigma):
     for images in (crops, large):
         rows = [row(sigma=sigma)] * len(images)
         distance = np.abs(fast(images, rows) - reference(images, rows))
-        inner = distance[:, 8:-8, 8:-8]  # Pillow goes over the edge in three steps, which are seen in small crops
+        inner = distance[:, 8:-8, 8:-8]  # Pillow handles edges in each of three passes, visible in small crops
         assert ((distance if images is large else inner) < 2.01).mean() > 0.99
         assert inner.max() < 4.01 and distance.mean() < 0.6
 
@@ -121,7 +121,7 @@ def test_on_a_cpu_the_hue_is_the_published_one(crops, hue):
     wanted = reference(crops, rows)
     distance = np.abs(fast(crops, rows) - wanted)
     assert distance.mean() < 0.5 and distance.max() < 9
-    assert (distance < 2.01).mean() > 0.93  # 0.24 with one map, and the rest is a level of Pillow's hue
+    assert (distance < 2.01).mean() > 0.93  # 0.24 with an affine map; the rest are single hue levels of Pillow
     assert distance.mean() < 0.1 * np.abs(fast(crops, rows, "torch") - wanted).mean()
     assert np.abs(fast(crops, exact) - reference(crops, exact)).max() < 1.01
 
@@ -139,7 +139,7 @@ def test_a_third_of_a_turn_exchanges_the_pure_colors():
     wanted = [[0, 255, 0], [0, 0, 255], [255, 0, 0]]
     assert np.allclose(fast(colors, [row(hue=1 / 3)] * 3, "torch")[:, 0, 0], wanted, atol=0.01)
     assert np.allclose(fast(colors, [row(hue=1 / 3, deepmind=1)] * 3)[:, 0, 0], wanted, atol=0.01)
-    # Half a level of Pillow's 255 levels of hue is 3 levels of a pure color.
+    # Pillow has 255 hue levels; half of one changes a pure color by 3 levels.
     assert np.allclose(fast(colors, [row(hue=1 / 3)] * 3)[:, 0, 0], wanted, atol=3.01)
 
 
@@ -200,7 +200,7 @@ def test_views_of_a_cpu_and_of_a_gpu_are_alike(crops, preset):
 
 
 def deepmind_by_hand(image: Image.Image, params: np.ndarray) -> np.ndarray:
-    """Pixel by pixel with the standard library's HSV, in 0..255; rounded once."""
+    """Pixel by pixel with the standard library's HSV, in 0..255; rounded once at the end."""
     values = dict(zip(PARAMS, params.tolist(), strict=True))
     x = np.asarray(image) / 255
     for op in ORDERS[int(values["order"])]:
@@ -229,7 +229,7 @@ def test_byols_reference_has_deepminds_contrast_and_saturation(crops, order):
         {"contrast": 0.6},
         {"contrast": 1.4},
         {"saturation": 0.8},
-        {"saturation": 3.0},  # clipped
+        {"saturation": 3.0},  # clipped at 1
         {"hue": 0.1},
         {"add": 0.3, "contrast": 1.4, "saturation": 1.2, "hue": -0.1},
         {"add": -0.2, "contrast": 0.7, "saturation": 0.8, "hue": 0.1, "gray": 1},
@@ -264,7 +264,7 @@ def test_the_fast_colors_of_byol_are_as_near_to_the_reference_as_is_said():
         published = reference(images, rows)
         return np.abs(published - untouched).mean(), np.abs(fast(images, rows, arithmetic) - published).mean()
 
-    # The figures of photometric.py's docstring, in levels of 255.
+    # The figures in the docstring of photometric.py, of 255 levels.
     assert distances(rows) == pytest.approx((39.8, 3.3), abs=0.2)
     assert distances(saturations) == pytest.approx((1.5, 1.4), abs=0.2)
     contrast = [row(contrast=1.4, deepmind=1)] * len(images)
@@ -371,4 +371,4 @@ def test_a_gpu_gives_the_same_views_and_is_never_waited_for(crops):
     on_cpu.photometric = Photometric([0.5] * 3, [0.2] * 3, "torch")
     expected = on_cpu(batch)["pixel_values"]
     close = (views.cpu() - expected).abs() < 1e-2
-    assert close.float().mean() > 0.999  # solarizing turns a rounding at its threshold into a large difference
+    assert close.float().mean() > 0.999  # solarization amplifies rounding at its threshold

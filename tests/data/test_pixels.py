@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a file's numbers become: every pixel type, orientation and size, the same wherever a file is opened."""
+"""Decoding of every pixel type, orientation and size, the same wherever a file is opened."""
 
 import io
 import re
@@ -78,7 +78,7 @@ def dataset(*contents: bytes) -> Dataset:
 # ---------------------------------------------------------------------------------------------- depth
 
 COLORS = np.stack([GRAY, GRAY[::-1], 1 - GRAY], -1)
-DEEP = {  # file, numbers that are black and white, gray it must become
+DEEP = {  # file, values for black and white, expected gray
     "uint16 png": (encoded((GRAY * 4095).astype(np.uint16), "PNG"), (0, 4095)),
     "uint16 tiff of 8 bits": (encoded((GRAY * 255).astype(np.uint16)), (0, 255)),
     "uint16 tiff, compressed": (encoded((GRAY * 4095).astype(np.uint16), compression="tiff_lzw"), (0, 4095)),
@@ -209,7 +209,7 @@ def test_other_bands_than_gray_and_rgb_are_refused_with_how_to_reduce_them(bands
 def test_cmyk_is_color_and_a_fourth_band_that_is_transparency_is_dropped():
     photo = Image.fromarray((COLORS * 255).astype(np.uint8))
     files = [photo.convert("CMYK"), photo.convert("RGBA")]
-    if int(PIL.__version__.split(".")[0]) >= 13:  # older ones cannot read what they have written
+    if int(PIL.__version__.split(".")[0]) >= 13:  # older versions cannot read their own files
         files.append(photo.convert("YCbCr"))
     for file in files:
         source = source_of(dataset(encoded(file)), DataConfig())
@@ -220,7 +220,7 @@ def test_cmyk_is_color_and_a_fourth_band_that_is_transparency_is_dropped():
 
 
 def photo(orientation: int | None, kind: str = "JPEG", size: tuple[int, int] = (64, 40)) -> bytes:
-    """A picture whose corners differ."""
+    """An image with four different corners."""
     y, x = np.mgrid[: size[1], : size[0]]
     image = Image.fromarray(np.stack([x * 255 // size[0], y * 255 // size[1], (x + y) % 256], -1).astype(np.uint8))
     exif = Image.Exif()
@@ -284,7 +284,7 @@ EVERYWHERE |= {
 @pytest.mark.parametrize("kind", EVERYWHERE)
 @pytest.mark.parametrize("exif", ["apply", "ignore"])
 def test_preview_training_and_evaluation_show_the_same_pixels(kind, exif, tmp_path, monkeypatch):
-    """The whole of a square file at its own size, so that crops and resizing change nothing."""
+    """Uses whole square images at their own size, so that cropping and resizing change nothing."""
     content = EVERYWHERE[kind]
     side = 40
     (tmp_path / "images").mkdir()
@@ -362,7 +362,7 @@ def test_max_megapixels_is_the_limit_and_not_pillows(kind, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 2000, "other code keeps its protection"
 
 
-# ---------------------------------------------------------------------------------------------- at the command line
+# ---------------------------------------------------------------------------------------------- command line
 
 
 def test_evaluate_takes_the_range_and_names_what_it_could_not_read(tmp_path, capsys, monkeypatch):

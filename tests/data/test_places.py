@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Where data can be: one place or several, weighted, under home, behind braces, globs and URLs."""
+"""Data paths: one or several, weighted, in the home directory, with braces, globs and URLs."""
 
 import io
 from collections import Counter
@@ -116,7 +116,7 @@ def test_a_year_in_a_recipe_file_is_a_path_too(tmp_path):
         assert "data.path" in said(load_recipe, "my_images", [f"data.path={wrong}"])
 
 
-# ---------------------------------------------------------------------------------------------- several places
+# ---------------------------------------------------------------------------------------------- several paths
 
 
 def test_a_list_of_places_is_one_after_the_other_whatever_their_columns_are_called(tmp_path):
@@ -308,7 +308,7 @@ def test_a_table_without_a_possible_column_says_what_a_row_needs():
 
 
 class CountedFile(AbstractBufferedFile):
-    """Of bytes in memory; how much each request asks for is written down."""
+    """An in-memory file that records the size of each request."""
 
     def _fetch_range(self, start, end):
         self.fs.requests.append(end - start)
@@ -316,7 +316,7 @@ class CountedFile(AbstractBufferedFile):
 
 
 class Counted(AbstractFileSystem):
-    """A file system over a network, as far as `datasets` can tell."""
+    """A file system that `datasets` takes for a remote one."""
 
     protocol = "counted"
     files: dict[str, bytes] = {}

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Datasets that are made in Python: filtered, mapped, generated, transformed."""
+"""Datasets created in Python: filtered, mapped, generated, transformed."""
 
 import datasets
 import numpy as np
@@ -77,7 +77,7 @@ def shown(stream, steps: int, workers: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("kind", STREAMS)
 def test_a_stream_that_python_changes_is_shown_as_it_is_then(kind, shards, monkeypatch):
-    # After every shard of a shuffled stream `datasets` sleeps for seconds: threads of Arrow might still read.
+    # `datasets` sleeps for seconds after each shard of a shuffled stream, in case Arrow threads are still reading.
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.2, raising=False)
     change, wanted = STREAMS[kind]
     stream = change(datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Every place that images can be in, and what is said when they are not there."""
+"""Every kind of image source, and the error messages for missing ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +171,7 @@ def test_columns_are_found_by_type_and_by_name(digits):
     assert ImageSource(numbered.rename_column("label", "kind")).label_column is None
 
 
-# ---------------------------------------------------------------------------------------------- one sentence
+# ---------------------------------------------------------------------------------------------- error messages
 
 
 def said(call, *args, **kwargs) -> str:

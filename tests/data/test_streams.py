@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Streams: every example once an epoch, whatever the workers, processes and restarts, and whatever is broken."""
+"""Streams: every example once per epoch, for any workers, processes and restarts, and despite broken shards."""
 
 import io
 import tarfile
@@ -83,7 +83,7 @@ def seen(batches: list[dict]) -> Counter:
     return Counter(index for batch in batches for index in batch["index"].tolist())
 
 
-# ---------------------------------------------------------------------------------------------- an epoch is an epoch
+# ---------------------------------------------------------------------------------------------- epochs
 
 
 def test_an_epoch_shows_every_example_once_and_the_next_one_in_another_order_with_other_views(parquet):
@@ -102,7 +102,7 @@ def test_the_order_and_the_views_are_the_seeds(parquet):
 
 
 def test_shards_of_any_length_are_shown_in_full_before_they_are_shown_again(uneven):
-    """Nobody waits for the longest shard: a partition begins its next epoch when it is through."""
+    """No waiting for the longest shard: a partition starts its next epoch as soon as it has finished one."""
     batches = list(loader_of(uneven, num_steps=30, batch_size=8))
     counts = seen(batches)
     assert len(counts) == sum(UNEVEN)
@@ -131,7 +131,7 @@ def test_processes_that_do_not_divide_the_partitions_still_show_everything_once(
     assert set(counts.values()) <= {1, 2} and sum(counts.values()) == 96
 
 
-# ---------------------------------------------------------------------------------------------- to be continued
+# ---------------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -163,14 +163,14 @@ def test_continued_on_other_processes_nothing_is_lost_or_shown_twice(parquet, be
     assert sum(counts.values()) == 96
     if 8 % after == 0:
         assert set(counts.values()) == {1}
-    else:  # partitions are read unevenly fast; each of them, as far as it came, without a gap
+    else:  # partitions progress at different speeds, but each without gaps
         assert max(counts.values()) <= 2
 
 
 def test_continued_twice_a_partition_that_had_no_turn_in_between_stays_where_it_was(parquet):
     whole = list(loader_of(parquet, num_steps=24, batch_size=4))
     seen_so_far, state = [], None
-    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 24)):  # four images from eight partitions: half have no turn
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 24)):  # four images from eight partitions: half get no turn
         loader = loader_of(parquet, num_steps=stop, start_step=start, batch_size=4, state=state)
         seen_so_far += list(loader)
         state = loader.state()
@@ -197,13 +197,13 @@ def test_a_checkpoint_of_other_shards_is_refused(parquet, tmp_path):
         loader_of(fewer, state=loader.state())
 
 
-# ---------------------------------------------------------------------------------------------- what is broken
+# ---------------------------------------------------------------------------------------------- broken data
 
 
 def stand_in_batches(path: Path, **changes) -> tuple[list[dict], list[tuple[str, str]]]:
     batches = list(loader_of(path, **{"max_failed_share": 1.0} | changes))
     for batch in batches:
-        assert batch["views"].flatten(2).any(2).all()  # no blank stands in for an image
+        assert batch["views"].flatten(2).any(2).all()  # no blank images
     return batches, [skip for batch in batches for skip in batch["skipped"]]
 
 
@@ -218,7 +218,7 @@ def test_a_corrupt_shard_is_tried_again_named_and_passed_over(kind, broken, tmp_
     assert {name for name, _ in skipped} == {str(file)} and all("given up" in reason for _, reason in skipped)
     counts = seen(batches)
     assert not any(index >> 32 == broken for index in counts)
-    assert len([i for i in counts if (i >> 32) % 2 != broken % 2]) == 40  # the other partition: as if nothing were
+    assert len([i for i in counts if (i >> 32) % 2 != broken % 2]) == 40  # the other partition is unaffected
     assert max(counts.values()) <= 2
 
 
@@ -247,7 +247,7 @@ def test_a_vanished_shard_and_a_vanished_image_are_passed_over(tmp_path, no_wait
     (folder / "album0" / "003.png").unlink()
     batches, skipped = stand_in_batches(folder, stream=stream, num_steps=3, batch_size=4)
     assert [Path(name).name for name, _ in skipped] == ["003.png"]
-    assert sum(seen(batches).values()) == 12  # its turn counts
+    assert sum(seen(batches).values()) == 12  # a skipped example still counts as its turn
 
 
 def test_a_transient_failure_loses_nothing(parquet, monkeypatch, no_waiting):
@@ -302,7 +302,7 @@ def test_a_batch_without_a_readable_image_or_a_partition_without_a_readable_shar
         list(loader_of(shards, stream=stream, batch_size=4))
 
 
-# ---------------------------------------------------------------------------------------------- places and settings
+# ---------------------------------------------------------------------------------------------- paths and settings
 
 
 def test_parquet_tar_folder_and_python_streams_have_the_same_images(tmp_path):

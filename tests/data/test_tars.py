@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Tar shards as people write them."""
+"""Real-world tar shards."""
 
 import io
 import tarfile
@@ -111,7 +111,7 @@ def test_a_shard_without_images_is_one_sentence(tmp_path):
 
 
 def broken_header(content: bytes) -> bytes:
-    """The checksum of the fourth of members of two blocks each is wrong, so the third may lack members of its own."""
+    """Break the header checksum of the fourth member (each takes two blocks). The third may then be incomplete."""
     return content[: 3 * 1024 + 148] + b"99999999" + content[3 * 1024 + 156 :]
 
 
@@ -126,7 +126,7 @@ def test_what_follows_damage_is_not_missing_without_a_word(damage, whole, tmp_pa
     path = tmp_path / "damaged" / "0.tar"
     path.write_bytes(damage(content))
     data = DataConfig(path=str(path.parent), label_column=None)
-    if whole is None:  # there is an end mark; only zeros are lost
+    if whole is None:  # the end mark is there; only zeros are missing
         assert len(load_source(data)) == 24
         return
     with pytest.raises(RecipeError, match=r"0\.tar: .*(damaged|unexpected end).*data.streaming=true"):
@@ -140,7 +140,7 @@ def test_what_follows_damage_is_not_missing_without_a_word(damage, whole, tmp_pa
 
 
 def test_a_shard_without_an_end_is_said(tmp_path, caplog):
-    """Of a writer that was killed, or a download that was cut between two members."""
+    """From a killed writer, or a download truncated between two members."""
     content = write(tmp_path / "0.tar", *numbered("{:04}.png")).read_bytes()
     (tmp_path / "0.tar").write_bytes(content[: 8 * 1024])
     assert len(load_source(DataConfig(path=str(tmp_path), label_column=None))) == 8

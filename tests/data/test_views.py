@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Stage 1: presets, crops against torchvision's, one decode for all views, the published pipeline as reference."""
+"""Stage 1: presets, crops compared with torchvision, one decode for all views, the published reference pipeline."""
 
 import io
 import math
@@ -24,13 +24,13 @@ PHOTO = Image.fromarray(load_sample_images().images[0])  # 640 x 427
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> Image.Image:
-    """The image as a file that is opened but not decoded."""
+    """The image as an opened but undecoded file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return Image.open(file)
 
 
-# ---------------------------------------------------------------------------------------------- what views there are
+# ---------------------------------------------------------------------------------------------- presets and overrides
 
 BT = {"scale": (0.08, 1.0), "jitter": (0.4, 0.4, 0.2, 0.1), "interpolation": "bicubic"}
 BT1, BT2 = BT | {"blur": 1.0, "solarize": 0.0}, BT | {"blur": 0.1, "solarize": 0.2}
@@ -106,7 +106,7 @@ def test_impossible_views_are_named(override, named):
         Images().check_views(resolve_views(ViewsConfig(first=ViewOverride(**override)), "barlow_twins"))
 
 
-# ---------------------------------------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------------------------------------- random parameters
 
 
 def test_views_depend_on_seed_epoch_example_and_view_and_on_nothing_else():

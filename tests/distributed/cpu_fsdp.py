@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Makes a GPU configuration of `accelerate launch` take effect on gloo processes: Accelerate drops FSDP on CPUs.
+"""Applies a GPU config of `accelerate launch` to gloo processes, because Accelerate disables FSDP on CPUs.
 
 Usage: accelerate launch --config_file fsdp2.yaml cpu_fsdp.py SCRIPT [ARGUMENT ...]
 """
@@ -12,7 +12,7 @@ from accelerate import DistributedType, PartialState
 
 
 def gpu_configuration_on_gloo() -> None:
-    """For this process, before it makes an Accelerator."""
+    """Patch this process; call it before creating an Accelerator."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda self, cpu, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Runs a function on several gloo processes, which must end before a deadline: a deadlock fails, it does not hang."""
+"""Runs a function on several gloo processes with a deadline, so that a deadlock fails instead of hanging."""
 
 import time
 import traceback
@@ -18,15 +18,15 @@ COLLECTIVE_SECONDS = 20
 
 
 def run_on_ranks(function: Callable[[], Any], world_size: int, folder: Path, deadline: float = 60) -> list[Any]:
-    """What `function()` returns on every rank, in their order.
+    """The results of `function()` on all ranks, in order.
 
     Args:
-        function: importable by name; it returns tensors in dictionaries and lists.
-        folder: an empty one, for what the processes write.
-        deadline: seconds after which the ranks that still run are killed.
+        function: importable by name; returns tensors in dictionaries and lists.
+        folder: empty folder for the output of the processes.
+        deadline: in seconds; then ranks still running are killed.
 
     Raises:
-        AssertionError: a rank failed or was late; with the tracebacks of all that failed.
+        AssertionError: a rank failed or missed the deadline; with the tracebacks of all failed ranks.
     """
     context = server()
     ranks = [
@@ -67,12 +67,12 @@ def _run(function: Callable[[], Any], rank: int, world_size: int, folder: str) -
 
 
 def share(batch: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """This rank's block of a batch of all processes; the whole batch without processes."""
+    """This rank's part of a global batch; the whole batch if not distributed."""
     return batch.chunk(dist.get_world_size(), dim)[dist.get_rank()] if dist.is_initialized() else batch
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """What DDP makes of a gradient."""
+    """Average over ranks, as DDP does with gradients."""
     if dist.is_initialized():
         tensor = tensor.clone()
         dist.all_reduce(tensor)

@@ -28,11 +28,11 @@ from tests.sources import ImageSource
 
 
 ORACLE, DOUBLE = 2e-7, 1e-10
-STEPS, BATCH, CLIPS = 5, 8, 37  # 37: the search for positives does not divide by the processes
+STEPS, BATCH, CLIPS = 5, 8, 37  # 37 clips: the search for positives does not divide evenly
 
 
 def oracles() -> dict:
-    """The published code's batch, split over the processes."""
+    """The batch of the published code, split over processes."""
     found = {}
     for path in cases("avid_ranks"):
         case = np.load(path)
@@ -57,7 +57,7 @@ def oracles() -> dict:
 
 
 def training(cma: bool) -> list[dict]:
-    """Steps under DDP with synchronized BatchNorm, in float64; an instance comes twice in a batch."""
+    """Steps under DDP with synchronized BatchNorm, in float64; one instance occurs twice in a batch."""
     torch.manual_seed(0)
     objective = {"cma": cma, "num_positives": 5, "num_negatives_within": 4, "positives_every_epochs": 1}
     options = {"head_batch_norm": True, "partition": "per_term", "exclude_anchor": True, "num_instances": CLIPS}
@@ -66,7 +66,7 @@ def training(cma: bool) -> list[dict]:
     if dist.is_initialized():
         model = synchronize_batchnorm(model, torch.device("cpu"))
         network = DistributedDataParallel(model, broadcast_buffers=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)  # Adam blows rounding up where gradients vanish
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)  # Adam amplifies rounding where gradients vanish
     steps = []
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
@@ -131,10 +131,10 @@ def test_training_stays_on_the_course_of_one_process(objective, ranks, one):
 
 
 def measure_one(videos: str) -> dict:
-    """Of the only query, and of the only image, on processes of which the others have none."""
+    """Measurements with a single query and a single image, so that other processes have none."""
     rank = str(dist.get_rank())
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(dist.get_world_size()), ACCELERATE_USE_CPU="true")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # not asked for: the processes have met
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # required but unused: the process group exists
     accelerator = Accelerator()
     assert accelerator.num_processes == dist.get_world_size()
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Sharded over processes by the fsdp2.yaml that ships, a run is the run of one process."""
+"""A run sharded with the shipped fsdp2.yaml equals a run on one process."""
 
 import shutil
 from functools import partial
@@ -15,7 +15,7 @@ from hf_ssl.training.metrics import read_metrics
 from tests.distributed.test_training import train
 
 
-# SwAV as SEER has it, small: a RegNet, LARC, a projector without BatchNorm, small crops; a checkpoint every two steps.
+# A small SEER: SwAV with a RegNet, LARC, a projector without BatchNorm, small crops; a checkpoint every two steps.
 SEER = [
     "swav",
     "model.backbone=regnety_002",
@@ -43,7 +43,7 @@ def weights(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(ours: Path, expected: Path) -> None:
-    """Weights and losses in float64, but for the order of sums; losses are written down in float32."""
+    """Compare weights and losses, equal in float64 up to the order of sums; losses are logged in float32."""
     a, b = weights(ours), weights(expected)
     assert a.keys() == b.keys()
     for name in a:
@@ -161,7 +161,7 @@ def test_the_other_methods_accumulate_and_clip_sharded_gradients_like_one_proces
 
 @pytest.mark.slow
 def test_blocks_that_end_in_batchnorm_are_recomputed_rightly(tmp_path):
-    """An inverted residual block: recomputation stops early inside its last BatchNorm."""
+    """In an inverted residual block, recomputation stops early inside its last BatchNorm."""
     overrides = ["simsiam", "model.backbone=test_efficientnet", "model.zero_init_residual=false"]
     one = train(tmp_path / "one", 1, *overrides)
     two = train_sharded(tmp_path / "two", 2, *overrides, "train.gradient_checkpointing=true")
@@ -170,9 +170,9 @@ def test_blocks_that_end_in_batchnorm_are_recomputed_rightly(tmp_path):
 
 @pytest.mark.slow
 def test_bf16_keeps_statistics_prototypes_and_weights_in_float32(tmp_path, monkeypatch):
-    # On CPUs with AVX-512 (AMX or not) oneDNN 3.12.0, in torch 2.14.1, leaves uninitialized memory in a bf16 gradient:
-    # in the taps of a kernel that meet only padding, where a stride goes over a map one pixel wide (crops of 16 pixels
-    # reach that in the last stage). Held to AVX2 it leaves bf16 to torch's own kernels.
+    # On CPUs with AVX-512 (with or without AMX), oneDNN 3.12.0 in torch 2.14.1 leaves uninitialized memory in bf16
+    # gradients: in kernel taps that only see padding, when a strided convolution runs on a one-pixel-wide map (as for
+    # 16-pixel crops in the last stage). Limited to AVX2, it leaves bf16 to torch's own kernels.
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     run = (
         train_sharded(tmp_path / "run", 2, *SEER, "train.precision=bf16", "train.gradient_checkpointing=true") / "swav"

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Losses, codes, queue and statistics do not depend on the number of processes: they are those of the whole batch."""
+"""Losses, codes, queue and statistics are those of the global batch for any number of processes."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ from tests.models.test_losses import assert_close, cases
 
 
 WORLDS = [1, 2, 4]
-ORACLE = 2e-7  # what is computed in float64 against oracles stored in float32
+ORACLE = 2e-7  # float64 against oracles stored in float32
 DOUBLE = 1e-12  # float64 against float64
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def drifting(*shape: int, dim: int = 0, seed: int = 0) -> torch.Tensor:
-    """Random numbers whose mean and deviation grow along the batch, so that its blocks are not alike."""
+    """Random numbers whose mean and std grow along the batch, so that the ranks' parts differ."""
     values = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     along = torch.linspace(0, 1, shape[dim], dtype=torch.float64).view([-1] + [1] * (len(shape) - dim - 1))
     return values * (0.5 + along) + 2 * along
@@ -44,7 +44,7 @@ def unit(*shape: int) -> torch.Tensor:
     return F.normalize(drifting(*shape) - 1, dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------- what a rank computes
+# ---------------------------------------------------------------------------------------------- computed on each rank
 
 
 def _swav(z: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ LOSSES = {
 
 
 def losses() -> dict:
-    """Every loss of a linear layer's outputs (V, B, D)."""
+    """Every loss, on the outputs (V, B, D) of a linear layer."""
     found = {}
     for name, loss_of in LOSSES.items():
         torch.manual_seed(0)
@@ -105,7 +105,7 @@ def sinkhorn_oracles() -> dict:
 
 
 def swav_oracles() -> dict:
-    """The head of SwAV on stored projections, with and without a queue."""
+    """SwAV's head on stored projections, with and without a queue."""
     found = {}
     for path in cases("swav_loss"):
         case = np.load(path)
@@ -148,7 +148,7 @@ QUEUE_STEPS, QUEUE_LENGTH = 6, 24
 
 
 def queue_steps() -> list[dict]:
-    """Steps of SwAV under DDP, of a network without BatchNorm; the queue holds three batches and a useless rest."""
+    """SwAV steps under DDP, without BatchNorm; the queue holds three batches and an unusable remainder."""
     torch.manual_seed(0)
     config = SwavConfig(
         backbone="test_vit",
@@ -245,12 +245,12 @@ def compute() -> dict:
     return {part.__name__: part() for part in PARTS}
 
 
-# ---------------------------------------------------------------------------------------------- what must hold
+# ---------------------------------------------------------------------------------------------- assertions
 
 
 @pytest.fixture(scope="module")
 def one() -> dict:
-    """Of one process with the whole batch."""
+    """Results of one process with the global batch."""
     return compute()
 
 
@@ -386,7 +386,7 @@ def test_synchronized_batchnorm_on_cpus_is_batchnorm_over_the_whole_batch(name, 
 
 
 def assert_all_close(ours: dict, expected: dict, bound: float, floor: float) -> None:
-    """Differences relative to the largest value of each tensor, which counts as `floor` where it is smaller."""
+    """Compare differences relative to the largest value of each tensor, or to `floor` if that is larger."""
     assert ours.keys() == expected.keys()
     for name, tensor in expected.items():
         error = (ours[name] - tensor).abs().max() / tensor.abs().max().double().clamp(min=floor)
@@ -403,7 +403,7 @@ def test_loss_of_a_whole_model_under_ddp_is_that_of_one_process(method, two_mode
 
 @pytest.mark.parametrize("method", IMAGE_METHODS)
 def test_every_gradient_of_a_whole_model_under_ddp_is_that_of_one_process(method, two_models, one_model):
-    """The floor is for biases before a BatchNorm, whose gradient is zero but for rounding."""
+    """The floor is for biases before a BatchNorm, whose gradients are zero up to rounding."""
     expected = one_model[method]["grads"]
     largest = max(grad.abs().max().item() for grad in expected.values())
     for rank in two_models:

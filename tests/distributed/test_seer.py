@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""SEER's path as a whole: a stream, sharded by the fsdp2.yaml that ships, killed, continued elsewhere, and shared."""
+"""SEER end to end: a stream, sharded with the shipped fsdp2.yaml, killed, resumed elsewhere, and exported."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ STEPS = 18
 
 
 def command(data: Path, output: Path) -> list[str]:
-    """Arguments of the script, for `hf-ssl pretrain seer/wild_small` cut to tests' size."""
+    """Script arguments for `hf-ssl pretrain seer/wild_small`, reduced to test size."""
     logs = output.with_suffix(".logs")
     logs.mkdir(exist_ok=True)
     return [
@@ -41,7 +41,7 @@ def command(data: Path, output: Path) -> list[str]:
 
 
 def started(data: Path, output: Path, processes: int) -> Run:
-    """On gloo processes; one process runs without FSDP."""
+    """Run on gloo processes; a single process runs without FSDP."""
     how = {"config": "fsdp2", "cpu": processes == 1, "log": output.with_suffix(".stderr")}
     return start(stream_run.run, *command(data, output), processes=processes, **how)
 
@@ -65,7 +65,7 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_a_streamed_sharded_run_is_killed_and_continued_on_one_and_on_four_processes_and_shared(elsewhere, tmp_path):
-    data = write_parquet(tmp_path / "data")  # 96 images: six steps an epoch
+    data = write_parquet(tmp_path / "data")  # 96 images: six steps per epoch
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     ends_well(started(data, whole, 1), whole)
 

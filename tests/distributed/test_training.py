@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The same recipe on several processes ends at the weights of one process with the whole batch."""
+"""A recipe on several processes gives the same weights as on one process with the global batch."""
 
 import os
 import subprocess
@@ -22,12 +22,12 @@ SCRIPT, SHIM = (Path(__file__).with_name(name) for name in ("train_all_methods.p
 def train(
     output: Path, processes: int, *arguments: str, config: str = "ddp", options=(), by_launcher: bool = False
 ) -> Path:
-    """Run the script under a configuration that ships, on gloo processes without a GPU; a run is continued.
+    """Run the script with a shipped config, on gloo processes without a GPU; resumes an existing run.
 
-    `by_launcher`: by `accelerate launch`, rather than in processes that are given its environment.
+    `by_launcher`: use `accelerate launch` itself, not processes with its environment.
     """
     output.mkdir(exist_ok=True)
-    log, cpu = output / "stderr", config == "ddp"  # else Accelerate would not shard
+    log, cpu = output / "stderr", config == "ddp"  # otherwise Accelerate would not shard
     if by_launcher:
         env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
         env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
@@ -72,7 +72,7 @@ def test_two_processes_report_the_loss_of_the_global_batch(method, one_process, 
         for output in (one_process, two_processes)
     ]
     assert len(losses[0]) == 4
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # kept in float32
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # logged in float32
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,7 +85,7 @@ def test_knn_counts_every_image_once_on_any_number_of_processes(method, one_proc
 
 
 def test_two_processes_without_synchronized_batchnorm_equal_two_micro_batches(tmp_path):
-    """The losses that are means over images do not see how a batch is split; BatchNorm does, and here alike."""
+    """Losses that are means over images do not depend on how a batch is split. BatchNorm does, alike in both."""
     micro = train(tmp_path / "micro", 1, "train.accumulation=2")
     split = train(tmp_path / "split", 2, "train.sync_batchnorm=false")
     for method in ("byol", "simsiam"):

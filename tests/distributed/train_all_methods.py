@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Trains every method, or those named, for a few steps; on one process or by `accelerate launch` on several.
+"""Trains all methods, or the given ones, for a few steps; on one process, or on several with `accelerate launch`.
 
 Usage: train_all_methods.py OUTPUT [METHOD ...] [key=value ...]
 """
@@ -30,7 +30,7 @@ def common_overrides(output) -> list[str]:
 
 
 def fit_in_float64(model: nn.Module, *args) -> nn.Module:
-    """BatchNorm of 16 small images amplifies float32's rounding errors a thousandfold in a step."""
+    """`fit_model` in float64: BatchNorm over 16 small images amplifies rounding errors a thousandfold per step."""
 
     def images_too(module, args, kwargs):
         return tuple(x.double() for x in args), {name: x.double() for name, x in kwargs.items()}
@@ -48,7 +48,7 @@ def main(output: str, *arguments: str) -> None:
     if "train.precision=bf16" not in overrides:
         setup.fit_model = fit_in_float64
     for method in chosen:
-        source = Path(output, f"{method}.{os.getpid()}.yaml")  # every process reads its own
+        source = Path(output, f"{method}.{os.getpid()}.yaml")  # each process has its own file
         source.write_text(f"method: {method}\n")
         common = common_overrides(f"{output}/{method}")
         recipe = load_recipe(source, [*common, *METHODS[method], *overrides])

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A streamed run that is killed every few minutes, for as long as one likes; counts what it has seen. Not a test.
+"""Soak test, run by hand: kills a streamed run every few minutes, then counts the examples it has seen.
 
 Usage: soak_stream.py DATA OUTPUT MINUTES [WORKERS]
 """
@@ -45,7 +45,7 @@ def processes_of(run: subprocess.Popen) -> list[psutil.Process]:
 
 
 def megabytes(run: subprocess.Popen) -> float:
-    """Proportional memory of the run and its workers, or 0 when it has just ended."""
+    """Proportional memory (PSS) of the run and its workers, or 0 if it has just ended."""
     try:
         return sum(p.memory_full_info().pss for p in processes_of(run)) / 2**20
     except psutil.Error:
@@ -76,7 +76,7 @@ def main(data: str, output: str, minutes: str, workers: str = "2") -> None:
     last = sorted((folder / "checkpoints").glob("step_*"))[-1]
     steps = json.loads((last / "state.json").read_text())["step"]
     lines = (folder.with_suffix(".logs") / "0.log").read_text().splitlines()
-    by_step = {int(line.split()[0]): [int(i) for i in line.split()[1:]] for line in lines}  # the last time counts
+    by_step = {int(line.split()[0]): [int(i) for i in line.split()[1:]] for line in lines}  # the last one wins
     counts = Counter(index for step in range(steps) for index in by_step[step])
     spread = []
     for partition in range(PARTITIONS):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`hf-ssl` with a log: every process appends "step index index ..." to the file of its rank before each step.
+"""`hf-ssl` with a log: before each step, every process appends "step index index ..." to the file of its rank.
 
 Usage: stream_run.py LOG_FOLDER COMMAND ...
 """

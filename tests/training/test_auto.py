@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`auto` in a recipe: what a person cannot know is chosen by the machine and the images, once, and kept."""
+"""`auto` in a recipe is resolved once, from the machine and the images, and kept."""
 
 import pytest
 import yaml
@@ -16,7 +16,7 @@ from tests.training.test_resume import assert_same_weights
 
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch):
-    """Two cores, no GPU; a network that is quickly trained, measured within a moment."""
+    """Two cores, no GPU, a small network, and a short speed measurement."""
     monkeypatch.setattr(choices, "has_gpu", lambda: False)
     monkeypatch.setattr(choices, "usable_cores", lambda: 2.0)
     monkeypatch.setattr(setup, "MEASURED_SECONDS", 0.2)
@@ -47,16 +47,14 @@ def test_a_folder_of_images_is_all_that_must_be_said(digits, tmp_path, monkeypat
     assert chosen["train"]["epochs"] == 3, "4 minutes at 2 images/s"
     assert chosen["data"]["num_workers"] == 1 and chosen["views"]["all"]["size"] == 32
     assert "auto" not in [chosen["monitor"]["every"], chosen["optim"]["warmup_epochs"], chosen["model"]["backbone"]]
-    assert (
-        caplog.text.count("Automatic choices") == 1
-        and "train.epochs=auto: 3.0 (4 minutes at 2 images/s" in caplog.text
-    )
-    # The same recipe in numbers: what was measured left no trace.
+    said = caplog.text
+    assert said.count("Automatic choices") == 1 and "train.epochs=auto: 3.0 (4 minutes at 2 images/s" in said
+    # The same recipe with explicit numbers: measuring the speed does not affect the run.
     numbers = tmp_path / "numbers.yaml"
     numbers.write_text(yaml.safe_dump(chosen))
     said = pretrain(load_recipe(numbers, [f"train.output_dir={tmp_path / 'said'}"]))
     assert_same_weights(auto.model_dir / "model.safetensors", said.model_dir / "model.safetensors")
-    # Continued on another machine.
+    # Resume on another machine.
     for step in sorted((tmp_path / "auto/checkpoints").glob("step_*"))[1:]:
         step.rename(tmp_path / step.name)
     monkeypatch.setattr(choices, "has_gpu", lambda: True)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""AVID and CMA as a user meets them: a folder of videos with sound, one command, a model for others."""
+"""AVID and CMA end to end: a folder of videos with sound, one command, a model to share."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def run(output: Path, videos: Path, *more: str):
 
 
 def run_in_float64(output: Path, videos: Path, *more: str):
-    """As `run`; in float32 the order of sums decides the third digit after a few steps."""
+    """Like `run`, but in float64: in float32, the order of sums changes the third digit after a few steps."""
 
     def inputs_too(module, args, kwargs):
         return tuple(x.double() for x in args), kwargs
@@ -73,7 +73,7 @@ def checkpoint(output: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def avid(videos, tmp_path_factory):
-    """A finished AVID run, and its result."""
+    """A finished AVID run and its result."""
     output = tmp_path_factory.mktemp("avid") / "run"
     return output, run(output, videos)
 
@@ -150,7 +150,7 @@ def test_cma_starts_from_the_memories_of_a_run(avid, videos, tmp_path):
 
 @pytest.mark.slow
 def test_sharded_over_two_processes_it_learns_and_warms_up_the_same(videos, tmp_path):
-    plain = ["optim.name=sgd", "optim.lr=0.001", "train.log_every=1"]  # Adam blows up rounding where gradients vanish
+    plain = ["optim.name=sgd", "optim.lr=0.001", "train.log_every=1"]  # Adam amplifies rounding where gradients vanish
     sharded, whole, log = tmp_path / "sharded", tmp_path / "whole", tmp_path / "stderr"
     process = start(run_in_float64, sharded, videos, *plain, processes=2, config="fsdp2", cpu=False, log=log)
     assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
@@ -161,7 +161,7 @@ def test_sharded_over_two_processes_it_learns_and_warms_up_the_same(videos, tmp_
     assert kept.keys() == expected.keys()
     for name in ("video_memory", "audio_memory"):
         assert torch.nn.functional.cosine_similarity(kept[name], expected[name]).min() > 0.99, name
-    # CMA from the sharded checkpoint, on one process: its memories and normalizers are taken over.
+    # CMA from the sharded checkpoint, on one process, takes over its memories and normalizers.
     run_in_float64(
         tmp_path / "cma", videos, f"train.init_from={sharded}", "model.cma=true", "optim.lr=0", "train.steps=1"
     )
@@ -173,7 +173,7 @@ def test_sharded_over_two_processes_it_learns_and_warms_up_the_same(videos, tmp_
 @pytest.mark.parametrize("part", ["model", pytest.param("model/pretraining", marks=pytest.mark.slow)])
 def test_an_exported_model_has_its_memories_refilled(part, avid, videos, tmp_path):
     exported = tmp_path / "elsewhere"
-    shutil.copytree(avid[1].model_dir, exported / "model")  # without the run's checkpoints beside it
+    shutil.copytree(avid[1].model_dir, exported / "model")  # without the run's checkpoints
     place = exported / part
     run(tmp_path / "cma", videos, f"train.init_from={place}", "model.cma=true", "optim.lr=0", "train.steps=1")
     after, before = checkpoint(tmp_path / "cma"), checkpoint(avid[0])

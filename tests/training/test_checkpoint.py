@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints are whole or absent."""
+"""Checkpoints are complete or absent."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def save(parts, step, **state):
 
 
 def load(parts):
-    """The state of the checkpoint that is continued, or None."""
+    """The state of the checkpoint that was loaded, or None."""
     checkpoints, model, optimizer = parts
     found = checkpoints.newest()
     return found and checkpoints.load(found, model, optimizer)[0].state

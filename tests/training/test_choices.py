@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a recipe leaves to the machine is chosen once, said, and kept."""
+"""`auto` values are chosen once, logged, and kept."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_a_run_keeps_the_precision_that_it_chose_first(digits, tmp_path, monkeyp
     assert yaml.safe_load((tmp_path / "auto" / "recipe.yaml").read_text())["train"]["precision"] == "bf16"
     said = run(digits, tmp_path / "said", "train.precision=bf16")
     assert_same_weights(auto.model_dir / "model.safetensors", said.model_dir / "model.safetensors")
-    # Another machine, on which it would choose otherwise.
+    # Another machine, where the choice would differ.
     kept = sorted((tmp_path / "auto/checkpoints").iterdir())
     assert len(kept) > 1
     for step in kept[1:]:

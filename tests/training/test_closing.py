@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run says at its end, and what trackers are told."""
+"""The final messages of a run, and what is sent to trackers."""
 
 import re
 
@@ -11,7 +11,11 @@ from hf_ssl.cli.closing import closing
 from hf_ssl.training.metrics import MetricsLogger, RunTotals, tracker_settings
 from hf_ssl.training.pretrain import pretrain
 from tests.conftest import digit_dataset
+from tests.methods import few_steps
 from tests.training.test_pretrain import small_recipe
+
+
+SMALL_HEADS = ("model.projector_dim=16", "model.predictor_hidden=8")
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
@@ -29,6 +33,17 @@ def test_the_closing_lines_load_the_model_as_they_stand(tmp_path, monkeypatch, s
     assert type(found["encoder"]).__module__.startswith("timm" if stem == "imagenet" else "hf_ssl")
     again = pretrain(recipe, dataset=digit_dataset(0, 64))
     assert again.usage == result.usage and not again.summary
+
+
+def test_ignored_files_of_the_folder_are_counted(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(16):
+        Image.new("RGB", (40, 40), (number * 10, 30, 30)).save(photos / f"{number}.png")
+    for other in ("notes.txt", "Thumbs.db"):
+        (photos / other).write_text("no image")
+    result = pretrain(few_steps("simsiam", tmp_path / "run", f"data.path={photos}", *SMALL_HEADS))
+    assert "every file could be read; 2 other file(s) were ignored" in "\n".join(closing(result, 20, "untrained"))
 
 
 def test_files_that_could_not_be_read_are_in_the_summary_also_after_a_restart():

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Continuing from an encoder: its layers learn at rates of their own, and wait for the heads at first."""
+"""Continued pretraining of an encoder: layer-wise learning rates, and a backbone frozen at first."""
 
 import re
 
@@ -51,14 +51,14 @@ def test_the_backbone_waits_and_a_run_continued_while_it_waits_ends_the_same(dig
     numbers = [int(re.search(r"\d+$", step.name)[0]) for step in steps]
     held = [w[name] for w, n in zip(weights, numbers, strict=True) if n <= 4]
     assert len(held) == 2 and torch.equal(*held) and not torch.equal(weights[-1][name], held[0])
-    for step in steps[1:]:  # it waits still at the first
+    for step in steps[1:]:  # at the first one, the backbone is still frozen
         step.rename(tmp_path / step.name)
     again = pretrain(load_recipe(path, overrides(digits, tmp_path / "whole")))
     assert_same_weights(again.model_dir / "model.safetensors", load(whole.model_dir, tmp_path, digits, path))
 
 
 def load(_, tmp_path, digits, path):
-    """The weights of a run that nothing interrupted."""
+    """The weights of an uninterrupted run."""
     other = pretrain(load_recipe(path, overrides(digits, tmp_path / "other")))
     return other.model_dir / "model.safetensors"
 
@@ -69,7 +69,7 @@ def _train(path: str, given: list[str]) -> None:
 
 def test_two_processes_wait_as_one_does(digits, tmp_path):
     path = recipe_file("byol", tmp_path)
-    sgd = "optim.name=sgd"  # Adam would make as much of rounding as of gradients that are 0
+    sgd = "optim.name=sgd"  # Adam would amplify rounding where gradients are 0
     one = pretrain(load_recipe(path, overrides(digits, tmp_path / "one", sgd)))
     run = runs.start(_train, str(path), overrides(digits, tmp_path / "two", sgd), processes=2, log=tmp_path / "log")
     assert run.wait(240) == 0, (tmp_path / "log").read_text()

@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A drill: signals at random moments, small disks, flipped bytes, two starts at once. Nothing may be lost or differ.
+"""Fault injection: signals at random moments, small disks, flipped bytes, two runs at once. Nothing may be lost or
+differ.
 
-`pytest -m slow tests/training/test_drill.py --drill 5` does five times as much; what was tried is printed with `-s`.
+`pytest -m slow tests/training/test_drill.py --drill 5` does five times as much; `-s` prints what was tried.
 """
 
 import itertools
@@ -26,7 +27,7 @@ from tests.training.test_resume import assert_same_weights, command, main, progr
 pytestmark = pytest.mark.slow
 
 SETTINGS = list(itertools.product((1, 2), (0, 2), (False, True)))  # processes, workers, streamed
-STEPS = 24  # three epochs: the prototypes are freed, the queue is used, the monitor measures twice
+STEPS = 24  # three epochs: prototypes get unfrozen, the queue is used, the monitor measures twice
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -56,7 +57,7 @@ def begun(args: list[str], processes: int, log: Path) -> Run:
 
 
 def interrupted(run: Run, output: Path, step: int, delay: float, signum: int) -> int:
-    """Its exit code, after the signal at that step or later."""
+    """The exit code after a signal at that step or later."""
     end = time.monotonic() + 200
     while run.poll() is None and progress(output) < step:
         assert time.monotonic() < end, "the run made no progress"

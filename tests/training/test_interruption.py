@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What signals, dead workers, full disks and second starts do to a run: a checkpoint and one sentence."""
+"""Signals, dead workers, full disks and second starts leave a checkpoint and a clear message."""
 
 import json
 import os
@@ -36,18 +36,18 @@ def nothing_is_left():
 
 def of_a_terminal(args: list[str]) -> None:
     os.setsid()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests, and what they start, ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup, and their child processes, ignore it
     main(args)
 
 
 def opened(args: list[str], log: Path) -> Run:
-    """The command in a process group of its own, whose number is that of the process."""
+    """Run the command in its own process group, whose id is the process id."""
     _opened.append(start(of_a_terminal, args, cpu=False, log=log))
     return _opened[-1]
 
 
 def launched(args: list[str], log: Path, config: str, *options: str) -> subprocess.Popen:
-    """By `accelerate launch` with a file for GPUs, on a machine without any: two processes on its CPU."""
+    """Run with `accelerate launch` and a GPU config on a machine without GPUs: two processes on the CPU."""
     with log.open("ab") as out:
         command_line = [*launcher(config, 2, *options), "-m", "hf_ssl", *args]
         _opened.append(subprocess.Popen(command_line, stdout=out, stderr=out, start_new_session=True))
@@ -77,7 +77,7 @@ def test_the_end_of_the_terminal_leaves_a_checkpoint(digits, tmp_path):
 
 
 def test_sigterm_to_the_whole_group_leaves_a_checkpoint_and_exits_143(digits, tmp_path):
-    """As `timeout`, systemd and `scancel` send it; twice, as the first and the last of them do."""
+    """As `timeout`, systemd and `scancel` do; `timeout` and `scancel` send it twice."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = ["data.num_workers=2", "train.checkpoint_every=100", "monitor.every=1", "train.log_every=2"]
     args = command("simsiam", digits, broken, *more)
@@ -121,11 +121,11 @@ def test_sigterm_to_the_launcher_of_two_processes_leaves_a_checkpoint(digits, tm
 def test_a_second_ctrl_c_ends_at_once_without_a_traceback(digits, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     args = command("simsiam", digits, output, "train.steps=4000", "data.num_workers=1")
-    with log.open("ab") as out:  # as people start it: how Python itself ends is seen here
+    with log.open("ab") as out:  # a real command line, to see how the interpreter exits
         process = subprocess.Popen([sys.executable, "-m", "hf_ssl", *args], stdout=out, stderr=out)
     _opened.append(process)
     wait_for_step(process, output, 3)
-    # Both arrive before the next batch is asked for, or the second while the checkpoint is written.
+    # Either both arrive before the next batch is requested, or the second one while the checkpoint is written.
     process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)

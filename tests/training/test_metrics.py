@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run says about files that it cannot read."""
+"""Messages about unreadable files."""
 
 import logging
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Diagnostics tell a healthy representation from a collapsed one."""
+"""Diagnostics distinguish a healthy representation from a collapsed one."""
 
 from types import SimpleNamespace
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The method of docs/new_method.md, as it stands there, through everything that a method goes through."""
+"""The method in docs/new_method.md, unchanged, through every command that a method must support."""
 
 import json
 import os
@@ -40,7 +40,7 @@ torch.save({"embeddings": found.embeddings, "loss": found.loss, "encoder": encod
 
 @pytest.fixture
 def place(tmp_path, digits, monkeypatch) -> Path:
-    """A working folder with the document's file and a small recipe of it."""
+    """A working folder with the method file from the document and a small recipe."""
     code = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert len(code) == 1 and 60 <= code[0].count("\n") <= 90
     (tmp_path / "vicreg.py").write_text(code[0])
@@ -61,19 +61,19 @@ def command(folder: str, *arguments: str) -> None:
 
 
 def begun(*arguments: str) -> Run:
-    """`hf-ssl` in a process of its own, which knows no method but its own and those that it imports."""
+    """Run `hf-ssl` in a separate process, which only knows built-in methods and those it imports."""
     Path("stderr").unlink(missing_ok=True)
     return start(command, os.getcwd(), *arguments, cpu=False, log=Path("stderr").absolute())
 
 
 def run(*arguments: str) -> SimpleNamespace:
-    """How it ended, and what it wrote."""
+    """Run `hf-ssl` to its end; returns exit code and output."""
     code = begun(*arguments).wait(timeout=300)
     return SimpleNamespace(returncode=code, stdout=Path("stdout").read_text(), stderr=Path("stderr").read_text())
 
 
 def test_a_method_in_a_file_goes_through_everything(place, digits):
-    # A run that is killed and continued ends where an uninterrupted one does.
+    # A killed and resumed run equals an uninterrupted one.
     done = run("pretrain", "vicreg.yaml", "train.output_dir=whole")
     assert done.returncode == 0, done.stderr[-2000:]
     cut = begun("pretrain", "vicreg.yaml", "train.output_dir=cut")
@@ -90,7 +90,7 @@ def test_a_method_in_a_file_goes_through_everything(place, digits):
     done = run("evaluate", "knn", "cut", "--data", str(digits), "--num-workers", "0")
     assert done.returncode == 0 and "knn" in done.stdout, done.stderr[-2000:]
 
-    # The code of a folder is not imported because the folder names it.
+    # Code named by a folder is not imported unless the user names it too.
     for refused in (("export", "cut", "--output", "out"), ("card", "cut")):
         done = run(*refused)
         assert done.returncode == 2 and "--method" in done.stderr, refused
@@ -102,7 +102,7 @@ def test_a_method_in_a_file_goes_through_everything(place, digits):
     assert done.returncode == 0 and "bardes2022vicreg" in card and "2105.04906" in card and "apache-2.0" in card
     assert str(place) not in card and f"method: {METHOD}" in card
 
-    # Pushed, and loaded where hf_ssl is not installed.
+    # Push, then load without hf_ssl installed.
     with FakeHub() as hub:
         done = client(hub, place / "home", "-m", "hf_ssl", "push", "cut", "user/vicreg")
         assert done.returncode == 0, done.stderr[-2000:]
@@ -112,7 +112,7 @@ def test_a_method_in_a_file_goes_through_everything(place, digits):
     for name, value in here.items():
         torch.testing.assert_close(there[name], value)
 
-    # Other code is not continued.
+    # A run does not resume with different code.
     shutil.rmtree("cut/model")
     Path("vicreg.py").write_text(Path("vicreg.py").read_text().replace("1e-4", "1e-3"))
     done = run("pretrain", "vicreg.yaml", "train.output_dir=cut")
@@ -120,7 +120,7 @@ def test_a_method_in_a_file_goes_through_everything(place, digits):
 
 
 def expected(place: Path) -> dict[str, torch.Tensor]:
-    """What the exported model computes in this process, which imports the file for it."""
+    """Outputs of the exported model in this process, which imports the method file."""
     from hf_ssl.methods import load_method
     from hf_ssl.models import METHODS
 
@@ -162,7 +162,7 @@ FAULTS = {
 @pytest.mark.parametrize("kind", FAULTS)
 def test_what_is_no_method_is_one_sentence(kind, place, capsys):
     name, change, said = FAULTS[kind]
-    folder = place / kind.replace(" ", "_")  # a file is imported once
+    folder = place / kind.replace(" ", "_")  # a new folder each time, since a file is imported once
     folder.mkdir()
     code = (place / "vicreg.py").read_text()
     name = name.replace("vicreg.py", f"{folder.name}.py") if ".py" in name else name

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The loop as a user meets it from Python."""
+"""The training loop, called from Python."""
 
 import errno
 import json
@@ -126,7 +126,7 @@ def test_a_non_finite_loss_stops_the_run_names_the_step_and_keeps_the_checkpoint
     recipe = small_recipe(
         tmp_path / "run",
         train={"steps": 40, "checkpoint_every": 0.25, "log_every": 1},
-        optim={"lr": 1e30, "warmup_epochs": 1},  # the first step's rate is 0, the second's breaks the weights
+        optim={"lr": 1e30, "warmup_epochs": 1},  # the first step has rate 0, the second breaks the weights
     )
     with pytest.raises(NonFiniteLoss, match=r"step \d+; lower optim.lr"):
         pretrain(recipe, dataset=digit_dataset(0, 64))
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_checkpoint_and_the_same_comman
 
 
 def test_accumulation_splits_the_same_global_batch(tmp_path):
-    """Two micro-batches see the same images as one batch, take one optimizer step, and give nearly its gradient."""
+    """Two micro-batches see the images of one batch, take one optimizer step, and give nearly the same gradient."""
     dataset = digit_dataset(0, 64)
     for parts in (1, 2):
         pretrain(small_recipe(tmp_path / str(parts), train={"accumulation": parts, "steps": 1}), dataset=dataset)
@@ -192,7 +192,7 @@ def test_options_of_speed_and_memory_train(tmp_path, options):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_and_eager_runs_end_alike_and_the_weights_keep_their_names(tmp_path):
-    one_block = {"backbone": "test_vit", "backbone_args": {"depth": 1}, "image_size": 32}  # whose kernels are few
+    one_block = {"backbone": "test_vit", "backbone_args": {"depth": 1}, "image_size": 32}  # few kernels to compile
     for name, on in (("compiled", True), ("eager", False)):
         recipe = small_recipe(tmp_path / name, model=one_block, train={"compile": on, "steps": 2})
         pretrain(recipe, dataset=digit_dataset(0, 64))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The linear probe that learns while the encoder does: it tells how good features are, and changes nothing of them."""
+"""The online linear probe measures feature quality during training and does not influence the encoder."""
 
 import io
 import shutil
@@ -48,7 +48,7 @@ def test_weights_are_the_same_with_and_without_it_and_its_accuracy_stands_beside
     assert 0 <= with_probe.final.pop("probe") <= 1
     same = ("loss", "knn", "embedding_std", "effective_rank")
     assert {key: with_probe.final[key] for key in same} == {key: without.final[key] for key in same}
-    assert "probe" not in without.final and "probe" not in with_probe.baseline  # which has learned nothing
+    assert "probe" not in without.final and "probe" not in with_probe.baseline  # untrained then
     card = (with_probe.model_dir / "README.md").read_text()
     assert "| linear probe, trained online |  |" in card and "no gradient flows from it" in card
     assert "linear probe, trained" not in (without.model_dir / "README.md").read_text()
@@ -108,7 +108,7 @@ def test_two_processes_learn_the_probe_of_one_and_continue_with_it(tmp_path):
     shutil.rmtree(two / "checkpoints/step_00000008")
     shutil.rmtree(two / "model")
     trained(tmp_path / "two", 2)
-    assert " 4/8 " in (tmp_path / "two/log").read_text().replace("[", " ")  # where the second progress bar begins
+    assert " 4/8 " in (tmp_path / "two/log").read_text().replace("[", " ")  # the second progress bar begins here
     assert probed(two) == before
     again = head(two, 8)
     assert all(again[name].equal(b[name]) for name in b)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Interrupted anywhere and started again, a real training process ends where it would have ended, bit for bit."""
+"""A real training process, interrupted anywhere and restarted, gives bit-identical results."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def command(method: str, data: Path, output: Path, *more: str) -> list[str]:
 
 
 def progress(output: Path) -> int:
-    """The newest step in metrics.jsonl."""
+    """The last step in metrics.jsonl."""
     path = output / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
@@ -46,7 +46,7 @@ def finished(args: list[str], output: Path) -> None:
 
 
 def stop_at(process: Run | subprocess.Popen, output: Path, step: int, delay: float, signum: int) -> int:
-    """Send the signal `delay` seconds after the run has reached `step`; its exit code."""
+    """Send the signal `delay` seconds after the run has reached `step`; returns the exit code."""
     deadline = time.monotonic() + 120
     while process.poll() is None and progress(output) < step:
         assert time.monotonic() < deadline, "the run made no progress"
@@ -63,7 +63,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert not different
 
 
-# The method that remembers most is always run, the others where there is time.
+# The method with the most state is always tested, the others only with the slow tests.
 @pytest.mark.parametrize(
     "method", [m if m == "swav" else pytest.param(m, marks=pytest.mark.slow) for m in METHOD_OVERRIDES]
 )
@@ -80,13 +80,13 @@ def ends_like_uninterrupted(method: str, data: Path, tmp_path: Path, *more: str)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = (*more, "train.steps=24")
     finished(command(method, data, whole, *more), whole)
-    chance = random.Random(f"{method}{time.time()}")  # other moments at every run of the test
+    chance = random.Random(f"{method}{time.time()}")  # different moments in every run of the test
     kills = []
     for least in (2, 8, 14):
         moment = (least + chance.randrange(6), chance.random() * 0.1)
         kills.append(moment)
         code = stop_at(started(command(method, data, broken, *more), broken), broken, *moment, signal.SIGKILL)
-        if code == 0:  # it was faster than the signal
+        if code == 0:  # finished before the signal
             break
     finished(command(method, data, broken, *more), broken)
     print("killed at", kills)  # noqa: T201
@@ -100,7 +100,7 @@ def ends_like_uninterrupted(method: str, data: Path, tmp_path: Path, *more: str)
 def test_sigterm_leaves_a_checkpoint_of_that_step_and_exits_143(digits, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     args = command("simsiam", digits, broken, "train.checkpoint_every=100")
-    command_line = [sys.executable, "-m", "hf_ssl", *args]  # as people start it
+    command_line = [sys.executable, "-m", "hf_ssl", *args]  # a real command line
     with subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         code = stop_at(process, broken, 6, 0.0, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM

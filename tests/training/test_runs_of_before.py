@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Runs and models of an earlier version (tests/fixtures/make_runs.py) continue, and load, under this one."""
+"""Runs and models of an earlier version (tests/fixtures/make_runs.py) resume and load with this one."""
 
 import json
 import shutil
@@ -41,12 +41,12 @@ def test_a_run_of_before_continues_and_ends_where_it_ended_then(before, name):
     assert not json.loads((before / name / "checkpoints/step_00000004/state.json").read_text()).get("format")
     main(arguments(name))
     now = load_file(before / name / "checkpoints/step_00000008/model.safetensors")
-    # Another processor rounds otherwise, and eight steps do not make much of it.
+    # Other processors round differently, but eight steps do not amplify that much.
     assert all(torch.allclose(now[key].float(), ended[key].float(), rtol=1e-2, atol=1e-3) for key in ended)
     assert json.loads((before / name / "checkpoints/step_00000008/state.json").read_text())["format"] > 1
     lines = [json.loads(line) for line in (before / name / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
-    # It may have chosen other examples to measure on, and nothing it kept tells.
+    # The earlier version may have used other evaluation examples and did not record which.
     said = "The figures before training may be for other examples"
     assert (name == "mapped") == (said in (before / name / "model/README.md").read_text())
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A streamed run that is killed again and again, and continued with other workers, sees what it would have seen."""
+"""A streamed run that is killed repeatedly and resumed with other workers sees the same examples."""
 
 import random
 import subprocess
@@ -15,7 +15,7 @@ from tests.training import stream_run
 from tests.training.test_resume import assert_same_weights, progress
 
 
-LENGTHS = (40, 52, 36, 64, 40, 56, 32, 64)  # 384: partition by partition 92, 100, 76 and 116
+LENGTHS = (40, 52, 36, 64, 40, 56, 32, 64)  # 384 in total; 92, 100, 76 and 116 by partition
 STEPS, BATCH, PARTITIONS = 48, 16, 4
 
 
@@ -36,7 +36,7 @@ def launch(data: Path, output: Path, processes: int, workers: int) -> Run:
 
 
 def killed_at(data: Path, output: Path, processes: int, workers: int, step: int, delay: float) -> None:
-    """Run, and kill all processes at once, `delay` seconds after `step` was logged."""
+    """Run, then kill all processes at once, `delay` seconds after `step` was logged."""
     process = launch(data, output, processes, workers)
     deadline = time.monotonic() + 120
     while process.poll() is None and progress(output) < step:
@@ -52,7 +52,7 @@ def finished(data: Path, output: Path, processes: int, workers: int) -> None:
 
 
 def ends_well(process: Run | subprocess.Popen, output: Path, seconds: float = 200) -> None:
-    """A run that hangs is killed with all its processes, and fails like one that ends badly."""
+    """Wait for exit code 0. If the run hangs, kill all its processes and fail."""
     try:
         code = process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -62,7 +62,7 @@ def ends_well(process: Run | subprocess.Popen, output: Path, seconds: float = 20
 
 
 def trained_on(output: Path, processes: int) -> list[list[int]]:
-    """The examples of every step, over all processes; of a step that was taken twice, those of the second time."""
+    """The examples of every step, over all processes; for a repeated step, those of the last time."""
     logs = [log_of(output, rank) for rank in range(processes)]
     return [[index for log in logs for index in log[step]] for step in range(STEPS)]
 
@@ -78,7 +78,7 @@ def test_killed_and_continued_with_other_workers_it_equals_the_uninterrupted_run
     data = write_parquet(tmp_path / "data", LENGTHS)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finished(data, whole, processes, workers=0)
-    chance = random.Random(f"{processes}{time.time()}")  # other moments at every run of the test
+    chance = random.Random(f"{processes}{time.time()}")  # different moments in every run of the test
     for workers, step in ((0, 5), (1, 13), (2, 22), (4, 30)):
         killed_at(data, broken, processes, workers, step + chance.randrange(6), chance.random() * 0.3)
     finished(data, broken, processes, workers=2)
@@ -86,7 +86,7 @@ def test_killed_and_continued_with_other_workers_it_equals_the_uninterrupted_run
     assert trained_on(whole, processes) == trained_on(broken, processes)
     assert_same_weights(whole / "model/pretraining/model.safetensors", broken / "model/pretraining/model.safetensors")
 
-    # 48 steps of 16 take 192 from each of the four partitions: every example as often as its neighbors.
+    # 48 steps of 16 take 192 examples from each of the four partitions, each example equally often (+-1).
     counts = Counter(index for step in trained_on(broken, processes) for index in step)
     assert len(counts) == sum(LENGTHS)
     for partition in range(PARTITIONS):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Classifiers learn what they are shown, continue exactly, and do not depend on the number of processes."""
+"""Classifiers learn, resume exactly, and do not depend on the number of processes."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_an_interrupted_run_ends_where_it_would_have_ended(encoder, digits, tmp_
 
 
 def learn_heads(encoder: str, digits: str, folder: str) -> None:
-    """Keep the trained layer and its accuracy in `folder`, a file each process."""
+    """Save the trained layer and its accuracy in `folder`, one file per process."""
     kept = {}
     real = module._train
 

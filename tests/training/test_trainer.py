@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Whoever prefers transformers' Trainer gets the same method: our collator, and a callback for the hooks."""
+"""The same method with transformers' Trainer: our collator, and a callback for the hooks."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.distributed.train_all_methods import METHODS, common_overrides
 
 
 class Hooks(TrainerCallback):
-    """What the training loop calls, with 4 steps an epoch."""
+    """Calls the hooks like the training loop, with 4 steps per epoch."""
 
     def on_step_begin(self, args, state, control, model, **_):
         model.before_step(state.global_step, state.max_steps, 4)
