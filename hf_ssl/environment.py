@@ -135,7 +135,7 @@ def text(found: dict[str, Any]) -> str:
     missing = [name for name, number in found["packages"].items() if number is None]
     there = [f"{name} {number}" for name, number in found["packages"].items() if number is not None]
     cores, memory = found["cores"], found["memory_gib"] or {}
-    quota = "no quota" if cores["quota"] is None else f"a quota of {cores['quota']:g}"
+    quota = "no quota" if cores["quota"] is None else f"quota {cores['quota']:g}"
     tokens = [name for name, is_there in found["tokens"].items() if is_there]
     lines = {
         "hf_ssl": f"{found['hf_ssl']}, Python {found['python']}, {found['system']}",
@@ -144,7 +144,7 @@ def text(found: dict[str, Any]) -> str:
         "devices": "; ".join(found["devices"] or ["unknown: torch cannot be imported"]),
         "auto precision": found["precision"] or "unknown",
         "PyAV's FFmpeg": found["ffmpeg"] or "not installed",
-        "cores": f"{cores['machine']} in the machine, {cores['affinity'] or 'unknown'} by affinity, {quota}",
+        "cores": f"{cores['machine']} in the machine, affinity {cores['affinity'] or 'unknown'}, {quota}",
         "memory": ", ".join(f"{size:g} GiB {name}" for name, size in memory.items()) or "unknown",
         "free": ", ".join(f"{size} GiB in {place}" for place, size in found["free_gib"].items()),
         "tokens": ", ".join(tokens) or "none",

@@ -100,7 +100,7 @@ def plan(
     if images_per_second is not None:
         images = _images(recipe)
         if images is None:
-            notes.append("The hours are not known: set train.steps, or data.num_examples for epochs.")
+            notes.append("The duration is unknown; set train.steps, or data.num_examples with train.epochs.")
         else:
             result |= {"images_per_second": images_per_second, "hours": images / images_per_second / 3600}
     return result
@@ -126,10 +126,10 @@ def table(result: dict[str, Any]) -> str:
         f"One of {result['processes']} process(es), {result['batch_per_process']} images each, {result['precision']}",
         "",
         f"parameters            {result['parameters'] / 1e6:12,.2f} M",
-        f"  of the encoder      {result['encoder_parameters'] / 1e6:12,.2f} M",
-        f"training state in all {result['state_gib_of_all_processes']:12.2f} GiB  in float32",
+        f"  encoder             {result['encoder_parameters'] / 1e6:12,.2f} M",
+        f"total training state  {result['state_gib_of_all_processes']:12.2f} GiB  in float32",
         "",
-        "of one process, at the peak of the forward and backward pass",
+        "per process, at the peak of the forward and backward pass",
     ]
     lines += [f"  {name:20}{gib[name]:12.2f} GiB" for name in gib]
     lines += ["", f"sent per step         {result['traffic_gib_per_step']:12.2f} GiB  and as much received"]
@@ -137,7 +137,7 @@ def table(result: dict[str, Any]) -> str:
         fits = f"in {result['memory_gib']:.0f} GiB"
         lines.append(f"largest batch         {result['largest_batch_per_process']:12,} per process, {fits}")
     if "hours" in result:
-        rate = f"at {result['images_per_second']:,.0f} images/s in all"
+        rate = f"at {result['images_per_second']:,.0f} images/s in total"
         lines.append(f"time                  {result['hours']:12,.1f} hours {rate}")
     lines += [f"warning: {note}" for note in result["warnings"]]
     return "\n".join(lines)

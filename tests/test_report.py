@@ -53,9 +53,9 @@ def _points(text: str) -> list[list[dict]]:
 
 def test_two_runs_are_compared(page, runs):
     text = page.read_text(encoding="utf-8")
-    table = text.partition("What differs in the recipes")[2].partition("</table>")[0]
+    table = text.partition("Recipe differences")[2].partition("</table>")[0]
     assert re.findall(r"<code>(.+?)</code>", table) == ["optim.lr"] and "0.01" in table and "0.2" in table
-    assert text.index("What differs in the recipes") < text.index("<h2>Curves")
+    assert text.index("Recipe differences") < text.index("<h2>Curves")
     assert "slow: loss" in text and "fast: loss" in text and len(_points(text)) == 2
 
 

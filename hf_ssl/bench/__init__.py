@@ -334,10 +334,10 @@ def table(result: dict[str, Any]) -> str:
         for part in PARTS:
             ratio = "" if name == "hf_ssl" else f"  hf_ssl / {name} {ours[part]['median'] / rates[part]['median']:.2f}"
             lines.append(f"  {name:10}{part:6}{Rate(**rates[part])}{ratio}")
-    lines += ["", f"whole / what data and step allow  {result['efficiency']:.2f}", "", "seconds a step"]
+    lines += ["", f"whole / possible with data and step  {result['efficiency']:.2f}", "", "seconds per step"]
     lines += [f"  {name:28}{value:10.4f}" for name, value in result["seconds"].items()]
     if "peak_memory_gib" in result:
         lines += ["", f"peak memory {result['peak_memory_gib']:.2f} GiB"]
     if "waits_for_the_device" in result:
-        lines.append(f"waits for the device in a step: {result['waits_for_the_device']}")
+        lines.append(f"waits for the device per step: {result['waits_for_the_device']}")
     return "\n".join(lines)

@@ -310,11 +310,11 @@ def _doubts(bank: Source, queries: Source, k: int) -> list[str]:
     notes = []
     asked = queries.numbers[queries.numbers >= 0]
     if k > _count(bank):
-        notes.append(f"k={k} is more than the {_count(bank):,} examples of the bank, so all of them vote.")
+        notes.append(f"k={k} exceeds the {_count(bank):,} examples of the bank, so all of them vote.")
     if len(np.unique(bank.numbers[bank.numbers >= 0])) == 1:
-        notes.append("The bank has one class only, so the accuracy does not depend on the encoder.")
+        notes.append("The bank has only one class, so the accuracy does not depend on the encoder.")
     if unknown := int((~np.isin(asked, bank.numbers)).sum()):
-        notes.append(f"{unknown:,} of {len(asked):,} queries are of classes that the bank does not have.")
+        notes.append(f"{unknown:,} of {len(asked):,} queries have classes that are not in the bank.")
     if shared := _shared(bank, queries):
         notes.append(f"{shared:,} of {len(queries):,} queries are also in the bank, so the accuracy is too high.")
     return notes

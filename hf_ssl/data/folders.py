@@ -189,7 +189,10 @@ def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
             columns["label"] = list(map(number.get, own)) if own else [None] * len(files)
             features["label"] = ClassLabel(names=labels)
             if not own:
-                say(f"{len(files)} {kind}(s) of the split {split!r} of {root} are in no class folder: no labels.")
+                say(
+                    f"{len(files)} {kind}(s) of the split {split!r} of {root} are not in class folders and have "
+                    "no labels."
+                )
         made = Dataset.from_dict(columns, features=features, split=split)
         listed[split] = made.cast_column(kind, MEDIA[kind].feature())
     return _with_tables(root, found.tables, listed, kind)
@@ -213,7 +216,7 @@ def _divide(root: Path, found: Contents, folders: dict, depth: int, names: dict[
     if loose and "train" not in parts:
         parts["train"] = loose
     elif loose:
-        say(f"{len(loose)} file(s) in {root} are in none of its splits and not used, the first is {loose[0]}.")
+        say(f"{len(loose)} file(s) in {root} are outside its splits and are not used; the first is {loose[0]}.")
     return {split: _once(files, root) for split, files in parts.items()} if found.links else parts
 
 
@@ -235,7 +238,7 @@ def _once(files: list[str], root: Path) -> list[str]:
     for file in sorted(files, key=lambda file: (os.path.islink(file), file)):
         kept.setdefault(real[file], file)
     if len(kept) < len(files):
-        say(f"{len(files) - len(kept)} symbolic link(s) in {root} lead to files that are there anyway.")
+        say(f"{len(files) - len(kept)} symbolic link(s) in {root} point to files that are read anyway.")
     return sorted(kept.values())
 
 
@@ -270,7 +273,10 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
             say(f"{table} has no column file_name and is not used.")
             continue
         if column := next((name for name in content.column_names if name.lower() in ("split", "subset")), None):
-            say(f"The column {column!r} of {table} makes no splits; put the {kind}s into folders train/ and test/.")
+            say(
+                f"The column {column!r} of {table} does not define splits; put the {kind}s into folders train/ "
+                "and test/."
+            )
         files += [os.path.join(os.path.dirname(table), str(name)) for name in content["file_name"]]
         rows.append(content.remove_columns("file_name"))
     if not files:

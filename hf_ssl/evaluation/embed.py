@@ -49,7 +49,7 @@ def embed(
     towers = encoder.modality.towers
     chosen = towers[0] if tower is None else tower
     if chosen not in towers:
-        others = f", or take one of {', '.join(towers)}" if len(towers) > 1 else ""
+        others = f", or choose one of {', '.join(towers)}" if len(towers) > 1 else ""
         raise RecipeError(f"{model} has no tower {tower!r}; remove --tower{others}.")
     source = load_source(data, kind=encoder.modality.medium_of(data))
     precision = how.precision or best_precision() or "no"

@@ -194,12 +194,12 @@ LINEAR_PROTOCOLS = {
     "dinov3": Supervised("DINOv2's and DINOv3's eval/linear.py", 10, 1024, lr=tuple(4 * lr for lr in _DINO_RATES)),
 }
 LOWSHOT_PROTOCOLS = {
-    "1%": LowShot("shares of the training set, drawn anew", share=0.01),
-    "10%": LowShot("shares of the training set, drawn anew", share=0.1),
+    "1%": LowShot("random subsets of the training set", share=0.01),
+    "10%": LowShot("random subsets of the training set", share=0.1),
     "1": LowShot("one example of each class", per_class=1),
     "5": LowShot("five examples of each class", per_class=5),
     "10": LowShot("ten examples of each class", per_class=10),
-    "list": LowShot("MSN's imagenet_subsets, whose files name the images (its classifier differs: see the docs)"),
+    "list": LowShot("MSN's imagenet_subsets, whose files list the images (its classifier differs, see the docs)"),
     "swav-1%": Supervised("SwAV's eval_semisup.py", 20, share=0.01, lr=(0.02,), head_lr=5.0, **_SEMI),
     "swav-10%": Supervised("SwAV's eval_semisup.py", 20, share=0.1, lr=(0.01,), head_lr=0.2, **_SEMI),
 }

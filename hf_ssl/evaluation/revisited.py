@@ -38,7 +38,7 @@ def read_ground_truth(file: str) -> dict[str, Any]:
     Raises:
         RecipeError: it is not such a file.
     """
-    wrong = f"{file} is no ground truth of ROxford or RParis (gnd_roxford5k.pkl, gnd_rparis6k.pkl)"
+    wrong = f"{file} is not a ground truth file of ROxford or RParis (gnd_roxford5k.pkl, gnd_rparis6k.pkl)"
     try:
         content = read_pickle(Path(file), "such ground truth")
         images, queries = ([str(name) for name in content[key]] for key in ("imlist", "qimlist"))
@@ -79,7 +79,7 @@ def revisited_sources(
             f"{listed(missing[:_FEW])}."
         )
     bank = source.select([rows[name] for name in truth["imlist"]], "images")
-    queries = source.select([rows[name] for name in truth["qimlist"]], "queries, cut by their boxes")
+    queries = source.select([rows[name] for name in truth["qimlist"]], "queries, cropped to their boxes")
     queries.boxes = [one["bbx"] for one in truth["gnd"]]
     numbers = {"bank": torch.arange(len(bank)), "queries": torch.arange(len(queries))}
     return {"bank": bank, "queries": queries}, numbers

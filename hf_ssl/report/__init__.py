@@ -81,7 +81,7 @@ def _sections(run: RunFiles, data: DataConfig | None, sheet: Sheet, pictures: bo
     except Exception as error:  # the data may have moved; still write the rest of the page
         about["views_problem"] = first_line(error)
     if run.model is None:
-        said = f"The run has not ended, so there are no pictures yet; hf-ssl export {run.folder} makes a model of it."
+        said = f"The run has not ended, so there are no images yet; hf-ssl export {run.folder} makes a model of it."
         return about | {"problem": said}
     if not pictures:
         return about | {"problem": f"hf-ssl report {run.folder} draws pictures, too."}

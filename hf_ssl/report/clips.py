@@ -36,7 +36,7 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
     found = every_vector(encoder, source)
     video, audio = found["video_embeds"], found["audio_embeds"]
     if len(video) < 3:
-        return {"problem": f"Too few clips could be read for pictures: {video.failed[:1]}."}
+        return {"problem": f"Too few clips could be read; the first failure is {video.failed[:1]}."}
     names = sorted({str(one) for one in source.classes() if one is not None})
     pictures = {int(example): _pictures(encoder, source, int(example)) for example in video.examples}
     numbers = {example: sheet.add(of_clip["video"]) for example, of_clip in pictures.items()}
@@ -106,7 +106,7 @@ def _rows(
                     "image": data_uri(pictures[examples[near]][answering]),
                     "title": title_of(source, examples[near]),
                     "kind": "right" if right else "wrong" if known else "",
-                    "cosine": f"{cosines[near]:.2f}" + (" own" if near == place else ""),
+                    "cosine": f"{cosines[near]:.2f}" + (" same" if near == place else ""),
                 }
             )
         rows.append(row)

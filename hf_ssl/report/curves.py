@@ -38,10 +38,10 @@ _PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
     (
         "retrieval, video (v) and audio (a)",
         {
-            "video_to_audio_p1": "v→a class",
-            "audio_to_video_p1": "a→v class",
-            "video_to_audio_r1": "v→a own",
-            "audio_to_video_r1": "a→v own",
+            "video_to_audio_p1": "v→a P@1",
+            "audio_to_video_p1": "a→v P@1",
+            "video_to_audio_r1": "v→a R@1",
+            "audio_to_video_r1": "a→v R@1",
             "positive_precision": "positives",
         },
         True,
@@ -103,7 +103,7 @@ def singular_values(spectra: dict[str, np.ndarray]) -> str:
         for color, dash, (name, values) in zip(COLORS, ("-", "--", "-", "--"), spectra.items(), strict=False):
             axis.plot(np.arange(1, len(values) + 1), values, color=color, linestyle=dash, label=name)
         axis.set_yscale("log")
-        axis.set_xlabel("number of the singular value")
+        axis.set_xlabel("index of the singular value")
         axis.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
         axis.legend(frameon=False, fontsize=8)
         return _svg(figure)

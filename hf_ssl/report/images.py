@@ -38,7 +38,7 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
     asked, known = every_vector(encoder, queries)[""], every_vector(encoder, bank)[""]
     if len(asked) < 3 or len(known) < 3:
         failed = asked.failed + known.failed
-        return {"problem": f"Too few images could be read for pictures; the first that could not is {failed[:1]}."}
+        return {"problem": f"Too few images could be read; the first failure is {failed[:1]}."}
     numbers = {int(example): sheet.add(queries.image(int(example))) for example in asked.examples}
     names = sorted({str(one) for one in queries.classes() if one is not None})
     untrained = every_vector(encoder.untrained(), queries)[""]

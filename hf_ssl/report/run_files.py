@@ -119,14 +119,14 @@ def verdict(run: RunFiles) -> tuple[str, str]:
         said += f", raw pixels {raw[0]:.1%}" if raw and key == "knn" else ""
         said += f" ({count:,} queries, ±{error:.1%} on the difference)." if count else "."
         if key == "knn" and raw and after < raw[0]:
-            said += " Raw pixels are still ahead: train longer, or on more images."
+            said += " Raw pixels are still better: train longer, or on more images."
         return ("learning" if after - before > 2 * error else "stalled"), said
     if spread:
         return "unknown", (
             f"Not collapsed (standard deviation {spread[-1]:.2f} of the healthy 1/sqrt(d)); without labeled images "
-            "nothing says how much was learned. Set monitor.path to some, or run hf-ssl evaluate."
+            "it is unknown how much was learned. Set monitor.path to labeled images, or run hf-ssl evaluate."
         )
-    return "unknown", "Nothing has been measured yet that says how much was learned."
+    return "unknown", "No measurement yet shows how much was learned."
 
 
 def differences(runs: list[RunFiles]) -> list[tuple[str, list[str]]]:
@@ -147,13 +147,13 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     if results.get("num_examples"):
         rows.append((counted, f"{results['num_examples']:,}"))
     if results.get("seconds"):
-        rows.append(("time in training", _duration(results["seconds"])))
+        rows.append(("training time", _duration(results["seconds"])))
     if speeds:
         rows.append((f"{counted} per second, median", f"{sorted(speeds)[len(speeds) // 2]:,.0f}"))
     if waits:
-        rows.append(("of which waiting for data", f"{sum(waits) / len(waits):.1%}"))
+        rows.append(("waiting for data", f"{sum(waits) / len(waits):.1%}"))
     if memory:
-        rows.append(("peak memory of a process", f"{max(memory):.2f} GiB"))
+        rows.append(("peak memory per process", f"{max(memory):.2f} GiB"))
     if results.get("hardware"):
         rows.append(("hardware", results["hardware"]))
     return rows + [(name, version) for name, version in results.get("versions", {}).items()]

@@ -149,7 +149,7 @@ def dense(
     measured: dict[str, Any] = {"bank": bank.part, "num_bank": len(bank), "queries": queries.part}
     measured |= {"num_queries": len(queries), "num_classes": len(classes), "notes": []}
     if unknown := sorted(there - here):
-        measured["notes"].append(f"Of the classes {unknown} there is no pixel to learn from; their IoU is 0.")
+        measured["notes"].append(f"The classes {unknown} have no training pixels; their IoU is 0.")
     about = {"protocol": "dense", "settings": asdict(settings), "measured": measured, "said": settings.said()}
     return result | about
 

@@ -337,8 +337,8 @@ class Run:
 
 def _diverged(step: int, rate: float, checkpoints: Checkpoints, weights: bool) -> str:
     kept = checkpoints.complete()
-    what = "weights, or their features, were NaN or infinite before" if weights else "loss became NaN or infinite at"
-    good = f"{kept[-1]}, from which train.init_from goes on" if kept else "none: none had been written yet"
+    what = "weights or features were NaN or infinite before" if weights else "loss became NaN or infinite at"
+    good = f"{kept[-1]}, which train.init_from can start from" if kept else "none, since none was written yet"
     return (
         f"The {what} step {step}; lower optim.lr (it was {rate:.3g} there), lengthen the warm-up or set "
         f"optim.clip_grad_norm, in another train.output_dir. The last good checkpoint is {good}."

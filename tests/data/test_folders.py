@@ -89,7 +89,7 @@ def test_a_file_counts_once_in_a_split_and_the_file_itself_before_its_links(tmp_
     found = layout(root)
     assert list(found["all"]) == ["all/0.png", "all/1.png", "all/2.png"]
     assert len(found["train"]) == 3 and list(found["test"]) == ["test/2.png"]
-    assert "lead to files that are there anyway" in caplog.text
+    assert "point to files that are read anyway" in caplog.text
 
 
 @pytest.mark.parametrize("name", "a.JPG b.jfif c.jpe d.JFIF e.TIF f.Tiff g.PNG h.pjpeg i.JpE j.WebP".split())
@@ -278,7 +278,7 @@ def test_a_column_of_splits_is_said(tmp_path, caplog):
     make(tmp_path, "a.png", "b.png")
     (tmp_path / "metadata.csv").write_text("file_name,label,split\na.png,1,train\nb.png,2,test\n")
     assert len(load_source(DataConfig(path=str(tmp_path)))) == 2
-    assert "makes no splits; put the images into folders" in caplog.text
+    assert "does not define splits; put the images into folders" in caplog.text
 
 
 def test_metadata_of_each_split_and_in_lines_of_json_are_read(tmp_path):

@@ -168,9 +168,9 @@ def test_what_makes_an_accuracy_mean_less_is_said_in_a_sentence_each():
 
     bank, queries = labeled([0, 1] * 4), labeled([0, 1], shades=[50, 51])
     assert notes(bank, queries) == ""
-    assert "k=20 is more than the 8 examples" in notes(bank, queries, 20)
-    assert "one class only" in notes(labeled([3] * 4), labeled([3], shades=[60]))
-    assert "1 of 2 queries are of classes that the bank does not have" in notes(bank, labeled([0, 7], shades=[50, 51]))
+    assert "k=20 exceeds the 8 examples" in notes(bank, queries, 20)
+    assert "only one class" in notes(labeled([3] * 4), labeled([3], shades=[60]))
+    assert "1 of 2 queries have classes that are not in the bank" in notes(bank, labeled([0, 7], shades=[50, 51]))
     assert "1 of 2 queries are also in the bank" in notes(bank, labeled([0, 1], shades=[1, 99]))
 
 

@@ -127,6 +127,6 @@ def test_the_terminal_says_what_was_measured_on(digits, tmp_path, capsys, caplog
     main(common)
     shown = capsys.readouterr().out
     assert "80 % of train" in shown and "20 % of train" in shown and "seen in pretraining" not in shown
-    assert "k=200 is more than" in caplog.text
+    assert "k=200 exceeds" in caplog.text
     main([*common, "--json"])
     assert json.loads(capsys.readouterr().out)["measured"]["num_queries"] < 26

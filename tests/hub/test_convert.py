@@ -507,7 +507,7 @@ def test_avid_carries_the_mean_and_deviation_of_every_band_of_the_authors_file(o
     std = generator.uniform(17.4, 21.4, 257).astype(np.float32)
     np.savez(tmp_path / "stats.npz", mean=mean, std=std)
     folder = convert(file, "avid", tmp_path / "avid", statistics=tmp_path / "stats.npz")
-    assert not caplog.messages or "1.4 deviations" not in caplog.text
+    assert not caplog.messages or "1.4 std" not in caplog.text
     for place in (folder, folder / "pretraining"):
         config = json.loads((place / "config.json").read_text())
         assert config["audio_mean"] == mean.tolist() and config["audio_std"] == std.tolist()
@@ -519,14 +519,14 @@ def test_avid_carries_the_mean_and_deviation_of_every_band_of_the_authors_file(o
     expected = (averaged * np.float32(19.7 + 1e-5) - 28.5 - mean) / (std + 1e-5)
     np.testing.assert_allclose(with_bands, expected, atol=1e-4)
     card = (folder / "README.md").read_text()
-    assert "--statistics stats.npz" in card and "1.4 deviations" not in card
+    assert "--statistics stats.npz" in card and "1.4 std" not in card
 
 
 def test_avid_without_the_file_of_its_bands_says_how_far_features_are_shifted(tmp_path, caplog):
     torch.save(avid("avid"), tmp_path / "avid.pth")
     folder = convert(tmp_path / "avid.pth", "avid", tmp_path / "avid")
-    assert "up to 1.4 deviations" in caplog.text and "--statistics" in caplog.text
-    assert "up to 1.4 deviations" in (folder / "README.md").read_text()
+    assert "up to 1.4 std" in caplog.text and "--statistics" in caplog.text
+    assert "up to 1.4 std" in (folder / "README.md").read_text()
 
 
 def test_a_file_that_has_no_statistics_of_avids_bands_is_refused(tmp_path):

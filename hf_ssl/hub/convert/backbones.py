@@ -138,7 +138,7 @@ timm_regnet = Layout(
     "timm",
     "",
     "https://huggingface.co/timm",
-    "SEER's weights have a non-commercial license of their own (the SEER license); for others, see the original.",
+    "SEER's weights have their own non-commercial license (the SEER license); for others, see the original.",
     mark="s1.b1.",
     pairs=(
         ("stem.{*x}", BACKBONE + "stem.{*x}"),

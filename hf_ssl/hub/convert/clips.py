@@ -11,9 +11,9 @@ from .common import Tensors
 
 
 WITHOUT_STATISTICS = (
-    "The spectrogram is normalized by the average of all bands, not by each band's own mean and deviation, which the "
-    "released networks were trained with: their inputs, and so their features, are shifted by up to 1.4 deviations a "
-    "band. Give the authors' datasets/assets/audio-spectDB-24k-513-norm-stats.npz as --statistics."
+    "The spectrogram is normalized with the average over all bands, but the released networks were trained with a "
+    "mean and std for each band, so inputs and features are shifted by up to 1.4 std per band. For the original "
+    "normalization, pass the authors' datasets/assets/audio-spectDB-24k-513-norm-stats.npz as --statistics."
 )
 
 

@@ -17,9 +17,9 @@ from ..weights import read_file, unreadable  # noqa: F401
 Tensors = dict[str, torch.Tensor]
 Pair = tuple[str, str]
 
-# Checkpoint entries that may hold tensors but no weights, and a note for the list of what was left out.
+# Checkpoint entries that may hold tensors but no weights, and a note for the list of entries that were not converted.
 TRAINING = dict.fromkeys(("amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler"), "")
-TRAINING["train_criterion"] = " (memories and positive sets, whose rows are those of the authors' list of files; Z)"
+TRAINING["train_criterion"] = " (memories and positive sets, whose rows follow the authors' file list; Z)"
 
 
 @dataclass
