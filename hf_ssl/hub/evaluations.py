@@ -98,6 +98,6 @@ def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
 
 
 def _metric(key: str) -> str:
-    """What the Hub calls a figure."""
+    """The Hub's name of a metric."""
     kinds = {"map": "mean_average_precision", "mp": "precision", "miou": "mean_iou"}
     return next((name for start, name in kinds.items() if re.match(rf"{start}(\d|_|$)", key)), "accuracy")

@@ -13,7 +13,7 @@ import yaml
 from ..errors import RecipeError
 
 
-# Of a number that a recipe may leave open: hf_ssl.training.choices replaces `auto` before anything else reads it.
+# Numbers that may be `auto`; hf_ssl.training.choices replaces it before anything else reads the recipe.
 AUTO = "auto"
 WholeOrAuto = Annotated[int, AUTO]
 NumberOrAuto = Annotated[float, AUTO]
