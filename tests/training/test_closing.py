@@ -43,7 +43,7 @@ def test_ignored_files_of_the_folder_are_counted(tmp_path):
     for other in ("notes.txt", "Thumbs.db"):
         (photos / other).write_text("no image")
     result = pretrain(few_steps("simsiam", tmp_path / "run", f"data.path={photos}", *SMALL_HEADS))
-    assert "every file could be read; 2 other file(s) were ignored" in "\n".join(closing(result, 20, "untrained"))
+    assert "all files could be read; 2 other file(s) were ignored" in "\n".join(closing(result, 20, "untrained"))
 
 
 def test_files_that_could_not_be_read_are_in_the_summary_also_after_a_restart():
