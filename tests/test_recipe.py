@@ -62,7 +62,7 @@ def lr_at(recipe, epoch: float, images: int = IMAGENET) -> float:
         (minimal(trian={"epochs": 1}), ["trian", "train"]),
         (minimal(optim={"shedule": "cosine"}), ["optim.shedule", "schedule"]),
         (minimal(optim={"warmup_epoch": 1}), ["optim.warmup_epoch", "warmup_epochs"]),
-        (minimal(views={"all": {"solariz": 0.1}}), ["views.all.solariz", "solarize"]),
+        (minimal(views={"all": {"solarizing": 0.1}}), ["views.all.solarizing", "solarize"]),
         (minimal(data={"image_colum": "img"}), ["data.image_colum", "image_column"]),
     ],
 )

@@ -118,9 +118,7 @@ def _use_method(content: dict[str, Any], overrides: list[str] | tuple[str, ...],
         known = {field.name for field in fields(method_classes(method)[0])} | {"init_from"}
         foreign = [key for key in model if key not in known]
         if foreign:
-            logger.info(
-                f"method={method}: ignoring {', '.join(f'model.{key}' for key in foreign)}, which are for {first}."
-            )
+            logger.info(f"method={method}: ignoring {', '.join(f'model.{key}' for key in foreign)} (for {first}).")
         content["model"] = {key: value for key, value in model.items() if key in known}
     changes = {str(key): value for key, value in flatten(own.get(method) or {}).items()}
     for key, value in changes.items():

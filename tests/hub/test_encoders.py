@@ -126,7 +126,7 @@ def test_a_run_that_started_from_an_encoder_continues_without_it(tmp_path, caplo
     [
         ("nowhere", "resnet18", "nowhere"),
         ("other", "resnet34", "do not match this backbone"),
-        ("other", None, "which"),
+        ("other", None, "set its timm network"),
     ],
 )
 def test_what_cannot_be_a_start_is_said(place, backbone, said, tmp_path, monkeypatch):

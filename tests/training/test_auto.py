@@ -79,7 +79,7 @@ def test_what_was_typed_of_another_method_is_refused_and_what_the_file_says_is_l
     recipe.write_text("method: barlow_twins\nmodel: {backbone: resnet18, lambd: 0.01}\ntrain: {epochs: 1}\n")
     with caplog.at_level("INFO", "hf_ssl"):
         assert load_recipe(recipe, ["method=simsiam"]).model == {"backbone": "resnet18"}
-    assert caplog.messages == ["method=simsiam: without model.lambd, of barlow_twins."]
+    assert caplog.messages == ["method=simsiam: ignoring model.lambd (for barlow_twins)."]
     from hf_ssl.resolve import resolve
 
     with pytest.raises(RecipeError, match="model.lambd"):
