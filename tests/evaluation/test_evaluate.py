@@ -62,11 +62,11 @@ def test_a_vision_model_of_transformers_is_measured_as_its_own_processor_prepare
 @pytest.mark.parametrize(
     ("make", "processor", "why"),
     [
-        (lambda: BertModel(BertConfig(vocab_size=20, **SMALL)), False, "BertModel takes input_ids"),
+        (lambda: BertModel(BertConfig(vocab_size=20, **SMALL)), False, "BertModel expects input_ids"),
         (
             lambda: CLIPTextModel(CLIPTextConfig(vocab_size=20, bos_token_id=1, eos_token_id=2, **SMALL)),
             False,
-            "CLIPTextModel takes input_ids",
+            "CLIPTextModel expects input_ids",
         ),
         (lambda: ViTModel(ViTConfig(image_size=16, patch_size=8, **SMALL)), False, "has no image processor for its"),
         (

@@ -422,6 +422,7 @@ def test_a_file_that_is_no_result_is_named_and_left_out_of_the_card(tmp_path, ca
 def test_a_remedy_is_an_option_of_the_command(encoder, tmp_path, capsys):
     for number in range(4):
         Image.new("L", (32, 32), 50 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,weight\n0.png,0.5\n1.png,1.5\n")
     with pytest.raises(SystemExit):
         main(["evaluate", "knn", encoder, "--data", str(tmp_path)])
     shown = capsys.readouterr().err
