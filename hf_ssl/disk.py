@@ -27,7 +27,12 @@ _REFUSED_WRITES = (
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or a folder's entries if the platform supports it, to disk."""
+    """Flush a file, or a folder's entries if the platform supports it, to disk.
+
+    safetensors keeps its files from all but their owner; they become as readable as their folder.
+    """
+    if path.suffix == ".safetensors":
+        path.chmod(path.stat().st_mode | (path.parent.stat().st_mode & 0o444))
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

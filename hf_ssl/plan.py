@@ -122,8 +122,9 @@ def _images(recipe: Recipe) -> float | None:
 def table(result: dict[str, Any]) -> str:
     """Format a plan as a table."""
     gib = result["gib"]
+    precision = result["precision"] if result["precision"] in HALF else "float32"
     lines = [
-        f"One of {result['processes']} process(es), {result['batch_per_process']} images each, {result['precision']}",
+        f"One of {result['processes']} process(es), {result['batch_per_process']} images each, {precision}",
         "",
         f"parameters            {result['parameters'] / 1e6:12,.2f} M",
         f"  encoder             {result['encoder_parameters'] / 1e6:12,.2f} M",

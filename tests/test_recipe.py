@@ -15,6 +15,7 @@ from hf_ssl.optim import lr_fraction
 from hf_ssl.recipe import (
     RecipeError,
     changed_keys,
+    copy_shipped,
     load_recipe,
     recipe_from_dict,
     recipe_header,
@@ -141,6 +142,17 @@ def test_a_batch_is_divided_over_processes_and_accumulation():
 def test_a_recipe_that_is_not_there_gets_the_nearest_names(name):
     with pytest.raises(RecipeError, match="the nearest are .*byol/imagenet1k_resnet50"):
         load_recipe(name)
+
+
+def test_a_changed_copy_and_the_shipped_recipe_are_not_mixed_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = copy_shipped("my_images", ".")
+    assert load_recipe("my_images", ["data.path=x"]).optim.name == "adamw"  # unchanged: either is meant
+    copy.write_text(copy.read_text().replace("name: adamw", "name: lars"))
+    with pytest.raises(RecipeError, match="say my_images.yaml or recipes/my_images"):
+        load_recipe("my_images", ["data.path=x"])
+    assert load_recipe("my_images.yaml", ["data.path=x"]).optim.name == "lars"
+    assert load_recipe("recipes/my_images", ["data.path=x"]).optim.name == "adamw"
 
 
 # ---------------------------------------------------------------------------------------------- overrides

@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from ..data.sources import Source, load_source
 from ..devices import best_precision, process_state
 from ..errors import RecipeError, UserError
+from ..logs import get_logger
 from ..recipe import DataConfig
 from .encoders import open_model
 from .evaluate import How
 from .features import Features
 from .knn import nearest
 from .store import features_of
+
+
+logger = get_logger(__name__)
 
 
 def embed(
@@ -64,6 +68,8 @@ def embed(
         raise RecipeError(
             f"None of the {len(features.failed)} files could be read, the first is {features.failed[0]}."
         )
+    if failed := features.failed:
+        logger.warning(f"{len(failed)} file(s) could not be read and have no row, the first is {failed[0]}.")
     partial = output.with_name(f".partial_{output.name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,8 @@ class Encoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.fresh().eval().requires_grad_(False)
-        made = replace(self, name=f"untrained {type(model).__name__}", model=model, folder=None)
+        known = getattr(self.config, "architecture", None) or type(model).__name__  # timm's name in its wrapper
+        made = replace(self, name=f"untrained {known}", model=model, folder=None)
         made.embed = embedding_of(model, self.layer)
         return made
 

@@ -86,7 +86,7 @@ def find_recipe(source: str | Path) -> Path:
     """Path of a recipe, given as a file or as the name of a shipped recipe.
 
     Raises:
-        RecipeError: it is neither; the message suggests names.
+        RecipeError: it is neither, and the message suggests names; or a file here could be meant as well.
     """
     path = Path(source)
     with suppress(OSError):  # the name is too long for a path
@@ -95,7 +95,10 @@ def find_recipe(source: str | Path) -> Path:
     shipped = shipped_recipes()
     name = str(source).removesuffix(".yaml").removeprefix("recipes/")
     if name in shipped:
-        return shipped[name]
+        own, taken = Path(f"{source}.yaml"), shipped[name]
+        if own.is_file() and own.read_bytes() != taken.read_bytes():
+            raise RecipeError(f"{source} is {own} here or the recipe that ships: say {own} or recipes/{name}.")
+        return taken
     raise RecipeError(
         f"There is no recipe {str(source)!r}; the nearest are {', '.join(_nearest(name, shipped))}. `hf-ssl recipes` "
         "lists all; you can also pass a YAML file."

@@ -257,6 +257,15 @@ def test_embeddings_are_a_table_of_files_and_neighbors(encoder, digits, tmp_path
     assert str(tmp_path / "e.parquet") in capsys.readouterr().out
 
 
+def test_embed_names_the_files_that_have_no_row(encoder, tmp_path, caplog):
+    for color in range(3):
+        Image.new("RGB", (32, 32), (90 * color, 0, 0)).save(tmp_path / f"{color}.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    main(["embed", encoder, "--data", str(tmp_path), "--output", str(tmp_path / "e.parquet"), "--num-workers", "0"])
+    assert pq.read_table(tmp_path / "e.parquet").num_rows == 3
+    assert "1 file(s) could not be read and have no row, the first is" in caplog.text
+
+
 # ----------------------------------------------------------------------------------------------------- what goes wrong
 
 
@@ -310,7 +319,9 @@ def test_the_untrained_network_has_the_initial_values_of_timm(tmp_path):
     new = timm.create_model("test_resnet")
     about = {"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": new.pretrained_cfg}
     TimmWrapperModel(TimmWrapperConfig.from_dict(about)).save_pretrained(tmp_path)
-    untrained = open_model(str(tmp_path)).untrained().model.timm_model.state_dict()
+    encoder = open_model(str(tmp_path)).untrained()
+    assert encoder.name == "untrained test_resnet"
+    untrained = encoder.model.timm_model.state_dict()
     theirs = new.state_dict()
     for name in ("conv1.0.weight", "layer1.0.conv1.weight", "layer1.0.bn2.weight"):
         assert untrained[name].std().item() == pytest.approx(theirs[name].std().item(), rel=0.2), name

@@ -46,6 +46,17 @@ def test_ignored_files_of_the_folder_are_counted(tmp_path):
     assert "all files could be read; 2 other file(s) were ignored" in "\n".join(closing(result, 20, "untrained"))
 
 
+def test_the_monitor_names_an_unreadable_file_once(tmp_path, caplog):
+    photos = tmp_path / "photos"
+    for color in range(2):
+        (photos / str(color)).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (40, 40), (number * 10, 200 * color, 30)).save(photos / str(color) / f"{number}.png")
+    (photos / "0" / "broken.png").write_bytes(b"no image")
+    pretrain(few_steps("simsiam", tmp_path / "run", f"data.path={photos}", "monitor.every=1", *SMALL_HEADS))
+    assert caplog.text.count("could not be read for the monitor") == 1
+
+
 def test_files_that_could_not_be_read_are_in_the_summary_also_after_a_restart():
     totals = RunTotals(Accelerator(cpu=True))
     totals.add_time(10.0, 0.25)
