@@ -167,7 +167,7 @@ class _SimSiam(nn.Module):
         super().__init__()
         self.encoder: Any = create_backbone(config)
         width, out = self.encoder.num_features, config.projector_dim
-        dims = [width, *[config.projector_hidden or width] * (config.projector_layers - 1)]
+        dims: list[Any] = [width, *[config.projector_hidden or width] * (config.projector_layers - 1)]
         blocks = [(i, o, nn.BatchNorm1d(o), nn.ReLU()) for i, o in zip(dims[:-1], dims[1:], strict=True)]
         last = (dims[-1], out, nn.BatchNorm1d(out, affine=config.output_affine), None)
         self.projector = ProjectionHead([*blocks, last])
