@@ -160,7 +160,7 @@ def read_digests(folder: Path) -> dict[str, str] | None:
             return found
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise ValueError(f"{DIGESTS} has been changed or cut since it was written")
+    raise ValueError(f"{DIGESTS} has been changed or truncated since it was written")
 
 
 def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
@@ -174,7 +174,7 @@ def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error})"
         if found != expected:
-            return f"{name} has been changed or cut since it was written"
+            return f"{name} has been changed or truncated since it was written"
     return None
 
 

@@ -63,7 +63,7 @@ def lr_at(recipe, epoch: float, images: int = IMAGENET) -> float:
         (minimal(trian={"epochs": 1}), ["trian", "train"]),
         (minimal(optim={"shedule": "cosine"}), ["optim.shedule", "schedule"]),
         (minimal(optim={"warmup_epoch": 1}), ["optim.warmup_epoch", "warmup_epochs"]),
-        (minimal(views={"all": {"solarize": 0.1}}), ["views.all.solarize", "solarize"]),
+        (minimal(views={"all": {"solarizing": 0.1}}), ["views.all.solarizing", "solarize"]),
         (minimal(data={"image_colum": "img"}), ["data.image_colum", "image_column"]),
     ],
 )
@@ -286,7 +286,7 @@ def test_seers_headers_say_which_weight_decay_is_known():
         if name.startswith("seer/regnety_"):
             known = name[13:] in ("2560", "10b")
             assert load_recipe(name).optim.weight_decay == (1e-5 if known else 1e-6)
-            assert ("Weight decay is stated for RegNetY-256GF and RG-10B only" in path.read_text()) != known
+            assert ("Weight decay is stated only for RegNetY-256GF and RG-10B" in path.read_text()) != known
     assert "iNaturalist-18 fine-tuned 80.0" in SHIPPED["seer/regnety_640"].read_text()
 
 
@@ -297,7 +297,7 @@ def test_a_warmup_is_in_epochs_or_in_steps():
     )
     for step in range(20):
         assert lr_fraction(in_epochs, step, 20, 5) == lr_fraction(in_steps, step, 20, 5)
-    with pytest.raises(RecipeError, match=r"optim.warmup_epochs or optim.warmup_steps"):
+    with pytest.raises(RecipeError, match=r"optim.warmup_epochs and optim.warmup_steps"):
         recipe_from_dict({"method": "swav", "train": {"epochs": 4}, "optim": {"warmup_epochs": 2, "warmup_steps": 9}})
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""lightly (https://github.com/lightly-ai/lightly) beside hf_ssl: its transforms, heads and losses, in the sizes of a
-recipe, on the same images, backbone, batch and precision. It is looked for, and never needed.
+"""Compare with lightly (https://github.com/lightly-ai/lightly): its transforms, heads and losses with a recipe's
+sizes, on the same images, backbone, batch and precision. lightly is optional.
 """
 
 import copy
@@ -19,28 +19,28 @@ from ..training.run import Run
 
 
 class Lightly:
-    """The same method as lightly has it, see `hf_ssl.bench.Side`."""
+    """lightly's implementation of the same method, see `hf_ssl.bench.Side`."""
 
     def __init__(self, run: Run, inputs: dict[str, torch.Tensor]):
         method = run.recipe.method
-        if method not in _METHODS or run.accelerator.num_processes > 1 or run.examples.streamed:
+        if method not in MODELS or run.accelerator.num_processes > 1 or run.examples.streamed:
             raise RecipeError(
-                f"--against lightly compares {', '.join(_METHODS)} on indexed images in one process, not this recipe."
+                f"--against lightly supports only {', '.join(MODELS)} on non-streamed images in one process."
             )
         try:
             import lightly.transforms  # noqa: F401
         except ImportError:
-            raise RecipeError("--against lightly needs that package: pip install lightly.") from None
+            raise RecipeError("lightly is not installed; pip install lightly.") from None
         self.accelerator = run.accelerator
         torch.manual_seed(run.recipe.train.seed)
-        self.model: Any = _METHODS[method](run.config).to(self.accelerator.device)
+        self.model: Any = MODELS[method](run.config).to(self.accelerator.device)
         if run.recipe.train.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, run.recipe.optim, run.recipe.train.batch_size)
         views = [inputs["pixel_values"], inputs.get("local_pixel_values")]
         self.fixed = [part[:, v] for part in views if part is not None for v in range(part.shape[1])]
         workers = run.loader.num_workers
-        examples = _Images(run.examples.source, _transform(method, run.views))
+        examples = Images(run.examples.source, transform_of(method, run.views))
         self.loader = DataLoader(
             examples,
             batch_size=run.recipe.train.batch_size,
@@ -74,7 +74,9 @@ class Lightly:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class _Images(Dataset):
+class Images(Dataset):
+    """All views of each image of a source, as a transform of lightly makes them."""
+
     def __init__(self, source: Any, transform: Callable[..., list[torch.Tensor]]):
         self.source, self.transform = source, transform
 
@@ -85,8 +87,8 @@ class _Images(Dataset):
         return self.transform(self.source.image(index).convert("RGB"))
 
 
-def _transform(method: str, views: list[View]) -> Callable[..., list[torch.Tensor]]:
-    """lightly's transform of the method with a recipe's sizes, probabilities and strengths."""
+def transform_of(method: str, views: list[View]) -> Callable[..., list[torch.Tensor]]:
+    """lightly's transform for the method, with the recipe's sizes, probabilities and strengths."""
     from lightly import transforms
 
     if method == "swav":
@@ -139,17 +141,18 @@ class _Byol(nn.Module):
         from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 
         super().__init__()
-        backbone: Any = create_backbone(config)
+        self.encoder: Any = create_backbone(config)
         out = config.projector_dim
-        self.online = nn.Sequential(backbone, BYOLProjectionHead(backbone.num_features, config.projector_hidden, out))
+        projector = BYOLProjectionHead(self.encoder.num_features, config.projector_hidden, out)
+        self.online = nn.Sequential(self.encoder, projector)
         self.predictor = BYOLPredictionHead(out, config.predictor_hidden, out)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.loss = NegativeCosineSimilarity()
+        self.loss, self.momentum = NegativeCosineSimilarity(), config.tau_base
 
     def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
         from lightly.models.utils import update_momentum
 
-        update_momentum(self.online, self.target, m=0.996)
+        update_momentum(self.online, self.target, m=self.momentum)
         p1, p2 = (self.predictor(self.online(view)) for view in views)
         with torch.no_grad():
             z1, z2 = (self.target(view) for view in views)
@@ -159,12 +162,15 @@ class _Byol(nn.Module):
 class _SimSiam(nn.Module):
     def __init__(self, config: Any):
         from lightly.loss import NegativeCosineSimilarity
-        from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
+        from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
 
         super().__init__()
         self.encoder: Any = create_backbone(config)
         width, out = self.encoder.num_features, config.projector_dim
-        self.projector = SimSiamProjectionHead(width, config.projector_hidden or width, out)
+        dims: list[Any] = [width, *[config.projector_hidden or width] * (config.projector_layers - 1)]
+        blocks = [(i, o, nn.BatchNorm1d(o), nn.ReLU()) for i, o in zip(dims[:-1], dims[1:], strict=True)]
+        last = (dims[-1], out, nn.BatchNorm1d(out, affine=config.output_affine), None)
+        self.projector = ProjectionHead([*blocks, last])
         self.predictor = SimSiamPredictionHead(out, config.predictor_hidden, out)
         self.loss = NegativeCosineSimilarity()
 
@@ -184,7 +190,7 @@ class _Swav(nn.Module):
         hidden, out = config.projector_dims[0], config.projector_dims[-1]
         self.head = SwaVProjectionHead(self.encoder.num_features, hidden, out)
         self.prototypes = SwaVPrototypes(out, config.num_prototypes)
-        self.loss = SwaVLoss(sinkhorn_epsilon=config.epsilon)
+        self.loss = SwaVLoss(config.temperature, config.sinkhorn_iterations, config.epsilon)
 
     def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
         self.prototypes.normalize()
@@ -192,7 +198,7 @@ class _Swav(nn.Module):
         return self.loss(scores[:2], scores[2:])
 
 
-_METHODS: dict[str, Callable[[Any], nn.Module]] = {
+MODELS: dict[str, Callable[[Any], nn.Module]] = {
     "barlow_twins": _BarlowTwins,
     "byol": _Byol,
     "simsiam": _SimSiam,

@@ -33,7 +33,7 @@ COLLAPSED_STD = 0.1  # fraction of the healthy value 1/sqrt(d); trained networks
 
 COLLAPSE_ADVICE = (
     "The representation has collapsed: the embeddings of all images are nearly the same (std {ratio:.1%} of the "
-    "healthy 1/sqrt(d)). Usual causes: too high a learning rate or no warm-up, too weak augmentation, BatchNorm over "
+    "healthy 1/sqrt(d)). Usual causes: learning rate too high or no warm-up, augmentation too weak, BatchNorm over "
     "too small a batch, a changed predictor or target (BYOL, SimSiam), too few Sinkhorn iterations (SwAV)."
 )
 
