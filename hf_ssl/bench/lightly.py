@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Compare with lightly (https://github.com/lightly-ai/lightly): its transforms, heads and losses with a recipe's
-sizes, on the same images, backbone, batch and precision. lightly is optional.
+"""lightly (https://github.com/lightly-ai/lightly) beside hf_ssl: its transforms, heads and losses, in the sizes of a
+recipe, on the same images, backbone, batch and precision. It is looked for, and never needed.
 """
 
 import copy
@@ -19,18 +19,18 @@ from ..training.run import Run
 
 
 class Lightly:
-    """lightly's implementation of the same method, see `hf_ssl.bench.Side`."""
+    """The same method as lightly has it, see `hf_ssl.bench.Side`."""
 
     def __init__(self, run: Run, inputs: dict[str, torch.Tensor]):
         method = run.recipe.method
         if method not in MODELS or run.accelerator.num_processes > 1 or run.examples.streamed:
             raise RecipeError(
-                f"--against lightly supports only {', '.join(MODELS)} on non-streamed images in one process."
+                f"--against lightly compares {', '.join(MODELS)} on indexed images in one process, not this recipe."
             )
         try:
             import lightly.transforms  # noqa: F401
         except ImportError:
-            raise RecipeError("lightly is not installed; pip install lightly.") from None
+            raise RecipeError("--against lightly needs that package: pip install lightly.") from None
         self.accelerator = run.accelerator
         torch.manual_seed(run.recipe.train.seed)
         self.model: Any = MODELS[method](run.config).to(self.accelerator.device)
@@ -88,7 +88,7 @@ class Images(Dataset):
 
 
 def transform_of(method: str, views: list[View]) -> Callable[..., list[torch.Tensor]]:
-    """lightly's transform for the method, with the recipe's sizes, probabilities and strengths."""
+    """lightly's transform of the method with a recipe's sizes, probabilities and strengths."""
     from lightly import transforms
 
     if method == "swav":
@@ -165,9 +165,9 @@ class _SimSiam(nn.Module):
         from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
 
         super().__init__()
-        self.encoder: Any = create_backbone(config)
-        width, out = self.encoder.num_features, config.projector_dim
-        dims: list[Any] = [width, *[config.projector_hidden or width] * (config.projector_layers - 1)]
+        encoder: Any = create_backbone(config)
+        self.encoder, width, out = encoder, encoder.num_features, config.projector_dim
+        dims = [width, *[config.projector_hidden or width] * (config.projector_layers - 1)]
         blocks = [(i, o, nn.BatchNorm1d(o), nn.ReLU()) for i, o in zip(dims[:-1], dims[1:], strict=True)]
         last = (dims[-1], out, nn.BatchNorm1d(out, affine=config.output_affine), None)
         self.projector = ProjectionHead([*blocks, last])

@@ -155,7 +155,7 @@ def run(recipe: Recipe, side: str, bank: Source, queries: Source) -> dict[str, A
     else:
         with tempfile.TemporaryDirectory() as folder:
             train = replace(recipe.train, output_dir=folder)
-            result = pretrain(replace(recipe, train=train), bank.unlabelled().dataset)
+            result = pretrain(replace(recipe, train=train), bank.unlabeled().dataset)
             seconds, waited = time.process_time() - begun, time.perf_counter() - wall
             encoder = open_model(str(result.model_dir))
         found |= measured(encoder.embed, encoder.transform, bank, queries)
