@@ -29,7 +29,7 @@ __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str):
-    """The functions above, and the models of all methods; what they need is imported when they are asked for."""
+    """Import the functions above and the models of all methods on first access."""
     if not name.startswith("_"):
         module = importlib.import_module(_WHERE.get(name, ".models"), __name__)
         if name in _WHERE or name in module.__all__:

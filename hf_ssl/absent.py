@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A name that is no folder here: why it is nothing on the Hub either, and which folder may have been meant."""
+"""Explain why a name is neither a local folder nor on the Hub, and suggest a similar folder."""
 
 import os
 from contextlib import suppress
@@ -7,32 +7,35 @@ from difflib import get_close_matches
 
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 
-_ABSENT = (RepositoryNotFoundError, DatasetNotFoundError, HTTPError, LocalEntryNotFoundError, ConnectionError)
+_ABSENT = (
+    *(RepositoryNotFoundError, DatasetNotFoundError, HFValidationError),
+    *(HTTPError, LocalEntryNotFoundError, ConnectionError),
+)
 
 
 def is_absent(error: BaseException) -> bool:
-    """Whether an exception, or what caused it, is that a name was not found or that the Hub could not be asked."""
+    """Whether an exception or its cause means that a name was not found or the Hub could not be reached."""
     return _caused_by(error, _ABSENT)
 
 
 def absent(name: str, error: BaseException, what: str) -> str:
-    """A sentence's end: "there is no folder photoz here, and .."; `what` the Hub would have, "dataset" or "model"."""
-    if HF_HUB_OFFLINE:
-        hub = f"as a Hub {what} it is not in the cache, where HF_HUB_OFFLINE=1 looks alone"
+    """End of an error sentence; `what` is the kind of Hub repository, "dataset" or "model"."""
+    if _caused_by(error, (HFValidationError,)):
+        hub = f"it is not a valid name of a Hub {what}"
+    elif HF_HUB_OFFLINE:
+        hub = f"with HF_HUB_OFFLINE=1, no cached Hub {what} was found"
     elif _caused_by(error, (RepositoryNotFoundError, DatasetNotFoundError)):
-        hub = f"the Hub has no {what} of that name that you may read (for private ones: `hf auth login`)"
+        hub = f"the Hub has no such {what}, or you cannot access it (log in with `hf auth login`)"
     else:
-        hub = f"as a Hub {what} it is not in the cache, and the Hub could not be reached"
+        hub = f"the Hub {what} is not cached and the Hub could not be reached"
     folder, last = os.path.split(name.rstrip("/"))
     close: list[str] = []
     with suppress(OSError):
         close = get_close_matches(last, [entry.name for entry in os.scandir(folder or ".")], n=1)
-    return f"there is no folder of that name here, and {hub}" + (
-        f"; did you mean {os.path.join(folder, close[0])}?" if close else "."
-    )
+    return f"no such folder, and {hub}" + (f"; did you mean {os.path.join(folder, close[0])}?" if close else ".")
 
 
 def _caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:

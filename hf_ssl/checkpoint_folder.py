@@ -48,13 +48,13 @@ class RunState:
         content = json.loads(text)
         known = {one.name for one in fields(cls)}
         if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
-            raise ValueError("it holds no recipe")
+            raise ValueError("it has no recipe")
         if not isinstance(content.get("step"), int) or not isinstance(content.get("format", 1), int):
-            raise ValueError("it holds no step")
+            raise ValueError("it has no step")
         if not {"skipped", "skipped_names", "seconds", "waited"} >= content.get("totals", {}).keys() or not isinstance(
             content.get("results", {}), dict
         ):
-            raise ValueError("it holds other counters")
+            raise ValueError("its counters are invalid")
         content = {"format": 1} | content
         values: dict[str, Any] = {"began": content["format"]} | content
         return cls(**{key: value for key, value in values.items() if key in known})

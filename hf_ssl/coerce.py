@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from .errors import RecipeError
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 _LARGEST = 2**53  # above this, floats are not exact integers
 
 
@@ -24,7 +24,7 @@ def nearest(name: str, valid, prefix: str = "") -> str:
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(prefix + c for c in close)}?"
-    return f" (there are: {listed(sorted(map(str, valid)))})."
+    return f" (choose from: {listed(sorted(map(str, valid)))})."
 
 
 def listed(names) -> str:
@@ -41,7 +41,7 @@ def build(cls, content: Any, prefix: str = ""):
     """
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise RecipeError(f"{prefix.rstrip('.')} must be a section of keys, not {_shown(content)}.")
+        raise RecipeError(f"{prefix.rstrip('.')} must be a mapping of keys, not {_shown(content)}.")
     hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
     for key, value in content.items():
@@ -66,13 +66,13 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if value is False and "no" in args:  # YAML reads a bare `no` as false
             value = "no"
         if value not in args:
-            raise RecipeError(f"{key}={_shown(value)} is not possible{nearest(value, args)}")
+            raise RecipeError(f"{key}={_shown(value)} is not valid{nearest(value, args)}")
         return value
     if origin is tuple:
         return _coerce_tuple(value, args, key)
     if origin is dict:
         if not isinstance(value, dict | None):
-            raise RecipeError(f"{key} must be a section of keys, not {_shown(value)}.")
+            raise RecipeError(f"{key} must be a mapping of keys, not {_shown(value)}.")
         return _numbers(value or {}, key)
     if hint is bool or not isinstance(value, bool):
         if isinstance(value, hint):
@@ -131,7 +131,7 @@ def _possible(value: Any, key: str) -> Any:
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise RecipeError(f"{key} must be a number up to 2^53, not {_shown(value)}.")
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        raise RecipeError(f"{key} has a character that no text can have: {_shown(value)}.")
+        raise RecipeError(f"{key} contains an invalid character: {_shown(value)}.")
     return value
 
 

@@ -38,8 +38,8 @@ def process_state() -> PartialState:
     launched = int(os.environ.get("WORLD_SIZE", "0"))
     if launched and state.num_processes != launched:
         raise RecipeError(
-            f"{launched} processes were launched, and Accelerate knows {state.num_processes}: they would work apart "
-            "from each other. Launch with ddp.yaml (`hf-ssl recipes accelerate/ddp --copy`) or with --num_processes 1."
+            f"{launched} processes were launched, but Accelerate sees {state.num_processes}, so they would run "
+            "independently. Launch with ddp.yaml (`hf-ssl recipes accelerate/ddp --copy`) or with --num_processes 1."
         )
     return state
 

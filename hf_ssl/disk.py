@@ -27,7 +27,12 @@ _REFUSED_WRITES = (
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or a folder's entries if the platform supports it, to disk."""
+    """Flush a file, or a folder's entries if the platform supports it, to disk.
+
+    safetensors keeps its files from all but their owner; they become as readable as their folder.
+    """
+    if path.suffix == ".safetensors":
+        path.chmod(path.stat().st_mode | (path.parent.stat().st_mode & 0o444))
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -155,7 +160,7 @@ def read_digests(folder: Path) -> dict[str, str] | None:
             return found
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise ValueError(f"{DIGESTS} has been changed or cut since it was written")
+    raise ValueError(f"{DIGESTS} has been changed or truncated since it was written")
 
 
 def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
@@ -169,7 +174,7 @@ def first_damage(folder: Path, digests: dict[str, str]) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error})"
         if found != expected:
-            return f"{name} has been changed or cut since it was written"
+            return f"{name} has been changed or truncated since it was written"
     return None
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a report of a problem needs to say about the machine.
+"""Information about the machine for bug reports.
 
-Nothing here fails where a package is missing or broken.
+Nothing here fails if a package is missing or broken.
 """
 
 import os
@@ -29,7 +29,7 @@ _QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
 
 def environment() -> dict[str, Any]:
-    """Plain data: versions, devices, memory and disk of this machine; None for what cannot be told."""
+    """Versions, devices, memory and disk of this machine, as plain data; None for unknown values."""
     return {
         "hf_ssl": __version__,
         "python": platform.python_version(),
@@ -47,7 +47,7 @@ def environment() -> dict[str, Any]:
 
 
 def _told(find: Callable[[], Any]) -> Any:
-    with suppress(Exception):  # a package that is missing or broken, a system that has no such thing
+    with suppress(Exception):  # a missing or broken package, or a system without this feature
         return find()
     return None
 
@@ -60,7 +60,7 @@ def _version(package: str) -> str | None:
 
 
 def _torch() -> dict[str, str]:
-    """With what it was built for, which the package's own version leaves out."""
+    """torch's version with its build variant, which the package metadata lacks."""
     import torch
 
     return {"torch": str(torch.__version__)}
@@ -96,7 +96,7 @@ def _affinity() -> int | None:
 
 
 def _quota() -> float | None:
-    """Cores that the cgroup grants; None for no limit."""
+    """CPU quota of the cgroup, in cores; None for no limit."""
     first, second = map(Path, _QUOTAS)
     if first.exists():
         quota, period = first.read_text().split()
@@ -118,7 +118,7 @@ def _hf_home() -> Path:
 
 
 def _free(place: Path) -> float | None:
-    """Of the file system that has it, or that will."""
+    """Free space of the file system that has the path, or will have it."""
     while not place.exists() and place != place.parent:
         place = place.parent
     return _told(lambda: round(shutil.disk_usage(place).free / 2**30, 1))
@@ -131,11 +131,11 @@ def _logged_in() -> bool:
 
 
 def text(found: dict[str, Any]) -> str:
-    """What `environment` found, to paste into a bug report."""
+    """Format the result of `environment`, to paste into a bug report."""
     missing = [name for name, number in found["packages"].items() if number is None]
     there = [f"{name} {number}" for name, number in found["packages"].items() if number is not None]
     cores, memory = found["cores"], found["memory_gib"] or {}
-    quota = "no quota" if cores["quota"] is None else f"a quota of {cores['quota']:g}"
+    quota = "no quota" if cores["quota"] is None else f"quota {cores['quota']:g}"
     tokens = [name for name, is_there in found["tokens"].items() if is_there]
     lines = {
         "hf_ssl": f"{found['hf_ssl']}, Python {found['python']}, {found['system']}",
@@ -144,7 +144,7 @@ def text(found: dict[str, Any]) -> str:
         "devices": "; ".join(found["devices"] or ["unknown: torch cannot be imported"]),
         "auto precision": found["precision"] or "unknown",
         "PyAV's FFmpeg": found["ffmpeg"] or "not installed",
-        "cores": f"{cores['machine']} in the machine, {cores['affinity'] or 'unknown'} by affinity, {quota}",
+        "cores": f"{cores['machine']} in the machine, affinity {cores['affinity'] or 'unknown'}, {quota}",
         "memory": ", ".join(f"{size:g} GiB {name}" for name, size in memory.items()) or "unknown",
         "free": ", ".join(f"{size} GiB in {place}" for place, size in found["free_gib"].items()),
         "tokens": ", ".join(tokens) or "none",

@@ -28,10 +28,10 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         if not path.is_file():
             raise RecipeError(f"There is no file {path}.")
         if path.stat().st_size > most:
-            raise RecipeError(f"{path} has {path.stat().st_size:,} bytes, more than the {most:,} of any file like it.")
+            raise RecipeError(f"{path} has {path.stat().st_size:,} bytes; at most {most:,} are allowed.")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise RecipeError(f"{path} is not UTF-8 text; save it as UTF-8, or fetch it again.") from None
+        raise RecipeError(f"{path} is not UTF-8 text; save it as UTF-8, or download it again.") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be read ({error.strerror or error}).") from error
 
@@ -48,7 +48,7 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid JSON ({_short(error)}).") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} must be a JSON object, with names and values.")
+        raise RecipeError(f"{path} must be a JSON object.")
     return content
 
 
@@ -62,7 +62,7 @@ def read_yaml(text: str, name: str) -> Any:
         RecipeError: invalid YAML, or values that contain themselves, are too many or nested too deeply.
     """
     if len(text) > _MOST_YAML_BYTES:
-        raise RecipeError(f"{name} is longer than any recipe ({len(text):,} characters).")
+        raise RecipeError(f"{name} is too long for a recipe ({len(text):,} characters).")
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -70,7 +70,7 @@ def read_yaml(text: str, name: str) -> Any:
             if node is None:
                 return None
             if weigh(node, _below) > _MOST_YAML_VALUES:
-                raise RecipeError(f"{name} stands for too many values; write fewer aliases (*name).")
+                raise RecipeError(f"{name} expands to too many values; use fewer aliases (*name).")
             return _copied(loader.construct_document(node))
         finally:
             loader.dispose()
@@ -83,7 +83,7 @@ def read_yaml(text: str, name: str) -> Any:
 def refuse_compressed(file: IO[bytes] | Path, size: int) -> None:
     """Raise ValueError if a torch zip archive of `size` bytes unpacks to more; torch never compresses."""
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
-        raise ValueError("it unpacks to more than it holds, as no file of torch does")
+        raise ValueError("it is compressed, which files written by torch never are")
 
 
 def weigh(value: Any, parts: Callable[[Any], Iterable[Any]], own: Callable[[Any], int] = lambda value: 1) -> int:
@@ -96,7 +96,7 @@ def weigh(value: Any, parts: Callable[[Any], Iterable[Any]], own: Callable[[Any]
 
     def total(value: Any, depth: int) -> int:
         if depth > _MOST_DEPTH or known.get(id(value)) == -1:
-            raise ValueError("values contain themselves, or are nested too deeply")
+            raise ValueError("its values contain themselves or are nested too deeply")
         if id(value) not in known:
             known[id(value)] = -1  # being counted
             known[id(value)] = own(value) + sum([total(part, depth + 1) for part in parts(value)])

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a terminal shows: log lines of one or several processes, and no progress bars for what takes a moment."""
+"""Logging for one or several processes, without progress bars for short operations."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from accelerate.state import PartialState
 
 
 class _Logger(MultiProcessAdapter):
-    """Accelerate's, which names the process where there are several."""
+    """Accelerate's logger, with the process number if there are several."""
 
     def process(self, msg, kwargs):
         if PartialState().num_processes > 1:
@@ -20,13 +20,13 @@ class _Logger(MultiProcessAdapter):
 
 
 def get_logger(name: str) -> MultiProcessAdapter:
-    """A logger of the main process, which must have been started; `main_process_only=False` for all."""
+    """A logger for the main process (the process state must be initialized); `main_process_only=False` logs on all."""
     return _Logger(logging.getLogger(name), {})
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Without the progress bars of transformers, for files that are here."""
+    """Disable transformers' progress bars, for local files."""
     from transformers.utils import logging as bars
 
     shown = bars.is_progress_bar_enabled()

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What this process may use of its machine: cores, memory, shared memory and open files."""
+"""Limits of this process: cores, memory, shared memory and open files."""
 
 import math
 import os
@@ -11,18 +11,18 @@ import psutil
 import torch
 
 
-CGROUPS = Path("/sys/fs/cgroup")  # of Linux
+CGROUPS = Path("/sys/fs/cgroup")  # Linux only
 OWN_CGROUP = Path("/proc/self/cgroup")
 SHARED_MEMORY = "/dev/shm"
 
 
 def local_processes() -> int:
-    """Training processes on this machine, as their launcher says."""
+    """Number of training processes on this machine, according to the launcher."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores() -> float:
-    """Cores that the scheduler lets all processes here use, and no more than the container's quota."""
+    """Cores available to all processes here: the CPU affinity, limited by the container's quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -31,7 +31,7 @@ def usable_cores() -> float:
 
 
 def _quotas() -> list[float]:
-    """Cores that each control group above this process allows (version 2, then 1)."""
+    """CPU quotas, in cores, of this process's control groups (version 2, then 1)."""
     found = []
     for line in _read(OWN_CGROUP).splitlines():
         _, controllers, own = line.split(":", 2)
@@ -59,7 +59,7 @@ def _read(file: Path) -> str:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that this process may still take: of a GPU what is free, of the machine a process's share of it."""
+    """Bytes that this process can still allocate: free memory of a GPU, or its share of the machine's free memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = [psutil.virtual_memory().available]
@@ -73,7 +73,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def most_workers(batch_bytes: float) -> float:
-    """Workers of this process for which there are shared memory and open files; each makes two batches ahead."""
+    """Largest number of loader workers that shared memory and open files allow; each prefetches two batches."""
     limits = [math.inf]
     with suppress(OSError):
         limits.append(shutil.disk_usage(SHARED_MEMORY).free / local_processes() / 2 / (3 * batch_bytes))
@@ -82,5 +82,5 @@ def most_workers(batch_bytes: float) -> float:
 
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if soft != resource.RLIM_INFINITY:
-            limits.append((soft - 256) / 64)  # of a worker: its pipes, and the tensors on their way
+            limits.append((soft - 256) / 64)  # per worker: its pipes and the tensors in transit
     return min(limits)

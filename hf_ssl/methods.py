@@ -51,7 +51,7 @@ def method_classes(name: str) -> Classes:
     """As `load_method`, but never imports code; RecipeError if it has not been imported yet."""
     if _key(name) not in METHODS:
         raise RecipeError(
-            f"The code of the method {name} is not imported because a folder names it; give it with --method."
+            f"The code of the method {name} is not imported just because a folder names it; pass it with --method."
         )
     return METHODS[_key(name)]
 
@@ -97,7 +97,8 @@ def shipped_code(file: Path) -> tuple[str, list[Path]]:
     for node in sorted(ast.walk(ast.parse(text)), key=lambda node: getattr(node, "lineno", 0), reverse=True):
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "hf_ssl" for alias in node.names):
             raise RecipeError(
-                f"{file}, line {node.lineno}: write `from hf_ssl.models import NAME`, so that it can travel."
+                f"{file}, line {node.lineno}: write `from hf_ssl.models import NAME`, so that it can be shipped "
+                "with a model."
             )
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hf_ssl" and not node.level:
             names: dict[str, list[str]] = {}
@@ -120,8 +121,8 @@ def _sibling(file: Path, node: ast.ImportFrom, name: str) -> str:
     found = getattr(getattr(importlib.import_module(place), name, None), "__module__", None) or ""
     if not found.startswith("hf_ssl.models."):
         raise RecipeError(
-            f"{file}, line {node.lineno}: {name} of {node.module} does not travel with a model; import only what "
-            "hf_ssl.models has."
+            f"{file}, line {node.lineno}: {name} of {node.module} is not shipped with a model; import only from "
+            "hf_ssl.models."
         )
     return found.removeprefix("hf_ssl.models.")
 
@@ -135,10 +136,10 @@ def _from_file(file: Path) -> ModuleType:
     if name in sys.modules:
         if sys.modules[name].__file__ == str(file.resolve()):
             return sys.modules[name]
-        raise ImportError(f"another file of the name {file.stem} is a method already")
+        raise ImportError(f"another method file named {file.stem} is already imported")
     spec = importlib.util.spec_from_file_location(name, file.resolve())
     if spec is None or spec.loader is None:
-        raise ImportError("it is no Python file")
+        raise ImportError("it is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -152,7 +153,7 @@ def _from_file(file: Path) -> ModuleType:
 def _classes(name: str, module: ModuleType, class_name: str) -> Classes:
     model = getattr(module, class_name, None)
     if not (isinstance(model, type) and issubclass(model, SSLPreTrainedModel)) or model.__module__ != module.__name__:
-        raise RecipeError(f"method={name}: {module.__file__} defines no {class_name} derived from SSLPreTrainedModel.")
+        raise RecipeError(f"method={name}: {module.__file__} defines no subclass {class_name} of SSLPreTrainedModel.")
     prefix = class_name.removesuffix("ForPreTraining")
     config: Any = getattr(module, f"{prefix}Config", None)
     needed = [f"{prefix}Config", *(prefix + suffix for suffix in model.auto_classes.values())]
@@ -164,7 +165,7 @@ def _classes(name: str, module: ModuleType, class_name: str) -> Classes:
         )
     if config.model_type in METHODS or not config.model_type.isidentifier():
         raise RecipeError(
-            f"method={name}: model_type={config.model_type!r} of {prefix}Config must be a name of its own."
+            f"method={name}: model_type={config.model_type!r} of {prefix}Config must be a new identifier."
         )
     shipped_code(Path(inspect.getfile(module)))  # fail before training if the code cannot be shared
     register(config, model)

@@ -68,7 +68,7 @@ def plan(
     views, config = (resolved := resolve(recipe)).views, resolved.config
     if getattr(config, "num_instances", None) == 0:
         if recipe.data.num_examples is None:
-            raise RecipeError("The memories have a row for each clip: set data.num_examples to their number.")
+            raise RecipeError("The memories have one row per clip; set data.num_examples to the number of clips.")
         config.num_instances = recipe.data.num_examples
     model = without_memory(method_classes(recipe.method)[1], config)
     notes = _warnings(recipe, model, processes)
@@ -100,14 +100,14 @@ def plan(
     if images_per_second is not None:
         images = _images(recipe)
         if images is None:
-            notes.append("The hours are not known: set train.steps, or data.num_examples for epochs.")
+            notes.append("The duration is unknown; set train.steps, or data.num_examples with train.epochs.")
         else:
             result |= {"images_per_second": images_per_second, "hours": images / images_per_second / 3600}
     return result
 
 
 def largest_batch(recipe: Recipe, memory: float) -> int:
-    """Images of one forward and backward pass that fit so many bytes on one process, by simulation."""
+    """Largest number of images per forward and backward pass that fits `memory` bytes of a process, by simulation."""
     return plan(recipe, 1, precision="no", memory=memory)["largest_batch_per_process"]
 
 
@@ -122,14 +122,15 @@ def _images(recipe: Recipe) -> float | None:
 def table(result: dict[str, Any]) -> str:
     """Format a plan as a table."""
     gib = result["gib"]
+    precision = result["precision"] if result["precision"] in HALF else "float32"
     lines = [
-        f"One of {result['processes']} process(es), {result['batch_per_process']} images each, {result['precision']}",
+        f"One of {result['processes']} process(es), {result['batch_per_process']} images each, {precision}",
         "",
         f"parameters            {result['parameters'] / 1e6:12,.2f} M",
-        f"  of the encoder      {result['encoder_parameters'] / 1e6:12,.2f} M",
-        f"training state in all {result['state_gib_of_all_processes']:12.2f} GiB  in float32",
+        f"  encoder             {result['encoder_parameters'] / 1e6:12,.2f} M",
+        f"total training state  {result['state_gib_of_all_processes']:12.2f} GiB  in float32",
         "",
-        "of one process, at the peak of the forward and backward pass",
+        "per process, at the peak of the forward and backward pass",
     ]
     lines += [f"  {name:20}{gib[name]:12.2f} GiB" for name in gib]
     lines += ["", f"sent per step         {result['traffic_gib_per_step']:12.2f} GiB  and as much received"]
@@ -137,14 +138,14 @@ def table(result: dict[str, Any]) -> str:
         fits = f"in {result['memory_gib']:.0f} GiB"
         lines.append(f"largest batch         {result['largest_batch_per_process']:12,} per process, {fits}")
     if "hours" in result:
-        rate = f"at {result['images_per_second']:,.0f} images/s in all"
+        rate = f"at {result['images_per_second']:,.0f} images/s in total"
         lines.append(f"time                  {result['hours']:12,.1f} hours {rate}")
     lines += [f"warning: {note}" for note in result["warnings"]]
     return "\n".join(lines)
 
 
 def this_machine() -> tuple[int, float, str]:
-    """Processes that run here, one a GPU or one on the CPU; bytes of each one's memory; the precision of `auto`."""
+    """Processes on this machine (one per GPU, or one on the CPU), bytes of memory of each, and precision of `auto`."""
     precision = best_precision() or "no"
     if not torch.cuda.is_available():
         return max(1, torch.accelerator.device_count()), psutil.virtual_memory().total, precision
@@ -156,7 +157,7 @@ def parse_memory(text: str) -> float:
     """ "80GiB", "80GB" or "80" (GiB) -> bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|)", text, flags=re.IGNORECASE)
     if not match:
-        raise RecipeError(f"--memory {text!r} is no size; write for example 80GiB.")
+        raise RecipeError(f"--memory {text!r} is not a size; use a value such as 80GiB.")
     return float(match[1]) * (1e9 if match[2].lower() == "gb" else GIB)
 
 
@@ -284,13 +285,13 @@ def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:
     except RecipeError as error:
         notes.append(str(error))
     if data.streaming and data.partitions and data.partitions % processes:
-        wrong = "too few" if data.partitions < processes else "no multiple: some processes read theirs faster"
+        wrong = "too few" if data.partitions < processes else "not a multiple, so some processes finish earlier"
         notes.append(f"data.partitions={data.partitions} for {processes} processes is {wrong}.")
     if data.streaming and not data.partitions and processes > 16:
-        notes.append(f"data.partitions is 16 where it is not set; set it to a multiple of {processes}.")
+        notes.append(f"data.partitions defaults to 16; set it to a multiple of {processes}.")
     group = train.batch_size if train.sync_batchnorm else train.batch_size // processes
     if group // train.accumulation < _SMALL_NORM_BATCH:
-        notes.append(f"BatchNorm's statistics are of {group // train.accumulation} images only.")
+        notes.append(f"BatchNorm statistics come from only {group // train.accumulation} images.")
     prototypes = max(getattr(model.config, "prototype_counts", [0]))
     if prototypes > 4 * (train.batch_size // train.accumulation) and not model.config.queue_length:
         notes.append(f"{prototypes:,} prototypes for {train.batch_size:,} images without a queue: most stay unused.")
@@ -298,6 +299,6 @@ def _warnings(recipe: Recipe, model: nn.Module, processes: int) -> list[str]:
     if processes > 1 and short:
         notes.append(
             f"{len(short)} tensors ({sum(p.numel() for p in short) / 1e6:,.1f} M parameters) have fewer rows than "
-            "there are processes, and are not shared out evenly."
+            "there are processes, and are not sharded evenly."
         )
     return notes

@@ -31,8 +31,8 @@ class Resolved:
         train, size = self.recipe.train, self.recipe.per_process_batch(world_size)
         if size < self.modality.smallest_batch and not train.sync_batchnorm:
             raise RecipeError(
-                f"train.batch_size={train.batch_size} leaves each process one image to a forward, which has no "
-                "statistics of a batch; raise it, or set train.sync_batchnorm=true."
+                f"train.batch_size={train.batch_size} leaves one image per process and forward pass, too few for "
+                "BatchNorm statistics; raise it, or set train.sync_batchnorm=true."
             )
         return size
 
@@ -49,8 +49,8 @@ def resolve(recipe: Recipe) -> Resolved:
     least = modality.smallest_batch * train.accumulation
     if train.batch_size < least:
         raise RecipeError(
-            f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image to a "
-            f"forward, of which BatchNorm has no statistics; set train.batch_size to {least} or more."
+            f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves one image per "
+            f"forward pass, too few for BatchNorm statistics; set train.batch_size to {least} or more."
         )
     try:  # otherwise wrong views would fail at the first step, or be ignored
         config.check_views(num_global, len(views) - num_global, train.batch_size // train.accumulation)
@@ -60,13 +60,15 @@ def resolve(recipe: Recipe) -> Resolved:
 
 
 def _check_backbone_keys(recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Raises RecipeError for keys about the one backbone of images where a method has two towers."""
+    """Raise RecipeError if a method with two towers has keys for a single image backbone."""
     for key, asked in (
         ("optim.layer_decay", recipe.optim.layer_decay is not None),
         ("train.freeze_backbone_epochs", recipe.train.freeze_backbone_epochs > 0),
     ):
         if asked and not isinstance(config, SSLConfig):
-            raise RecipeError(f"{key} is for methods with one backbone of images, not for {recipe.method}.")
+            raise RecipeError(
+                f"{key} is for methods with a single image backbone, not for {recipe.method}; remove it."
+            )
 
 
 def model_config(recipe: Recipe, image_size: int):

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The cards of the published configurations: numbers from the recipes, words from families.yaml.
+"""Generate the cards of the published configurations: numbers from the recipes, text from families.yaml.
 
-Usage: python model_cards/make_cards.py    (writes them; a test says when they no longer agree with the recipes)
+Usage: python model_cards/make_cards.py    (a test fails if the cards are out of date)
 """
 
 import re
@@ -26,44 +26,44 @@ FOLDER = Path(__file__).parent
 OPTIMIZERS = {"lars": "LARS", "larc": "SGD with LARC", "sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 
 CONVERT = """\
-hf_ssl ships no weights of others. From a file that you have fetched yourself,
+hf_ssl does not ship these weights. Download the file yourself, then convert it:
 
 ```bash
 hf-ssl convert FILE --method {method} --output {output}
 ```
 
-makes a folder like that of a run: `AutoModel.from_pretrained("{output}"{trust})`."""
+Load the result like the model of a run: `AutoModel.from_pretrained("{output}"{trust})`."""
 
 REPRODUCE = (
-    "The model is then in `runs/{stem}/model`. The last line measures it on data with labels, but not by the authors' "
-    "protocol to the letter, so that its figure belongs beside theirs and not in their place."
+    "The model is saved in `runs/{stem}/model`. The last command evaluates it on labeled data. It does not follow the "
+    "authors' protocol exactly, so report its figure next to theirs, not in place of it."
 )
 
 LIMITS = (
-    "For research on features without labels: search by similarity, classifiers on frozen features, fine-tuning. It "
-    "has no classifier of its own, and is not made to identify people or to decide about them. {data} The published "
-    "figures hold for the protocols of their source."
+    "For research on self-supervised features: similarity search, classifiers on frozen features, fine-tuning. It has "
+    "no classifier, and is not meant to identify people or to make decisions about them. {data} The published figures "
+    "hold for the protocols of their source."
 )
 
 LICENSE = (
-    "The original code ({code}) is under {code_license}. {weights} The recipe is hf_ssl's, under Apache-2.0. Weights "
-    "that you train yourself are under the license that you give them; mind that of the training data."
+    "The original code ({code}) is under {code_license}. {weights} The recipe is part of hf_ssl, under Apache-2.0. "
+    "You choose the license of weights that you train yourself; check the license of the training data."
 )
 
 CORPORA = {
-    "ImageNet-1k": "ImageNet-1k is photographs from the internet, sorted by people, most of one thing each: features "
-    "inherit its selection and its biases, and other kinds of images need to be tried first.",
-    "Kinetics-400": "Kinetics-400 is short videos of human actions from the internet: features inherit their "
-    "selection and their biases, and expect pictures and sound that belong together.",
-    "AudioSet": "AudioSet is short videos from the internet, chosen by what is heard: features inherit their "
-    "selection and their biases, and expect pictures and sound that belong together.",
-    "1 billion uncurated images": "The images were public ones that nobody has looked through: features inherit "
-    "whatever is in them. The original weights are for non-commercial use.",
+    "ImageNet-1k": "ImageNet-1k consists of hand-sorted photographs from the internet, most of a single object: "
+    "features inherit its selection and biases, so test them first on other kinds of images.",
+    "Kinetics-400": "Kinetics-400 consists of short videos of human actions from the internet: features inherit its "
+    "selection and biases, and expect video with matching sound.",
+    "AudioSet": "AudioSet consists of short videos from the internet, selected by their sound: features inherit its "
+    "selection and biases, and expect video with matching sound.",
+    "1 billion uncurated images": "The images were public and uncurated: features inherit their biases. The "
+    "original weights are for non-commercial use.",
 }
 
 
 def published_configurations() -> list[str]:
-    """Recipes of a large corpus that somebody's published figures are of; benchmarks of small ones have no card."""
+    """Recipes with published figures on a large dataset; benchmarks on small datasets have no card."""
     found = {name: path for name, path in shipped_recipes().items() if published_rows(path)}
     return [name for name in found if name.startswith(("avid/", "seer/")) or "/imagenet1k_" in name]
 
@@ -96,7 +96,7 @@ def render(name: str) -> str:
         license=_fill(LICENSE.format(**family | {"weights": _weights_license(family)})),
         citation=bibtex(family_name),
     )
-    return re.sub(r"\n{3,}", "\n\n", text)  # where a section is empty
+    return re.sub(r"\n{3,}", "\n\n", text)  # left by empty sections
 
 
 def _fill(text: str, bullet: str = "") -> str:
@@ -110,7 +110,7 @@ def _weights_license(family: dict[str, Any]) -> str:
         return f"The original weights are under {family['weights_license']}."
     if "None were released" in family["weights"]:
         return ""
-    return "For that of the original weights see where they are from."
+    return "See their source for the license of the original weights."
 
 
 def _metadata(recipe: Recipe, family_name: str, family: dict[str, Any], trust: bool) -> ModelCardData:
@@ -152,14 +152,14 @@ def _settings(recipe: Recipe, config, family: dict[str, Any], header: dict[str, 
         "Length": f"{train.epochs:g} epochs" if train.epochs else f"{train.steps:,} steps",
         "Batch": f"{train.batch_size:,} {'clips' if clips else 'images'} over all processes",
         "Optimizer": f"{OPTIMIZERS[optim.name]}, {momentum}, weight decay {optim.weight_decay:g}"
-        + (", neither decay nor adaptation for biases and BatchNorm" if optim.exclude_bias_and_norm else ""),
+        + (", no weight decay or adaptation for biases and BatchNorm" if optim.exclude_bias_and_norm else ""),
         "Learning rate": _learning_rate(recipe),
         "Hardware of the authors": header["Hardware"],
     }
     if not clips and config.backbone_args:
         rows["Encoder"] += ", " + ", ".join(f"`{key}={value}`" for key, value in config.backbone_args.items())
     if train.init_from:
-        rows["Starts from"] = f"`{train.init_from}`, with its memories"
+        rows["Starts from"] = f"`{train.init_from}`, including its memories"
     rows |= {f"`model.{key}`": _value(getattr(config, key)) for key in family["fields"]}
     return "\n".join(f"| {key} | {value} |" for key, value in rows.items())
 
@@ -171,7 +171,7 @@ def _value(value: Any) -> str:
 def _views(recipe: Recipe, config) -> str:
     sizes = [view.size for view in resolve_views(recipe.views, recipe.method)]
     if recipe.method == "avid":
-        frames = f"{config.num_frames} frames of {sizes[0]} pixels, {config.frame_rate} a second"
+        frames = f"{config.num_frames} frames of {sizes[0]} pixels, {config.frame_rate} per second"
         return f"{frames}, and {config.audio_seconds} s of sound"
     return " and ".join(f"{sizes.count(size)} of {size} pixels" for size in dict.fromkeys(sizes))
 
@@ -181,14 +181,14 @@ def _learning_rate(recipe: Recipe) -> str:
     peak = optim.lr * train.batch_size / optim.lr_per if optim.lr_per else optim.lr
     said = f"{peak:.6g}"
     if optim.lr_per:
-        said += f" ({optim.lr:g} for {optim.lr_per} images)"
+        said += f" ({optim.lr:g} per {optim.lr_per} images)"
     if optim.lr_bias_and_norm is not None:
         said += f", for biases and BatchNorm {optim.lr_bias_and_norm * train.batch_size / optim.lr_per:.6g}"
     if optim.warmup_epochs or optim.warmup_steps:
         length = f"{optim.warmup_steps:,} steps" if optim.warmup_steps else f"{optim.warmup_epochs:g} epochs"
         said += f"; warm-up of {length} from {peak * optim.warmup_lr_fraction:.3g}"
     said += "; constant" if optim.schedule == "constant" else f"; cosine to {peak * optim.final_lr_fraction:.3g}"
-    return said + ("; the predictor's stays" if optim.fixed_predictor_lr else "")
+    return said + ("; constant for the predictor" if optim.fixed_predictor_lr else "")
 
 
 def _commands(name: str, recipe: Recipe) -> str:
@@ -196,13 +196,13 @@ def _commands(name: str, recipe: Recipe) -> str:
     config = "fsdp2" if name.startswith("seer/") else "ddp"
     data = " data.path=path/to/videos" if avid else " data.path=path/to/shards" if config == "fsdp2" else ""
     run = f"accelerate launch --config_file recipes/accelerate/{config}.yaml -m hf_ssl pretrain \\\n    {name}{data}"
-    first = [run.replace("_cma ", "_avid ") + "  # unless it has been run"] if recipe.train.init_from else []
+    first = [run.replace("_cma ", "_avid ") + "  # skip if already done"] if recipe.train.init_from else []
     labeled = "path/to/labeled/videos" if avid else "ILSVRC/imagenet-1k --query-split validation"
     return "\n".join([*first, run, f"hf-ssl evaluate linear runs/{stem} --data {labeled}"])
 
 
 def _notes(path: Path) -> list[str]:
-    """The `# Note:` lines of a recipe's header, each with the lines that continue it."""
+    """The `# Note:` lines of a recipe's header, each joined with its continuation lines."""
     notes, inside = [], False
     for line in path.read_text().splitlines():
         if not line.startswith("#"):

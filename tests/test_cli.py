@@ -109,11 +109,11 @@ def photos(folder: Path, *names: str) -> str:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["pretrain", "my_images", "data.path=TEXTS"], "holds no images (1 .txt)"),
-        (["pretrain", "avid/my_clips", "data.path=PHOTOS"], "has no video column or file, but 2 images; give videos"),
+        (["pretrain", "my_images", "data.path=TEXTS"], "contains no images (1 .txt)"),
+        (["pretrain", "avid/my_clips", "data.path=PHOTOS"], "has no video column or file, but 2 images; use videos"),
         (["pretrain", "my_images", "data.path=phtos"], "did you mean photos?"),
         (["pretrain", "my_images", "data.path=someone/photos"], "HF_HUB_OFFLINE=1"),
-        (["pretrain", "my_images", "data.path=PHOTOS/0.png"], "give the folder"),
+        (["pretrain", "my_images", "data.path=PHOTOS/0.png"], "pass its folder"),
         (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=someone/model"], "HF_HUB_OFFLINE=1"),
         (["pretrain", "my_images", "data.path=PHOTOS", "model.init_from=timm/resnet18.a1_in1k"], "HF_HUB_OFFLINE=1"),
         (["evaluate", "knn", "someone/model", "--data", "PHOTOS"], "HF_HUB_OFFLINE=1"),
@@ -138,9 +138,23 @@ def test_evaluate_names_its_own_options(exported, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "flat", "train/0.png", "test/1.png")
     said = mistake(capsys, "evaluate", "knn", str(exported), "--data", "flat")
-    assert "a folder for each class" in said and "monitor." not in said
+    assert "one folder per class" in said and "monitor." not in said
     assert "--data nowhere:" in mistake(capsys, "evaluate", "knn", str(exported), "--data", "nowhere")
     assert "--data nowhere:" in mistake(capsys, "embed", str(exported), "--data", "nowhere")
+
+
+def test_a_run_without_a_model_and_a_folder_that_is_not_there_are_said(capsys, digits, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    said = mistake(capsys, "evaluate", "knn", str(tmp_path / "run"), "--data", str(digits))
+    assert f"has not ended; `hf-ssl export {tmp_path / 'run'}`" in said
+    said = mistake(capsys, "evaluate", "knn", "a/b/c/", "--data", str(digits))
+    assert "no such folder" in said
+
+
+def test_options_where_keys_are_meant_name_the_way(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "my_images", "--data", "photos"])
+    assert "keys of a recipe are written like data.path=photos" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_said(capsys, digits, tmp_path):

@@ -5,6 +5,8 @@ import errno
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hf_ssl import disk
 
@@ -17,6 +19,16 @@ def folder(path, text):
     path.mkdir()
     (path / "weights").write_text(text)
     return path
+
+
+def test_weights_are_as_readable_as_their_folder(tmp_path):
+    for mode in (0o755, 0o700):
+        folder = tmp_path / oct(mode)
+        folder.mkdir()
+        folder.chmod(mode)
+        save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+        disk.flush(folder / "model.safetensors")
+        assert (folder / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["in one step", "two renames"])

@@ -145,11 +145,11 @@ def test_where_the_optimizer_needs_most_the_batch_is_still_a_number():
 
 def test_what_cannot_work_is_said():
     notes = " ".join(plan(small(model=FEW_LAYERS), 3)["warnings"])
-    assert "does not divide by 3 process(es)" in notes
+    assert "is not divisible by 3 process(es)" in notes
     assert any("fewer rows than there" in note for note in plan(small(model=FEW_LAYERS), 32)["warnings"])
     few = small(train={"sync_batchnorm": False}, model={**FEW_LAYERS, "num_prototypes": 400})
     notes = " ".join(plan(few, 2)["warnings"])
-    assert "statistics are of 8 images only" in notes and "400 prototypes for 16 images" in notes
+    assert "statistics come from only 8 images" in notes and "400 prototypes for 16 images" in notes
 
 
 def test_the_command_prints_a_table_or_json(tmp_path, capsys):
@@ -161,7 +161,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert "largest batch" in table(result)
     with pytest.raises(SystemExit) as stop:
         main(["plan", str(path), "--processes", "2", "--memory", "much"])
-    assert stop.value.code == 2 and "is no size" in capsys.readouterr().err
+    assert stop.value.code == 2 and "is not a size" in capsys.readouterr().err
     assert parse_memory("80GB") == 80e9 and parse_memory("1.5") == 1.5 * GIB
     with pytest.raises(RecipeError, match="at least 1"):
         plan(small(model=FEW_LAYERS), 0)

@@ -15,6 +15,7 @@ from hf_ssl.optim import lr_fraction
 from hf_ssl.recipe import (
     RecipeError,
     changed_keys,
+    copy_shipped,
     load_recipe,
     recipe_from_dict,
     recipe_header,
@@ -143,6 +144,24 @@ def test_a_recipe_that_is_not_there_gets_the_nearest_names(name):
         load_recipe(name)
 
 
+def test_minutes_that_would_not_count_are_refused():
+    more = ["data.path=x", "train.minutes=1"]
+    with pytest.raises(RecipeError, match="train.minutes counts only with train.epochs=auto, not with 5"):
+        load_recipe("my_images", [*more, "train.epochs=5"])
+    assert load_recipe("my_images", more).train.minutes == 1
+
+
+def test_a_changed_copy_and_the_shipped_recipe_are_not_mixed_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = copy_shipped("my_images", ".")
+    assert load_recipe("my_images", ["data.path=x"]).optim.name == "adamw"  # unchanged: either is meant
+    copy.write_text(copy.read_text().replace("name: adamw", "name: lars"))
+    with pytest.raises(RecipeError, match="say my_images.yaml or recipes/my_images"):
+        load_recipe("my_images", ["data.path=x"])
+    assert load_recipe("my_images.yaml", ["data.path=x"]).optim.name == "lars"
+    assert load_recipe("recipes/my_images", ["data.path=x"]).optim.name == "adamw"
+
+
 # ---------------------------------------------------------------------------------------------- overrides
 
 
@@ -267,7 +286,7 @@ def test_seers_headers_say_which_weight_decay_is_known():
         if name.startswith("seer/regnety_"):
             known = name[13:] in ("2560", "10b")
             assert load_recipe(name).optim.weight_decay == (1e-5 if known else 1e-6)
-            assert ("Weight decay is stated for RegNetY-256GF and RG-10B only" in path.read_text()) != known
+            assert ("Weight decay is stated only for RegNetY-256GF and RG-10B" in path.read_text()) != known
     assert "iNaturalist-18 fine-tuned 80.0" in SHIPPED["seer/regnety_640"].read_text()
 
 
@@ -278,7 +297,7 @@ def test_a_warmup_is_in_epochs_or_in_steps():
     )
     for step in range(20):
         assert lr_fraction(in_epochs, step, 20, 5) == lr_fraction(in_steps, step, 20, 5)
-    with pytest.raises(RecipeError, match=r"optim.warmup_epochs or optim.warmup_steps"):
+    with pytest.raises(RecipeError, match=r"optim.warmup_epochs and optim.warmup_steps"):
         recipe_from_dict({"method": "swav", "train": {"epochs": 4}, "optim": {"warmup_epochs": 2, "warmup_steps": 9}})
 
 

@@ -112,7 +112,7 @@ def test_the_command_takes_keys_of_the_data_and_its_names_are_all_in_the_json(fo
     ("words", "said"),
     [
         (["data.splt=x"], "data.split"),
-        (["train.epochs=3"], "no key of the data"),
+        (["train.epochs=3"], "not a data key"),
         (["--max-examples", "0"], "--max-examples"),
     ],
 )
@@ -124,7 +124,7 @@ def test_mistakes_of_the_command_are_one_sentence(folder, capsys, words, said):
 
 def test_a_place_that_holds_nothing_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(RecipeError, match="holds no images .1 .txt."):
+    with pytest.raises(RecipeError, match="contains no images .1 .txt."):
         survey(DataConfig(path=str(tmp_path)))
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`hf-ssl bench`: how fast the data, the training step and both together are here, and where the time goes.
+"""`hf-ssl bench`: throughput of the data pipeline, the training step and both, and where the time goes.
 
-All are measured in turn, several times over, and given as medians with their range: a machine that others use, too, is
-not equally fast all the time. With `cpu_seconds` they are images per CPU second of one thread without workers, which
-other programs disturb least.
+Measurements alternate and are repeated, and are reported as medians with ranges, since the speed of a shared machine
+varies. With `cpu_seconds`, the unit is images per CPU second of one thread without workers, which other programs
+affect least.
 """
 
 import math
@@ -32,15 +32,15 @@ from ..training.signals import StopSignals
 
 
 PARTS = ("data", "step", "whole")
-_STEPS = 10**9  # of the run that is measured and never ends
-# How the profiler calls the calls of a GPU's driver that wait for it.
+_STEPS = 10**9  # length of the measured run, which never ends
+# The profiler's names of CUDA calls that wait for the GPU.
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 class Side(Protocol):
-    """What is measured: each call works on so many batches, of one optimizer step each.
+    """An implementation to measure; each call processes `count` batches of one optimizer step each.
 
-    `ahead`: batches that workers may have made while something else was measured, which are no part of a rate.
+    `ahead`: batches that workers may have prefetched during another measurement; they are excluded from rates.
     """
 
     ahead: int
@@ -49,7 +49,7 @@ class Side(Protocol):
         """From files to the model's inputs."""
 
     def step(self, count: int) -> None:
-        """Of the optimizer, on inputs that stay the same."""
+        """Optimizer steps on fixed inputs."""
 
     def whole(self, count: int) -> None:
         """Both, as in training."""
@@ -57,7 +57,7 @@ class Side(Protocol):
 
 @dataclass
 class Rate:
-    """Images per second: the median of some repeats, the lowest and the highest."""
+    """Images per second: median, lowest and highest of the repeats."""
 
     median: float
     low: float
@@ -72,7 +72,7 @@ class Rate:
 
 
 class Ours:
-    """A run as `pretrain` makes it."""
+    """A run of hf_ssl, set up as by `pretrain`."""
 
     def __init__(self, run: Run, stop: StopSignals):
         self.run, self.stop = run, stop
@@ -101,7 +101,7 @@ class Ours:
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Within, every batch becomes the same inputs."""
+        """Context in which every batch has the same inputs."""
         inputs_of, self.run.inputs_of = self.run.inputs_of, lambda batch: self.inputs  # type: ignore[method-assign]
         try:
             yield
@@ -118,20 +118,20 @@ def bench(
     cpu_seconds: bool = False,
     dataset=None,
 ) -> dict[str, Any]:
-    """Measure a recipe on this machine; nothing of it is kept.
+    """Measure a recipe on this machine; nothing of the run is kept.
 
     Args:
-        repeats: of every measurement, in turn.
-        seconds: that each takes at least.
-        against: "lightly", for its data, heads and loss of the same sizes, precision and batch beside ours.
+        repeats: repeats of each measurement.
+        seconds: minimum duration of each measurement.
+        against: "lightly", to also measure its data, heads and loss with the same sizes, precision and batch.
         cpu_seconds: count CPU seconds of one thread, without workers.
 
     Returns:
-        Plain data: rates in images per second of all processes, seconds a step of every part, the share of the best
-        that is possible, and what was measured where.
+        Plain data: rates in images per second over all processes, seconds per step for each part, the efficiency, and
+        settings and hardware.
 
     Raises:
-        RecipeError: see `pretrain`; or nothing is there to compare with.
+        RecipeError: see `pretrain`; or the package to compare with is missing or does not support the recipe.
     """
     if cpu_seconds:
         torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def bench(
             build(run)
             device = run.accelerator.device
             if cpu_seconds and device.type != "cpu":
-                raise RecipeError("CPU seconds say nothing about a GPU; leave --cpu-seconds out.")
+                raise RecipeError("--cpu-seconds does not measure a GPU; remove it.")
             ours = Ours(run, stop)
             sides: dict[str, Side] = {"hf_ssl": ours}
             if against is not None:
@@ -162,7 +162,7 @@ def bench(
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """Seconds, when the device has done what it was given."""
+    """A clock in seconds that synchronizes the device first."""
 
     def read() -> float:
         if device.type != "cpu":
@@ -173,10 +173,10 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 
 def _rates(sides, ours: Ours, batch: int, clock, repeats: int, seconds: float) -> dict[tuple[str, str], list[float]]:
-    """Images per second of every part of every side, one after the other in each repeat."""
+    """Images per second of every part and side; each repeat measures all in turn."""
     counts: dict[tuple[str, str], int] = {}
     rates: dict[tuple[str, str], list[float]] = {}
-    for repeat in range(-1, repeats):  # the first warms up and says how many steps fill the time
+    for repeat in range(-1, repeats):  # the first one warms up and determines how many steps fill the time
         for part in PARTS:
             for name, side in sides.items():
                 measure = getattr(side, part)
@@ -191,7 +191,7 @@ def _rates(sides, ours: Ours, batch: int, clock, repeats: int, seconds: float) -
                     taken = clock() - start
                 if repeat < 0:
                     count = max(1, math.ceil(seconds / max(taken, 1e-6)))
-                    counts[name, part] = gather_object([count])[0]  # all processes go on together
+                    counts[name, part] = gather_object([count])[0]  # the same on all processes
                 else:
                     rates.setdefault((name, part), []).append(count * batch / taken)
     return rates
@@ -203,13 +203,13 @@ def _nothing() -> Iterator[None]:
 
 
 def _efficiency(rates: dict[str, dict[str, float]], device: torch.device) -> float:
-    """What training reaches of what is possible: a CPU does the data and the step in turn, a GPU at once."""
+    """Training throughput over the possible one: a CPU alternates between data and step, a GPU overlaps them."""
     data, step, whole = (rates[part]["median"] for part in PARTS)
     return whole / (1 / (1 / data + 1 / step) if device.type == "cpu" else min(data, step))
 
 
 def _where(run: Run, ours: Ours, clock) -> dict[str, float]:
-    """Seconds that the parts of one optimizer step take, each by itself."""
+    """Seconds per optimizer step for each part, measured separately."""
     train, accelerator = run.recipe.train, run.accelerator
     found: dict[str, float] = {}
     half = run.modality.half(__package__)
@@ -279,7 +279,7 @@ def _median(clock, call: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def _waits(ours: Ours, device: torch.device) -> dict[str, int]:
-    """How often the host waits for a GPU within a step."""
+    """How often the host waits for the GPU in a step."""
     if device.type != "cuda":
         return {}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -288,7 +288,7 @@ def _waits(ours: Ours, device: torch.device) -> dict[str, int]:
 
 
 def _facts(run: Run, cpu_seconds: bool) -> dict[str, Any]:
-    """What was measured where."""
+    """Settings and hardware of the measurement."""
     recipe, processes = run.recipe, run.accelerator.num_processes
     return {
         "recipe": recipe.name or recipe.method,
@@ -320,7 +320,7 @@ def _processor() -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A measurement as a person reads it."""
+    """Format a measurement for a terminal."""
     kind = result["counts"]
     lines = [
         f"{result['recipe']}: {result['views']}, batch {result['batch_size']}, precision {result['precision']}, "
@@ -334,10 +334,10 @@ def table(result: dict[str, Any]) -> str:
         for part in PARTS:
             ratio = "" if name == "hf_ssl" else f"  hf_ssl / {name} {ours[part]['median'] / rates[part]['median']:.2f}"
             lines.append(f"  {name:10}{part:6}{Rate(**rates[part])}{ratio}")
-    lines += ["", f"whole / what data and step allow  {result['efficiency']:.2f}", "", "seconds a step"]
+    lines += ["", f"whole / possible with data and step  {result['efficiency']:.2f}", "", "seconds per step"]
     lines += [f"  {name:28}{value:10.4f}" for name, value in result["seconds"].items()]
     if "peak_memory_gib" in result:
         lines += ["", f"peak memory {result['peak_memory_gib']:.2f} GiB"]
     if "waits_for_the_device" in result:
-        lines.append(f"waits for the device in a step: {result['waits_for_the_device']}")
+        lines.append(f"waits for the device per step: {result['waits_for_the_device']}")
     return "\n".join(lines)

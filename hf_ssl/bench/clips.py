@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What reading a clip costs before its frames are cut."""
+"""Cost of reading a clip, before cropping."""
 
 from typing import Any
 
@@ -8,5 +8,5 @@ from ..models.media_avid import even_draws
 
 
 def decode(source: Any, index: int, config: Any) -> None:
-    """From the file to the frames and the sound of one clip."""
+    """Decode the frames and sound of one clip from its file."""
     read_clip(source.record(index), even_draws(1), config, 0.0, source.max_megapixels)

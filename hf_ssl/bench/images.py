@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What reading an image costs before it is cut."""
+"""Cost of reading an image, before cropping."""
 
 from typing import Any
 
@@ -7,5 +7,5 @@ from ..data.pixels import to_channels
 
 
 def decode(source: Any, index: int, config: Any) -> None:
-    """From the file to 8-bit pixels of the whole image."""
+    """Decode the file to 8-bit pixels of the whole image."""
     to_channels(source.image(index), config.num_channels, source.decoding)

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`hf-ssl`: parses, and calls one function a command.
+"""`hf-ssl`: parse the arguments and call the command's function.
 
-Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the recipe, 128+n stopped by signal n.
+Exit codes: 0 success, 1 the run failed, 2 error in the command or recipe, 128+n stopped by signal n.
 """
 
 import argparse
@@ -14,15 +14,16 @@ from ..errors import RunError, UserError
 from .parser import build_parser
 
 
-_UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)  # paths that no command can use
+_UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)  # unusable paths
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments; keys of a recipe may also stand behind options, where argparse would not look for them."""
+    """Parse arguments; allow recipe overrides after options, which argparse would reject."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if unknown := [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        keys = "; keys of a recipe are written like data.path=photos" if hasattr(args, "overrides") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{keys}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
@@ -30,7 +31,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    if argv is None:  # a command of its own: Ctrl-C ends it at once, without a traceback
+    if argv is None:  # console script: Ctrl-C exits immediately, without a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     args = _parsed(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -1,16 +1,16 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run says at its end."""
+"""Summary printed at the end of a run."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 def closing(result: Any, k: int, start: str) -> Iterator[str]:
-    """Lines about a `PretrainResult`.
+    """Yield the lines of the summary of a `PretrainResult`.
 
     Args:
         k: neighbors of kNN.
-        start: what the network was before, "untrained" or "pretrained".
+        start: state of the network before training, "untrained" or "pretrained".
     """
     yield from _measured(result, k, start)
     if result.summary:
@@ -21,14 +21,14 @@ def closing(result: Any, k: int, start: str) -> Iterator[str]:
     if (folder / "report.html").is_file():
         yield f"Report: {folder / 'report.html'}"
     yield f"Card:   {result.model_dir / 'README.md'}"
-    yield f"The model is in {result.model_dir}. Load the encoder with"
+    yield f"Model:  {result.model_dir}. Load the encoder with"
     yield from (f"  {line}" for line in result.usage)
 
 
 def _measured(result: Any, k: int, start: str) -> Iterator[str]:
     if "knn" in result.final and "knn" in result.baseline:
         yield f"\nkNN accuracy (k={k})"
-        if result.measured:  # unknown of a model of before
+        if result.measured:  # missing for models of earlier versions
             yield f"  on {result.measured['num_queries']:,} images: {result.measured['queries']}"
         yield f"  raw pixels        {result.baseline['knn_raw_pixels']:6.1%}"
         yield f"  {f'{start} network':18}{result.baseline['knn']:6.1%}"
@@ -49,13 +49,13 @@ def _spent(summary: dict[str, Any]) -> Iterator[str]:
     kind = summary["counted"]
     used = "an unknown number of" if summary["examples"] is None else f"{summary['examples']:,}"
     yield f"\nTrained on {used} {kind}; {_skipped(summary)}"
-    speed = f"{summary['per_second']:,.0f} {kind}/s, {summary['data_wait']:.0%} of it waiting for data"
+    speed = f"{summary['per_second']:,.0f} {kind}/s, {summary['data_wait']:.0%} of the time waiting for data"
     memory = f"; peak memory {summary['peak_memory_gib']:.2f} GiB" if summary["peak_memory_gib"] is not None else ""
     yield f"{_time(summary['seconds'])} of training steps, {speed}{memory}"
 
 
 def _skipped(summary: dict[str, Any]) -> str:
-    said = "every file could be read"
+    said = "all files could be read"
     if summary["skipped_files"]:
         said = f"{summary['skipped_files']:,} file(s) could not be read, {summary['skipped']:,} times in all"
     return said + (f"; {summary['ignored']:,} other file(s) were ignored" if summary["ignored"] else "")

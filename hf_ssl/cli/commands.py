@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The commands: each takes the parsed arguments, calls one function, and prints what a person wants to know.
+"""The commands: each takes the parsed arguments, calls one function and prints the result.
 
-What a command needs is imported when it runs: `--help` waits for none of it.
+Heavy modules are imported inside the command functions, so that `--help` stays fast.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ..recipe import RecipeError, copy_shipped, load_recipe, recipe_header, ship
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Without the garbage collector, which would go through all that is imported again and again to free nothing."""
+    """Import without garbage collection, which would repeatedly scan new modules and free nothing."""
     gc.disable()
     yield
     gc.enable()
@@ -49,7 +49,7 @@ def pretrain_command(args: argparse.Namespace) -> None:
 def preview_command(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     if Path(args.output).exists() and not args.overwrite:
-        raise RecipeError(f"{args.output} is there already; add --overwrite, or name another file with --output.")
+        raise RecipeError(f"{args.output} already exists; add --overwrite, or choose another file with --output.")
     from ..preview import preview
 
     print(preview(recipe, num_images=args.images, output=args.output))
@@ -97,7 +97,7 @@ def export_command(args: argparse.Namespace) -> None:
         from ..hub.serve import export_for_serving
 
         file, error = export_for_serving(args.place, args.output, onnx=args.onnx)
-        print(f"{file}: its outputs differ from the model's by {error:.1e} at most, relative to the largest")
+        print(f"{file}: largest difference to the model's output {error:.1e}, relative to the largest value")
         return
     from ..hub.export import export_checkpoint
 
@@ -113,7 +113,7 @@ def convert_command(args: argparse.Namespace) -> None:
         more = {"classifier": args.classifier, "statistics": args.statistics}
         print(convert(args.path, args.method, args.output, **more))
     else:
-        raise RecipeError("Give --method for an original checkpoint, or --to with --output for the way back.")
+        raise RecipeError("Pass --method to convert an original checkpoint, or --to and --output to convert back.")
 
 
 def push_command(args: argparse.Namespace) -> None:
@@ -125,7 +125,7 @@ def push_command(args: argparse.Namespace) -> None:
 def recipes_command(args: argparse.Namespace) -> None:
     if args.copy is not None:
         if not args.word:
-            raise RecipeError("Name what to copy: a recipe, accelerate/ddp, accelerate/fsdp2 ... or cluster/seer.")
+            raise RecipeError("--copy needs a name: a recipe, accelerate/ddp, accelerate/fsdp2 ... or cluster/seer.")
         print(copy_shipped(args.word, args.copy))
         return
     rows = []
@@ -141,7 +141,7 @@ def recipes_command(args: argparse.Namespace) -> None:
         if args.word.lower() in " ".join(row.values()).lower():
             rows.append(row)
     if not rows:
-        raise RecipeError(f"No recipe's line contains {args.word!r}; `hf-ssl recipes` lists all.")
+        raise RecipeError(f"No recipe matches {args.word!r}; `hf-ssl recipes` lists all recipes.")
     if args.json:
         print(json.dumps(rows, indent=2))
         return
@@ -161,6 +161,6 @@ def report_command(args: argparse.Namespace) -> None:
     try:
         from ..report import report
     except ImportError as error:
-        raise UserError(f'A report needs {error.name}: pip install "hf_ssl[report]".') from None
+        raise UserError(f'The report needs {error.name}; pip install "hf_ssl[report]".') from None
     data = None if args.data is None else build(DataConfig, {"path": args.data}, "data.")
     print(report(args.runs, data, args.output))

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`hf-ssl evaluate` and `hf-ssl embed`: what can be said to them, and what they do.
+"""`hf-ssl evaluate` and `hf-ssl embed`: options and commands.
 
-What a command needs is imported when it runs: `--help` waits for none of it.
+Heavy modules are imported inside the command functions, so that `--help` stays fast.
 """
 
 import argparse
@@ -26,10 +26,10 @@ def add_evaluate(subparsers) -> None:
     about = {
         "knn": "weighted k-nearest-neighbor accuracy on frozen features",
         "linear": "accuracy of a linear classifier on frozen features",
-        "lowshot": "accuracy of a linear classifier that learns from few examples, over several draws of them",
-        "finetune": "accuracy of a classifier all of whose layers are trained on from the encoder's",
-        "retrieval": "find the others of a class; of AVID's models a video's sound among all, and the reverse",
-        "dense": "IoU of a linear layer on each place of the last feature map, learned from masks",
+        "lowshot": "accuracy of a linear classifier trained on few examples, over several draws",
+        "finetune": "accuracy after fine-tuning all layers of the encoder",
+        "retrieval": "retrieval within a class; for AVID models between a video and its sound, both ways",
+        "dense": "IoU of a linear layer on each position of the last feature map, trained with masks",
         "all": "kNN, linear, low-shot and retrieval on the same features",
     }
     for protocol, text in about.items():
@@ -39,36 +39,47 @@ def add_evaluate(subparsers) -> None:
             nargs="+",
             metavar="MODEL",
             type=path,
-            help="a run's folder, an exported model's, a Hub id of any vision model with a processor, or timm:NAME",
+            help="a run's folder, an exported model, the Hub id of a vision model with an image processor, or "
+            "timm:NAME",
         )
         command.add_argument("--data", required=True, type=dataset, help="folder, Parquet file, Hub id or quickstart")
         add_own_method(command)
         if protocol != "all":
-            command.add_argument("--protocol", metavar="NAME", help="published settings, see docs/evaluation.md")
-        command.add_argument("--query-split", default="test", help="split that is judged (default test)")
-        command.add_argument("--bank-split", default="train", help="split whose labels are used (default train)")
-        command.add_argument("--image-column", help="found by its type when there is one")
+            command.add_argument("--protocol", metavar="NAME", help="use published settings, see docs/evaluation.md")
+        command.add_argument("--query-split", default="test", help="split to evaluate (default test)")
+        command.add_argument(
+            "--bank-split", default="train", help="labeled split to compare with or train on (default train)"
+        )
+        command.add_argument("--image-column", help="default: the column of that type")
         if protocol == "dense":
-            command.add_argument("--mask-column", help="found by its type and name when there is one")
+            command.add_argument("--mask-column", help="default: found by type and name")
             command.add_argument(
-                "--ignore-label", type=int, nargs="+", metavar="N", help="pixels that do not count, beside 255"
+                "--ignore-label",
+                type=int,
+                nargs="+",
+                metavar="N",
+                help="further class numbers to ignore, in addition to 255",
             )
         else:
-            command.add_argument("--label-column", help="found by its type when there is one")
+            command.add_argument("--label-column", help="default: the column of that type")
         if protocol in ("linear", "lowshot", "finetune", "dense"):
-            trained = command.add_argument_group("protocols that train, which go on where they were interrupted")
-            trained.add_argument("--epochs", type=float, help="instead of the protocol's, for a first look")
-            trained.add_argument("--train-batch-size", type=int, metavar="N", help="the learning rate follows it")
+            trained = command.add_argument_group("protocols that train (the same command resumes them)")
+            trained.add_argument("--epochs", type=float, help="override the protocol's epochs, for a quick look")
+            trained.add_argument("--train-batch-size", type=int, metavar="N", help="scales the learning rate, too")
             if protocol != "dense":
-                trained.add_argument("--seeds", type=int, metavar="N", help="runs whose mean and spread are told")
-            trained.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), help="(default auto)")
+                trained.add_argument(
+                    "--seeds", type=int, metavar="N", help="number of runs to report mean and spread of"
+                )
+            trained.add_argument(
+                "--precision", choices=("auto", "no", "bf16", "fp16"), help="precision (default auto)"
+            )
         if protocol == "knn":
             command.add_argument("--k", type=int, help="neighbors (default 20)")
-            command.add_argument("--temperature", type=float, help="of the vote's weights (default 0.1)")
+            command.add_argument("--temperature", type=float, help="temperature of the weighted vote (default 0.1)")
         if protocol == "linear":
-            command.add_argument("--classifier", choices=("logistic", "svm"), help="(default logistic)")
+            command.add_argument("--classifier", choices=("logistic", "svm"), help="classifier (default logistic)")
             command.add_argument(
-                "--folds", metavar="COLUMN", help="of fold numbers: their mean, in place of two splits"
+                "--folds", metavar="COLUMN", help="column of fold numbers: report the mean over the folds"
             )
         if protocol == "lowshot":
             command.add_argument(
@@ -76,25 +87,27 @@ def add_evaluate(subparsers) -> None:
                 nargs="+",
                 metavar="FILE",
                 type=path,
-                help="names of the images to learn from, one a line, as MSN's lists: a file each draw",
+                help="training images, one name per line, as in MSN's lists; one file per draw",
             )
         if protocol == "retrieval":
             command.add_argument(
                 "--ground-truth",
                 metavar="FILE",
                 type=path,
-                help="gnd_roxford5k.pkl or gnd_rparis6k.pkl, with their images in --data",
+                help="gnd_roxford5k.pkl or gnd_rparis6k.pkl; --data has the images",
             )
         if protocol not in ("finetune", "dense"):
-            command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
-            command.add_argument("--clips", type=int, help="of a video or sound, averaged (default 10)")
-            command.add_argument("--no-cache", action="store_true", default=None, help="neither use nor keep features")
+            command.add_argument("--layer", metavar="N", help="hidden state (-1: the last), projector or projector.N")
+            command.add_argument("--clips", type=int, help="clips to average per video or sound (default 10)")
+            command.add_argument(
+                "--no-cache", action="store_true", default=None, help="do not read or write cached features"
+            )
         if protocol != "finetune":
             command.add_argument(
                 "--no-baselines",
                 action="store_true",
                 default=None,
-                help="without an untrained network, raw pixels and a random projection of them beside it",
+                help="skip the untrained network, raw pixels and their random projection",
             )
         if protocol != "dense":
             command.add_argument("--batch-size", type=int, default=256)
@@ -102,24 +115,28 @@ def add_evaluate(subparsers) -> None:
             "--value-range",
             nargs="+",
             metavar=("full|LOW", "HIGH"),
-            help="black and white of files deeper than 8 bits, as data.value_range in training",
+            help="black and white point of images with more than 8 bits, like data.value_range",
         )
         command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
         command.add_argument(
             "--output",
             type=path,
             metavar="FILE",
-            help="the result's JSON (default: results/ in the model's folder, where it is one)",
+            help="JSON file of the result (default: results/ in a local model folder)",
         )
-        command.add_argument("--json", action="store_true", help="print JSON: an object, or a list of several")
+        command.add_argument(
+            "--json", action="store_true", help="print JSON: one object, or a list of several results"
+        )
         command.set_defaults(command=evaluate_command, measured=protocol)
-    text = "image tasks of mteb, whose scores go into the model's folder as the Hub reads them"
+    text = "image tasks of mteb; saves scores in the model's folder in the Hub's format"
     command = protocols.add_parser("mteb", help=text, description=f'{text.capitalize()}; pip install -e ".[mteb]".')
-    command.add_argument("model", metavar="MODEL", type=path, help="as of the others")
-    command.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help="such as CIFAR10")
-    command.add_argument("--layer", metavar="N", help="a hidden state (-1: the last), projector, projector.N")
+    command.add_argument("model", metavar="MODEL", type=path, help="as in the other protocols")
+    command.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help="task names, such as CIFAR10")
+    command.add_argument("--layer", metavar="N", help="hidden state (-1: the last), projector or projector.N")
     command.add_argument("--batch-size", type=int, default=64)
-    command.add_argument("--output", type=path, metavar="FOLDER", help="for .eval_results/ (default: the model's)")
+    command.add_argument(
+        "--output", type=path, metavar="FOLDER", help="folder for .eval_results/ (default: the model's)"
+    )
     add_own_method(command)
     command.set_defaults(command=mteb_command)
 
@@ -128,17 +145,17 @@ def add_embed(subparsers) -> None:
     """`hf-ssl embed`."""
     command = subparsers.add_parser(
         "embed",
-        help="the vectors of a dataset as a Parquet file",
-        description="file, label, vector, x and y (two principal components), and the nearest neighbors of each.",
+        help="write the embeddings of a dataset to a Parquet file",
+        description="Columns: file, label, vector, x and y (two principal components), and nearest neighbors.",
     )
-    command.add_argument("model", type=path, help="as of `hf-ssl evaluate`")
+    command.add_argument("model", type=path, help="as in `hf-ssl evaluate`")
     command.add_argument("--data", required=True, type=dataset, help="folder, Parquet file, Hub id or quickstart")
     command.add_argument("--output", default="embeddings.parquet", type=path, metavar="FILE")
-    command.add_argument("--split", default="train", help="(default train)")
-    command.add_argument("--layer", metavar="N", help="as of `hf-ssl evaluate`")
-    command.add_argument("--tower", choices=("video", "audio"), help="of AVID's models (default video)")
-    command.add_argument("--neighbors", type=int, default=5, help="of each (default 5)")
-    command.add_argument("--clips", type=int, default=10, help="of a video or sound, averaged (default 10)")
+    command.add_argument("--split", default="train", help="split (default train)")
+    command.add_argument("--layer", metavar="N", help="as in `hf-ssl evaluate`")
+    command.add_argument("--tower", choices=("video", "audio"), help="tower of an AVID model (default video)")
+    command.add_argument("--neighbors", type=int, default=5, help="neighbors per example (default 5)")
+    command.add_argument("--clips", type=int, default=10, help="clips to average per video or sound (default 10)")
     command.add_argument("--batch-size", type=int, default=256)
     command.add_argument("--num-workers", type=int, default=2, help="loader processes (default 2)")
     add_own_method(command)
@@ -189,31 +206,31 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 
 def _check_given(given: dict) -> str | None:
-    """The name of the protocol, if one was given.
+    """Return the name of the protocol, if one was given.
 
     Raises:
-        RecipeError: numbers that are not possible, or options that contradict each other.
+        RecipeError: invalid numbers, or options that contradict each other.
     """
     for name in ("k", "temperature", "clips", "batch_size"):
         if not 0 < given.get(name, 1) < math.inf:
             raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {given[name]}.")
     if given["num_workers"] < 0:
         raise RecipeError(
-            f"--num-workers must not be negative, it is {given['num_workers']}; 0 reads in the process itself."
+            f"--num-workers must not be negative, but is {given['num_workers']}; 0 loads in the main process."
         )
     name = given.get("protocol", given.get("classifier"))
     if "protocol" in given and {"k", "temperature", "classifier"} & given.keys():
-        raise RecipeError(f"--protocol {name} has its own settings; leave --k, --temperature and --classifier out.")
+        raise RecipeError(f"--protocol {name} has its own settings; remove --k, --temperature and --classifier.")
     for option, protocol in (("list", "list"), ("ground_truth", "revisited")):
         if option in given and name not in (None, protocol):
-            raise RecipeError(f"--{option.replace('_', '-')} is a protocol of its own; leave --protocol {name} out.")
+            raise RecipeError(f"--{option.replace('_', '-')} selects its own protocol; remove --protocol {name}.")
         name = protocol if option in given else name
     return name
 
 
 @contextmanager
 def _keys_as_options() -> Iterator[None]:
-    """A remedy names the option of this command in place of the key of a recipe."""
+    """Error messages name this command's options instead of recipe keys."""
     try:
         yield
     except RecipeError as error:
@@ -224,13 +241,13 @@ def _keys_as_options() -> Iterator[None]:
 
 
 def _check_options(trains: bool, given: dict, unused: tuple[str, ...]) -> None:
-    """Raises RecipeError for options that would decide nothing."""
+    """Raise RecipeError for options that would have no effect."""
     frozen = ("layer", "folds", "clips", "no_cache", *unused)
     names = frozen if trains else ("epochs", "train_batch_size", "seeds", "precision")
     for name in names:
         if name in given:
-            which = "protocols that train nothing by gradient descent" if trains else "protocols that train"
-            raise RecipeError(f"--{name.replace('_', '-')} is for {which}; leave it out, or take another --protocol.")
+            which = "protocols on frozen features" if trains else "protocols that train"
+            raise RecipeError(f"--{name.replace('_', '-')} is for {which}; remove it, or choose another --protocol.")
 
 
 def _train(kind: str, model: str, name: str | None, data, monitor, settings, given: dict) -> dict:
@@ -240,7 +257,7 @@ def _train(kind: str, model: str, name: str | None, data, monitor, settings, giv
     size = given.get("train_batch_size", settings.batch_size)
     if not (size >= 1 and given.get("seeds", 1) >= 1 and 0 < given.get("epochs", 1) < math.inf):
         raise RecipeError("--epochs, --seeds and --train-batch-size must be greater than 0.")
-    scale = size / settings.batch_size  # the rate follows the batch
+    scale = size / settings.batch_size  # linear scaling rule
     settings = replace(
         settings,
         epochs=given.get("epochs", settings.epochs),
@@ -304,7 +321,9 @@ def _write_json(file: str, found: dict[str, dict]) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(json.dumps(found, indent=2), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"The results could not be written to {file} ({error.strerror}).") from error
+        raise UserError(
+            f"The results could not be written to {file} ({error.strerror}); choose another --output."
+        ) from error
 
 
 def _print_evaluation(args: argparse.Namespace, found: dict[str, dict]) -> None:
@@ -317,7 +336,7 @@ def _print_evaluation(args: argparse.Namespace, found: dict[str, dict]) -> None:
     for kind, results in found.items():
         first = next(iter(results.values()))
         if failed := first["failed"]:
-            said = f"{len(failed)} file(s) could not be read and are not counted, the first is {failed[0]}."
+            said = f"{len(failed)} file(s) could not be read and were skipped; the first is {failed[0]}."
             sys.stderr.write(f"{said}\n")
         measured = first["measured"]
         numbers = ", ".join(

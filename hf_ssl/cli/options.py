@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from ..recipe import shipped_data
 
 
 def path(text: str) -> str:
-    """A place as given; the shell leaves the ~ of --data=~/images alone."""
+    """Expand ~, which the shell does not do in --data=~/images."""
     return os.path.expanduser(text)
 
 
@@ -22,5 +22,5 @@ def add_own_method(command: argparse.ArgumentParser) -> None:
         "--method",
         dest="own_method",
         metavar="FILE.py:CLASS",
-        help="the method of one's own that the run was trained with; what a folder names is never imported",
+        help="your own method that the run was trained with; code named by a folder is never imported",
     )

@@ -69,7 +69,7 @@ def labeled_sources(
         if own or monitor.label_column is not None:
             raise
         if "no labels for kNN" not in str(error):  # unlabeled data is normal and needs no warning
-            logger.warning(f"No kNN accuracy is measured: {error}")
+            logger.warning(f"kNN accuracy is not measured: {error}")
         return None, None
 
 
@@ -100,11 +100,13 @@ def _queries(where: DataConfig, monitor: MonitorConfig, splits, kind: str) -> So
         queries = load_source(where, name, kind)
         if any(one is not None for one in queries.classes()):
             if name != asked:
-                logger.info(f"{where.path} has no labeled split {asked!r}; the split {name!r} is used for kNN.")
+                logger.info(f"{where.path} has no labeled split {asked!r}; using {name!r} for kNN.")
             queries.part = name
             return queries
     if asked != "test":
-        raise NoLabels(f"The split {asked!r} of {where.path} has no labels; set monitor.query_split to one that has.")
+        raise NoLabels(
+            f"The split {asked!r} of {where.path} has no labels; set monitor.query_split to a labeled split."
+        )
     return None
 
 
@@ -126,7 +128,7 @@ def held_out(source: Source, seen: str = "") -> tuple[Source, Source]:
     place, size = place_in_class(source.numbers)
     labeled, asking = source.numbers >= 0, place < np.maximum(size // _HELD_OUT, size > 1)
     if not (labeled & asking).any():
-        raise NoLabels(f"No class of {source.part} has two examples, a query and one for the bank.")
+        raise NoLabels(f"No class of {source.part} has two examples, one for the bank and one as a query.")
     parts = ((labeled & ~asking, f"80 % of {source.part}"), (labeled & asking, f"20 % of {source.part}{seen}"))
     bank, queries = (source.select(np.flatnonzero(mask).tolist(), name) for mask, name in parts)
     queries.trained_on = bool(seen)
@@ -147,7 +149,7 @@ def part_held_out(source: Source, monitor: MonitorConfig) -> tuple[Source, Sourc
     except NoLabels as error:
         if monitor.label_column is not None:
             raise
-        logger.warning(f"No kNN accuracy is measured: {error}")
+        logger.warning(f"kNN accuracy is not measured: {error}")
         return None, None
 
 
@@ -177,7 +179,7 @@ def paired(bank: Source, queries: Source, monitor: MonitorConfig) -> tuple[Sourc
     numbers = number_classes(bank.classes(), queries.classes())
     known = [set(side.tolist()) - {-1} for side in numbers]
     if all(known) and not known[0] & known[1]:
-        raise NoLabels(f"No class of {queries.part} is in {bank.part}, so all queries would be told wrong.")
+        raise NoLabels(f"No class of {queries.part} is in {bank.part}, so every query would be misclassified.")
     sides = zip((bank, queries), numbers, (monitor.max_bank, monitor.max_queries), strict=True)
     bank, queries = (limited(side.numbered(own), limit) for side, own, limit in sides)
     return bank, queries
@@ -198,29 +200,27 @@ def labeled_for_probe(
     """
     without = "or set monitor.probe=false."
     if not isinstance(source, Source) or "image" not in source.columns:
-        raise RecipeError(f"monitor.probe needs images with labels that are no stream; train on such, {without}")
+        raise RecipeError(f"monitor.probe needs labeled images that are not streamed; use such data, {without}")
     if source.label_column is None:
-        raise RecipeError(
-            f"monitor.probe needs labels of the images that are trained on; add a column of them, {without}"
-        )
+        raise RecipeError(f"monitor.probe needs labels for the training images; add a label column, {without}")
     if bank is None or queries is None:
-        raise RecipeError(f"monitor.probe needs labeled images to be judged on; set monitor.path to some, {without}")
+        raise RecipeError(f"monitor.probe needs labeled images for evaluation; set monitor.path, {without}")
     try:
         check_classes(source.classes(), source.label_column, source.split)
     except NoLabels as error:
-        raise RecipeError(f"monitor.probe needs labels to learn from: {error} Add some, {without}") from None
+        raise RecipeError(f"monitor.probe needs training labels: {error} Add labels, {without}") from None
     sides = (source, bank, queries)
     numbers = number_classes(*(side.classes() for side in sides))
     if queries.trained_on:
         if not same_rows:
             raise RecipeError(
-                "monitor.probe needs queries that are not trained on where data.path is a list; set monitor.path to "
+                "monitor.probe with a list as data.path needs queries outside the training data; set monitor.path to "
                 f"other labeled images, {without}"
             )
         numbers[0][np.isin(source.rows, queries.rows)] = -1
     if not (numbers[0] >= 0).any():
         raise RecipeError(
-            f"All labeled images that are trained on are also queries of the probe; set monitor.query_split, {without}"
+            f"All labeled training images are also queries of the probe; set monitor.query_split, {without}"
         )
     source, bank, queries = (side.numbered(own) for side, own in zip(sides, numbers, strict=True))
     return source, bank, queries
@@ -310,11 +310,11 @@ def _doubts(bank: Source, queries: Source, k: int) -> list[str]:
     notes = []
     asked = queries.numbers[queries.numbers >= 0]
     if k > _count(bank):
-        notes.append(f"k={k} is more than the {_count(bank):,} examples of the bank, so all of them vote.")
+        notes.append(f"k={k} exceeds the {_count(bank):,} examples of the bank, so all of them vote.")
     if len(np.unique(bank.numbers[bank.numbers >= 0])) == 1:
-        notes.append("The bank has one class only, so the accuracy does not depend on the encoder.")
+        notes.append("The bank has only one class, so the accuracy does not depend on the encoder.")
     if unknown := int((~np.isin(asked, bank.numbers)).sum()):
-        notes.append(f"{unknown:,} of {len(asked):,} queries are of classes that the bank does not have.")
+        notes.append(f"{unknown:,} of {len(asked):,} queries have classes that are not in the bank.")
     if shared := _shared(bank, queries):
         notes.append(f"{shared:,} of {len(queries):,} queries are also in the bank, so the accuracy is too high.")
     return notes

@@ -45,7 +45,7 @@ class ClipViews:
     def __post_init__(self):
         require_av()
         if self.config.num_channels != 3:
-            raise RecipeError(f"model.num_channels={self.config.num_channels} is not possible for videos; set 3.")
+            raise RecipeError(f"model.num_channels={self.config.num_channels} is not supported for videos; set 3.")
 
     def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any):
         """Frames uint8 (T, S, S, 3), a row of `PARAMS`, and the waveform float32 (samples,); `key` is the seed.
@@ -139,7 +139,7 @@ class Clips(Modality):
 
     def check_views(self, views: list[View]) -> None:
         if len(views) != 1 or views[0].local:
-            raise RecipeError("A clip has one view, views.first; set the count of views.second and views.local to 0.")
+            raise RecipeError("A clip has a single view; set views.second.count=0 and views.local.count=0.")
 
     def stage1(self, views: list[View], config: AvidConfig, recipe: Recipe) -> ClipViews:
         return ClipViews(views[0], config, recipe.clips, recipe.views.photometric == "reference")

@@ -57,7 +57,7 @@ def _not_one_column(kind: str, choice: list[str], possible: list[str], features:
             return f"{where} has {said}, but one of {other}s; {instead(kind, other)}."
     if not possible:
         needs = f"a row needs one {kind}: content or path of its file, or datasets.{kind.title()}"
-        return f"{where} has {said} (there are: {listed(features)}); {needs}."
+        return f"{where} has {said} (columns: {listed(features)}); {needs}."
     return f"{where} has {said}; set data.{kind}_column to one of {listed(possible)}, if it holds or names them."
 
 
@@ -89,7 +89,7 @@ def _features_of_first(dataset: IterableDataset, where: object) -> Features:
     except Exception as error:  # user code can raise anything
         first_line = (str(error).splitlines() or [""])[0]
         said = f"{type(error).__name__}: {first_line}"
-        raise RecipeError(f"The first example of {where} cannot be made: {said}") from error
+        raise RecipeError(f"The first example of {where} cannot be loaded: {said}") from error
     if example is None:
         raise RecipeError(f"{where} has no examples.")
     types = {name: _type_of(value) for name, value in example.items()}

@@ -38,9 +38,9 @@ class NumberType(NamedTuple):
         return f"{self.name} numbers from {low:g} to {high:g}{whole}"
 
     def remedy(self, low: float, high: float) -> str:
-        either = ", or to full for the whole range of the type" if self.is_whole else ""
+        either = ", or to full for the full range of the type" if self.is_whole else ""
         return (
-            f"set data.value_range to the numbers that are black and white, for example [{low:g}, {high:g}]{either} "
+            f"set data.value_range to the values of black and white, for example [{low:g}, {high:g}]{either} "
             "(hf-ssl evaluate: --value-range)"
         )
 

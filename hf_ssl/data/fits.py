@@ -59,8 +59,8 @@ def check_fits(views: list[View], config: SSLConfig) -> None:
     usual = _usual_size(config)
     if _first_refused(config, [usual])[1] is None:  # otherwise the size is not the reason
         raise RecipeError(
-            f"{config.backbone} does not take images of {sizes[size]}={size} ({fault}); set "
-            f"{' and '.join(sizes.values())} to one size, such as {usual}, or take another model.backbone."
+            f"{config.backbone} does not support {sizes[size]}={size} ({fault}); set "
+            f"{' and '.join(sizes.values())} to one size, such as {usual}, or choose another model.backbone."
         )
 
 

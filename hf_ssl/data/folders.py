@@ -154,14 +154,14 @@ def _is_utf8(path: str) -> bool:
 
 def _say_what_is_left_out(found: Contents, root: Path) -> None:
     if found.again:
-        say(f"{found.again} symbolic link(s) in {root} lead to folders that are there anyway; each is read once.")
+        say(f"{found.again} symbolic link(s) in {root} point to folders that are read anyway; each is read once.")
     if found.closed:
         say(f"{len(found.closed)} folder(s) in {root} cannot be read, the first is {found.closed[0]}.")
     if found.special:
-        say(f"{len(found.special)} pipe(s) or device(s) in {root} are left out, the first is {found.special[0]}.")
+        say(f"{len(found.special)} pipe(s) or device(s) in {root} are skipped, the first is {found.special[0]}.")
     if found.odd:
         first = os.fsencode(found.odd[0]).decode(errors="replace")
-        said = f"have names that are not UTF-8 and are left out, the first is {first}; rename them."
+        said = f"have names that are not UTF-8 and are skipped, the first is {first}; rename them."
         say(f"{len(found.odd)} file(s) in {root} {said}")
 
 
@@ -189,7 +189,10 @@ def list_media(root: Path, found: Contents, kind: str) -> dict[str, Dataset]:
             columns["label"] = list(map(number.get, own)) if own else [None] * len(files)
             features["label"] = ClassLabel(names=labels)
             if not own:
-                say(f"{len(files)} {kind}(s) of the split {split!r} of {root} are in no class folder: no labels.")
+                say(
+                    f"{len(files)} {kind}(s) of the split {split!r} of {root} are not in class folders and have "
+                    "no labels."
+                )
         made = Dataset.from_dict(columns, features=features, split=split)
         listed[split] = made.cast_column(kind, MEDIA[kind].feature())
     return _with_tables(root, found.tables, listed, kind)
@@ -213,7 +216,7 @@ def _divide(root: Path, found: Contents, folders: dict, depth: int, names: dict[
     if loose and "train" not in parts:
         parts["train"] = loose
     elif loose:
-        say(f"{len(loose)} file(s) in {root} are in none of its splits and not used, the first is {loose[0]}.")
+        say(f"{len(loose)} file(s) in {root} are outside its splits and are not used; the first is {loose[0]}.")
     return {split: _once(files, root) for split, files in parts.items()} if found.links else parts
 
 
@@ -235,7 +238,7 @@ def _once(files: list[str], root: Path) -> list[str]:
     for file in sorted(files, key=lambda file: (os.path.islink(file), file)):
         kept.setdefault(real[file], file)
     if len(kept) < len(files):
-        say(f"{len(files) - len(kept)} symbolic link(s) in {root} lead to files that are there anyway.")
+        say(f"{len(files) - len(kept)} symbolic link(s) in {root} point to files that are read anyway.")
     return sorted(kept.values())
 
 
@@ -270,25 +273,31 @@ def _with_tables(root: Path, tables: list[str], listed: dict[str, Dataset], kind
             say(f"{table} has no column file_name and is not used.")
             continue
         if column := next((name for name in content.column_names if name.lower() in ("split", "subset")), None):
-            say(f"The column {column!r} of {table} makes no splits; put the {kind}s into folders train/ and test/.")
+            say(
+                f"The column {column!r} of {table} does not define splits; put the {kind}s into folders train/ "
+                "and test/."
+            )
         files += [os.path.join(os.path.dirname(table), str(name)) for name in content["file_name"]]
         rows.append(content.remove_columns("file_name"))
     if not files:
         return listed
     row_of = {os.path.normpath(file): i for i, file in enumerate(files)}
     if len(row_of) < len(files):
-        say(f"The metadata of {root} have {len(files) - len(row_of)} more rows than files; a file's last row counts.")
+        say(
+            f"The metadata of {root} have {len(files) - len(row_of)} more rows than files; the last row of each "
+            "file is used."
+        )
     everywhere = {file["path"] for part in listed.values() for file in _records(part, kind)}
     unnamed, missing = len(everywhere - row_of.keys()), len(row_of.keys() - everywhere)
     if unnamed:
-        say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata: used, without labels.")
+        say(f"{unnamed} of {len(everywhere)} {kind}s in {root} are not in its metadata; they are used without labels.")
     if missing:
-        say(f"The metadata of {root} name {missing} {kind}(s) that are not there.")
+        say(f"The metadata of {root} name {missing} {kind}(s) that do not exist.")
     try:
         content = concatenate_datasets(rows)
     except ValueError as error:  # a column has different types in different tables
         raise RecipeError(
-            f"The metadata of {root} do not fit together ({error}); give their columns one type."
+            f"The metadata tables of {root} do not match ({error}); use the same column types in all."
         ) from None
     return {split: _joined(part, content, row_of, kind) for split, part in listed.items()}
 
@@ -303,7 +312,7 @@ def _read_table(table: str) -> Dataset:
         return load_dataset(_TABLES[os.path.basename(table).lower()], data_files=escape(table), split="train")
     except Exception as error:  # pandas and Arrow raise many types
         said = first_line(error.__cause__ or error)
-        raise RecipeError(f"{table} cannot be read ({said}); mend it, write it as UTF-8, or remove it.") from error
+        raise RecipeError(f"{table} cannot be read ({said}); fix it, save it as UTF-8, or remove it.") from error
 
 
 def _joined(part: Dataset, content: Dataset, row_of: dict[str, int], kind: str) -> Dataset:

@@ -38,7 +38,7 @@ class ImageViews:
     def __post_init__(self):
         if self.channels not in (1, 3):
             raise RecipeError(
-                f"model.num_channels={self.channels} is not possible for images; set 3 (RGB) or 1 (gray)."
+                f"model.num_channels={self.channels} is not supported for images; set 3 (RGB) or 1 (gray)."
             )
 
     def make(self, record: dict[str, Any] | None, key: tuple[int, ...], source: Any):
@@ -175,7 +175,7 @@ class Images(Modality):
 
     def check_views(self, views: list[View]) -> None:
         if len(views) < 2 or all(view.local for view in views):
-            raise RecipeError("An image needs at least two views, one of them global; raise views.first.count.")
+            raise RecipeError("At least two views are needed, one of them global; raise views.first.count.")
 
     def fit(self, views: list[View], config, pretrained: bool) -> None:
         fit_sizes(views, config, pretrained)

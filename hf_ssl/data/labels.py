@@ -105,12 +105,12 @@ def why_no_label_column(features: Features, where: object) -> str:
     said = "has no labels for kNN"
     if other is not None:
         lists = "List" in str(features[other])
-        what = "several labels an example" if lists else "neither texts nor numbers, which could be classes,"
+        what = "several labels per example" if lists else "neither strings nor numbers"
         said = f"has {what} in the column {other!r}"
     if len(features) == 1:  # a folder without class folders, or a table with only a file column
-        remedy = "put the files into a folder for each class, or their classes into a metadata.csv (file_name,label)"
-        return f"{where} {said}; {remedy}, or name data with a column of classes."
-    return f"{where} {said}; set monitor.label_column to a column of one class an example."
+        remedy = "use one folder per class, or a metadata.csv (file_name,label)"
+        return f"{where} {said}; {remedy}, or choose data with a label column."
+    return f"{where} {said}; set monitor.label_column to a column with one class per example."
 
 
 def label_classes(feature: Any, values: Sequence[Any], column: str = "label") -> list[Class]:
@@ -125,7 +125,7 @@ def label_classes(feature: Any, values: Sequence[Any], column: str = "label") ->
     classes = [None if value is None or value == -1 or value == "" or value != value else value for value in values]
     fraction = next((value for value in classes if isinstance(value, float) and not value.is_integer()), None)
     if fraction is not None:
-        raise NoLabels(f"The column {column!r} holds numbers such as {fraction:g}, which are no classes.")
+        raise NoLabels(f"The column {column!r} holds numbers such as {fraction:g}, which are not classes.")
     return [int(value) if isinstance(value, float) else value for value in classes]
 
 
@@ -138,8 +138,8 @@ def number_classes(*sides: list[Class]) -> list[np.ndarray]:
     known: set[Class] = set().union(*sides) - {None}
     if len({isinstance(one, str) for one in known}) > 1:
         raise RecipeError(
-            "The labels are names on one side, such as a folder's or a ClassLabel's, and numbers on the other; give "
-            "bank and queries the same type of label column."
+            "Bank and queries have different types of labels, names (such as folders or ClassLabel) and numbers; use "
+            "the same type for both."
         )
     numbers = {None: -1} | {one: number for number, one in enumerate(sorted(known))}
     return [np.array([numbers[one] for one in side], dtype=np.int64) for side in sides]
@@ -150,10 +150,10 @@ def check_classes(classes: list[Class], column: str | None, where: object) -> No
     known = [one for one in classes if one is not None]
     names = sorted(set(known))
     if not known:
-        raise NoLabels(f"The column {column!r} of {where} has no label in any row, only -1 or null.")
+        raise NoLabels(f"The column {column!r} of {where} has no labels, only -1 or null.")
     if all(isinstance(name, str) and is_split_name(name) for name in names):
         raise NoLabels(
-            f"The labels of {where} are names of splits ({', '.join(names[:5])}), not classes; set monitor.path to "
+            f"The labels of {where} are split names ({', '.join(names[:5])}), not classes; set monitor.path to "
             "labeled data."
         )
 

@@ -102,8 +102,8 @@ class TrainLoader:
             if batch.pop("exhausted") or (tried >= 100 and failed > self.max_failed_share * tried):
                 name, reason = batch["skipped"][-1]
                 raise RecipeError(
-                    f"{failed} of the last {tried} {self._name} could not be read, the last one {name} ({reason}); "
-                    "mend the data or raise data.max_failed_share."
+                    f"{failed} of the last {tried} {self._name} could not be read, most recently {name} ({reason}); "
+                    "fix the data or raise data.max_failed_share."
                 )
             self._cursors.update(batch.pop("cursors", {}))
             yield batch
@@ -121,7 +121,7 @@ def steps_in_epoch(num_examples: int, batch_size: int) -> int:
     """
     if num_examples < batch_size:
         raise RecipeError(
-            f"train.batch_size={batch_size} is more than the {num_examples} examples of the dataset; lower it."
+            f"train.batch_size={batch_size} exceeds the {num_examples} examples of the dataset; lower it."
         )
     return num_examples // batch_size
 

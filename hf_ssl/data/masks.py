@@ -78,10 +78,10 @@ class Masked:
         """
         image = open_image(record["mask"], self.masks.max_megapixels)
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-            raise NoMask(f"it holds colors ({image.mode}), not class numbers (mode L or P)")
+            raise NoMask(f"it contains colors ({image.mode}), not class numbers (mode L or P)")
         numbers = np.asarray(image).astype(np.int64)  # palette indices in mode P
         if numbers.min() < 0 or numbers.max() > IGNORED:
-            raise NoMask(f"it holds numbers from {numbers.min()} to {numbers.max()}, and classes are 0 to 254")
+            raise NoMask(f"it contains numbers from {numbers.min()} to {numbers.max()}, but classes are 0 to 254")
         numbers[np.isin(numbers, self.ignored)] = IGNORED
         return numbers.astype(np.uint8)
 
@@ -96,7 +96,7 @@ class Masked:
         image = open_image(record["image"], self.source.max_megapixels)
         size = upright_size(image, self.source.decoding)
         if size != mask.shape[::-1]:
-            raise NoMask(f"it has {mask.shape[1]} x {mask.shape[0]} pixels, and its image {size[0]} x {size[1]}")
+            raise NoMask(f"it has {mask.shape[1]} x {mask.shape[0]} pixels, but its image has {size[0]} x {size[1]}")
         return np.setdiff1d(mask, [IGNORED])
 
 
@@ -167,7 +167,7 @@ def masked_sources(
     if monitor.query_split != "test":
         raise RecipeError(f"{data.path} has no split {monitor.query_split!r} for --query-split, only {listed(found)}.")
     if len(bank) < 2:
-        raise RecipeError(f"{data.path} has one image with a mask; take more, to learn from and to judge.")
+        raise RecipeError(f"{data.path} has only one image with a mask; add more, for training and for evaluation.")
     order, count = np.random.default_rng(0).permutation(len(bank)), max(1, len(bank) // _HELD_OUT)
     asked, learned = np.sort(order[:count]), np.sort(order[count:])
     return bank.select(learned.tolist(), f"80 % of {bank.part}"), bank.select(asked.tolist(), f"20 % of {bank.part}")
@@ -202,12 +202,12 @@ def _columns(features: Features, image: str | None, mask: str | None, where: obj
     masks = [mask] if mask else [name for name in possible if name.lower() in _MASKS and name != image]
     if len(masks) != 1:
         raise RecipeError(
-            f"{where} has no column of masks that could be told from its images ({listed(possible) or 'no images'}); "
+            f"No column of {where} could be identified as the masks (image columns: {listed(possible) or 'none'}); "
             "set --mask-column."
         )
     rest = Features({name: features[name] for name in possible if name != masks[0]})
     if image is None and len(rest) != 1:
-        raise RecipeError(f"{where} has several columns of images ({listed(rest)}); set --image-column.")
+        raise RecipeError(f"{where} has several image columns ({listed(rest)}); set --image-column.")
     return find_columns(rest, {"image": image}, where)["image"], masks[0]
 
 

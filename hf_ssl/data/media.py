@@ -76,11 +76,11 @@ def require_reader(kind: str) -> None:
     reader = MEDIA[kind].reader
     if reader is not None and find_spec(reader) is None:
         remedy = 'pip install "hf_ssl[video]" (or pip install av)'
-        raise RecipeError(f"{kind.title()}s are read with PyAV, which is not installed; {remedy}.")
+        raise RecipeError(f"Reading {kind} files needs PyAV, which is not installed; {remedy}.")
 
 
 def instead(kind: str, other: str) -> str:
     """The remedy if the data hold another medium than the recipe needs."""
     recipes = {"image": "my_images", "video": "avid/my_clips"}
-    ours = f", or take a recipe and a model of {other}s (hf-ssl pretrain {recipes[other]})" if other in recipes else ""
-    return f"give {kind}s{ours}"
+    ours = f", or a recipe for {other}s (hf-ssl pretrain {recipes[other]})" if other in recipes else ""
+    return f"use {kind}s{ours}"

@@ -53,7 +53,7 @@ def load_parquet(
         if damaged and len(damaged) < len(files):
             said = f"{len(damaged)} of {len(files)} Parquet files cannot be read, the first is {damaged[0]}"
             raise RecipeError(
-                f"{said}; remove what is damaged, or set data.streaming=true, which passes over it."
+                f"{said}; remove the damaged files, or set data.streaming=true, which skips them."
             ) from None
         raise
 

@@ -57,7 +57,7 @@ class Photometric:
 
     def __init__(self, mean, std, arithmetic: Literal["auto", "torch"] = "auto"):
         if arithmetic not in ("auto", "torch"):
-            raise ValueError(f"The arithmetic of colors is 'auto' or 'torch', not {arithmetic!r}.")
+            raise ValueError(f"arithmetic must be 'auto' or 'torch', not {arithmetic!r}.")
         self.mean, self.std, self.arithmetic = torch.tensor(mean), torch.tensor(std), arithmetic
 
     def __call__(self, pixels: torch.Tensor, rows: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -98,9 +98,9 @@ def _opened(record: dict[str, Any], max_megapixels: float) -> Image.Image:
             return Image.open(file)
         except UnidentifiedImageError:
             _explain_tiff(file)
-            raise OSError("not an image, or of a kind that Pillow cannot read") from None
+            raise OSError("not an image, or a format that Pillow cannot read") from None
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{error}; data.max_megapixels sets another limit") from None
+            raise ValueError(f"{error}; raise data.max_megapixels") from None
 
 
 def _explain_tiff(file: io.BytesIO | str) -> None:
@@ -114,7 +114,7 @@ def _explain_tiff(file: io.BytesIO | str) -> None:
         tags = directory
     if tags is not None:
         _check_bands(tags)
-        raise OSError("a TIFF of a kind that Pillow cannot read; convert it to 8-bit RGB or gray")
+        raise OSError("a TIFF variant that Pillow cannot read; convert it to 8-bit RGB or gray")
 
 
 def _check_bands(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
@@ -122,7 +122,7 @@ def _check_bands(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
     transparency = bands == colors + 1 and extra in ((1,), (2,), (999,), () if colors == 3 else None)
     if bands not in (1, colors) and not transparency:
         raise WrongBands(
-            f"it has {bands} bands, where 1 (gray) or 3 (RGB) are needed; write those that you want into new files, "
+            f"it has {bands} bands, but 1 (gray) or 3 (RGB) are needed; extract these into new files, "
             "for example with gdal_translate -b 3 -b 2 -b 1"
         )
 
@@ -181,7 +181,7 @@ def _to_eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
     if decoding.value_range is None or not kind.is_whole:
         low, high = _extent(numbers_of(image, kind))
         if not kind.may_be_full(low, high, decoding.value_range):
-            raise ValueError(f"it holds {kind.described(low, high)}; {kind.remedy(low, high)}")
+            raise ValueError(f"it contains {kind.described(low, high)}; {kind.remedy(low, high)}")
     if is_scaled_by_pillow(image):
         return image
     whole = numbers_of(image, kind).astype(np.int64) - int(kind.low)
@@ -231,8 +231,8 @@ def settled(
         low, high = min(low for low, _ in extents), max(high for _, high in extents)
         if not kind.may_be_full(low, high, decoding.value_range):
             raise RecipeError(
-                f"{where} has images of {kind.described(low, high)} ({len(extents)} were looked at), and does not say "
-                f"which of them are black and white; {kind.remedy(low, high)}."
+                f"{where} has images with {kind.described(low, high)} ({len(extents)} were inspected), and their "
+                f"black and white points are unknown; {kind.remedy(low, high)}."
             )
     return replace(decoding, value_range="full") if used else decoding
 

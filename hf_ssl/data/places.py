@@ -80,7 +80,7 @@ def open_place(data: DataConfig, streaming: bool, kind: str = "image", only_medi
                 raise RecipeError(f"data.path={data.path}: {absent(data.path, error, 'dataset')}") from error
             raise RecipeError(f"data.path={data.path} could not be loaded from the Hub: {said}") from error
         if isinstance(cause, (tarfile.ReadError, pa.ArrowInvalid)) and not streaming:
-            said += " Remove the damaged file, or set data.streaming=true, which passes over what cannot be read."
+            said += " Remove the damaged file, or set data.streaming=true, which skips it."
         raise RecipeError(f"data.path={data.path} could not be loaded: {said}") from error
 
 
@@ -101,9 +101,9 @@ def _open_one(address: str, data: DataConfig, streaming: bool, kind: str, only_m
         return _open_folder(path, data, streaming, kind, only_media)
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
         if path.exists() and (kind_of_file := media_kind(place)):
-            raise RecipeError(f"data.path={address} is one {kind_of_file}; give the folder that it lies in.")
+            raise RecipeError(f"data.path={address} is a single {kind_of_file}; pass its folder.")
         fault = "is not a folder, Parquet or tar file" if path.exists() else "does not exist"
-        raise RecipeError(f"data.path={address} {fault}; give {_FORMS}.")
+        raise RecipeError(f"data.path={address} {fault}; use {_FORMS}.")
     if not streaming:
         return load_dataset(place, data.name, revision=data.revision)
     builder = load_dataset_builder(place, data.name, revision=data.revision)
@@ -119,7 +119,7 @@ def _files_at(place: str, path: str) -> list[str]:
         RecipeError: nothing matches, or it does not name Parquet or tar files.
     """
     if shard_kind(place) is None:
-        raise RecipeError(f"data.path={path} names no Parquet or tar files; give {_FORMS}.")
+        raise RecipeError(f"data.path={path} is not a Parquet or tar file; use {_FORMS}.")
     if os.path.isfile(os.path.expanduser(place)):
         return [os.path.expanduser(place)]
     files = []
@@ -146,7 +146,9 @@ def expand_braces(text: str) -> list[str]:
     if ends:
         low, high = int(ends[1]), int(ends[2])
         if high - low >= _MOST_FILES:
-            raise RecipeError(f"data.path={text} names {high - low + 1:,} files, more than {_MOST_FILES:,}.")
+            raise RecipeError(
+                f"data.path={text} names {high - low + 1:,} files; at most {_MOST_FILES:,} are supported."
+            )
         choices = [f"{i:0{len(ends[1])}}" for i in range(low, high + 1)]
     else:
         choices = found[1].split(",")
@@ -195,10 +197,10 @@ def _useful_shards(path: Path, found: Contents, data: DataConfig, kind: str) -> 
         if files and _hold(files, data, kind):
             rest = len(found.media) + len(found.shards) - len(files)
             if rest:
-                say(f"{path}: its {len(files)} shard(s) with {kind}s are read, its {rest} other file(s) are not.")
+                say(f"{path}: its {len(files)} shard(s) with {kind}s are used, {rest} other file(s) are not.")
             return files
     if found.shards:
-        say(f"{len(found.shards)} Parquet or tar file(s) in {path} hold no {kind}s and are not used.")
+        say(f"{len(found.shards)} Parquet or tar file(s) in {path} contain no {kind}s and are not used.")
     return []
 
 
@@ -237,13 +239,13 @@ def _load_otherwise(path: Path, found: Contents, data: DataConfig, streaming: bo
             other, count = others.most_common(1)[0]
             said = f"{count:,} {other}s; {instead(kind, other)}"
             raise RecipeError(f"data.path={data.path} has no {kind} column or file, but {said}.")
-        raise RecipeError(f"data.path={data.path} holds no {kind}s ({there}); give {_FORMS} with {kind}s.")
+        raise RecipeError(f"data.path={data.path} contains no {kind}s ({there}); use {_FORMS} with {kind}s.")
     try:
         return load_dataset(str(path), name=data.name, streaming=streaming)
     except Exception as error:
         raise RecipeError(
-            f"data.path={data.path} could not be loaded: there are no {kind}s that can be read in it"
-            f"{f' ({there})' if there else ''}, and `datasets` says: {_said(error)}"
+            f"data.path={data.path} could not be loaded: it has no readable {kind}s"
+            f"{f' ({there})' if there else ''}, and `datasets` reports: {_said(error)}"
         ) from error
 
 
@@ -310,13 +312,11 @@ def _repeated(dataset, place: Place, kind: str) -> list:
     times, part = divmod(place.weight, 1)
     if MEDIA[kind].once and times + (part > 0) > 1:
         raise RecipeError(
-            f"data.path: {place.path} has weight {place.weight:g}, but a clip is needed once; set 1 or less."
+            f"data.path: {place.path} has weight {place.weight:g}, but a clip can be used only once; set 1 or less."
         )
     if isinstance(dataset, IterableDataset):
         if part:
-            raise RecipeError(
-                f"data.path: {place.path} has weight {place.weight:g}; those of streams are whole numbers."
-            )
+            raise RecipeError(f"data.path: {place.path} has weight {place.weight:g}; streams need whole numbers.")
         return [dataset] * int(times)
     chosen = np.random.default_rng(0).permutation(len(dataset))[: round(part * len(dataset))]
     return [dataset] * int(times) + ([dataset.select(np.sort(chosen))] if len(chosen) else [])

@@ -54,7 +54,7 @@ class Source:
         decoding: Decoding = DEFAULT,
     ):
         if not isinstance(dataset, Dataset):
-            raise RecipeError(f"A datasets.Dataset (one split, not streamed) is needed, not {type(dataset).__name__}.")
+            raise RecipeError(f"Expected a datasets.Dataset (one split, not streamed), not {type(dataset).__name__}.")
         transformed = dataset if dataset.format["type"] == "custom" else None
         dataset = dataset.with_format(None)
         self._records, self.columns = encoded(dataset, wanted)
@@ -159,12 +159,12 @@ def _gives_images(dataset: Dataset, columns: dict[str, str]) -> bool:
     column = columns.get("image")
     example = dataset[0] if len(dataset) else {}
     if column not in example:
-        logger.warning("The dataset's transform (with_transform) gives no images, so it is not applied.")
+        logger.warning("The dataset's transform (with_transform) returns no images, so it is not applied.")
         return False
     if not isinstance(example[column], Image.Image | dict | bytes | str | None):
         raise RecipeError(
-            f"The dataset's transform (with_transform) makes {type(example[column]).__name__} of {column!r}; return "
-            "PIL images, of which the views are made, or take it off with with_format(None)."
+            f"The dataset's transform (with_transform) returns {type(example[column]).__name__} for {column!r}; "
+            "return PIL images, or remove it with with_format(None)."
         )
     return True
 
@@ -243,7 +243,7 @@ def available_splits(data: DataConfig, kind: str = "image") -> dict[str, Feature
     """
     if data.path is None:
         raise RecipeError(
-            f"The recipe has no data; set data.path to a folder of {kind}s, Parquet files or a Hub dataset."
+            f"The recipe names no data; set data.path to a folder of {kind}s, Parquet files or a Hub dataset."
         )
     splits = open_place(data, True, kind)
     return {name: part.features or part._resolve_features().features for name, part in splits.items()}

@@ -111,7 +111,7 @@ class _Partition:
             if shard == len(order):
                 if not items and epoch > start.epoch:
                     said = ": {} ({})".format(*failures[-1]) if failures else ", which are empty"
-                    raise RecipeError(f"Nothing could be read from the shards of partition {self.number}{said}.")
+                    raise RecipeError(f"No shard of partition {self.number} could be read{said}.")
                 epoch, shard, offset = epoch + 1, 0, 0
         shuffle = np.random.default_rng((self.seed, *start[:3], self.number)).permutation(len(items))
         return _Block(start, [items[i] for i in shuffle], failures, Cursor(epoch, shard, offset))
@@ -137,8 +137,8 @@ class StreamBatchSampler(Sampler):
     def __init__(self, stream: ImageStream, plan: BatchPlan, block: int, cursors: dict[int, Cursor]):
         if stream.partitions < plan.world_size:
             raise RecipeError(
-                f"{stream.name} is read in {stream.partitions} part(s), fewer than the {plan.world_size} processes; "
-                "set data.partitions to a multiple of the processes."
+                f"{stream.name} has {stream.partitions} partition(s), fewer than the {plan.world_size} processes; "
+                "set data.partitions to a multiple of that number."
             )
         self.stream, self.plan, self.block, self.cursors = stream, plan, block, cursors
         self.own = np.array_split(np.arange(stream.partitions), plan.world_size)[plan.rank].tolist()

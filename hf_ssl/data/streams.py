@@ -101,8 +101,8 @@ class ImageStream:
         self.partitions = partitions or min(_PARTITIONS, self.num_shards)
         if self.num_shards < self.partitions:
             raise RecipeError(
-                f"{name} has {self.num_shards} shard(s), fewer than data.partitions={partitions}; lower it or write "
-                "more, smaller files."
+                f"{name} has {self.num_shards} shard(s), fewer than data.partitions={partitions}; lower it or split "
+                "the data into more files."
             )
         self.num_examples = num_examples or self._count()
 
@@ -140,7 +140,7 @@ class ImageStream:
                 if len(set(files)) == len(files) and all(file.endswith(".parquet") for file in files):
                     lengths = pool.map(_footer, files)
                 else:
-                    logger.info(f"Counting the examples of {len(files)} shards of {self.name}: they are read once.")
+                    logger.info(f"Counting the examples in {len(files)} shards of {self.name}; this reads them once.")
                     lengths = pool.map(lambda shard: sum(1 for _ in self._readable(shard)), range(len(files)))
                 self.shard_lengths = list(lengths)
         return np.cumsum([0, *self.shard_lengths])
@@ -171,7 +171,7 @@ class ImageStream:
         for key, now in (("shards", self.num_shards), ("partitions", self.partitions)):
             if state[key] != now:
                 raise RecipeError(
-                    f"{self.name} has {now} {key} where the checkpoint knows {state[key]}; a stream continues only on "
+                    f"{self.name} has {now} {key}, but the checkpoint has {state[key]}; a stream can only continue on "
                     "the same shards. Restore them, or set another train.output_dir."
                 )
         self.shard_lengths = state.get("shard_lengths", self.shard_lengths)

@@ -126,7 +126,7 @@ class _Header(tarfile.TarInfo):
             raise  # the two blocks of zeros that every tar ends with
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             if at:
-                _warn(f"{tar.name!s} has no end mark, so it may be cut off after {at:,} bytes.")
+                _warn(f"{tar.name!s} has no end marker, so it may be truncated after {at:,} bytes.")
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"the member at byte {at:,} is damaged ({error})") from None

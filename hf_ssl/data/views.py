@@ -94,13 +94,13 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
     views: list[View] = []
     preset = config.preset or method
     if preset not in PRESETS:
-        raise RecipeError(f"There is no preset of views {preset!r}{nearest(preset, PRESETS)}")
+        raise RecipeError(f"Unknown views.preset {preset!r}{nearest(preset, PRESETS)}")
     for name, (count, view) in zip(("first", "second", "local"), PRESETS[preset], strict=True):
         changes = vars(config.all) | {k: v for k, v in vars(getattr(config, name)).items() if v is not None}
         changes = {key: value for key, value in changes.items() if value is not None}
         count = changes.pop("count", count)
         if count < 0:
-            raise RecipeError(f"views.{name}.count must not be negative, it is {count}.")
+            raise RecipeError(f"views.{name}.count must not be negative, but is {count}.")
         if config.colors is not None:
             changes["colors"] = config.colors
         view = replace(view, local=name == "local", **changes)
@@ -110,20 +110,20 @@ def resolve_views(config: ViewsConfig, method: str) -> list[View]:
         raise RecipeError("The recipe has no views; raise views.first.count.")
     for local, where in ((False, "views.first and views.second"), (True, "views.local")):
         if len({view.size for view in views if view.local == local}) > 1:
-            raise RecipeError(f"{where} must have one size.")
+            raise RecipeError(f"{where} must have the same size.")
     return views
 
 
 def _check(view: View, where: str) -> None:
     for key in ("flip", "jitter_prob", "grayscale", "blur", "solarize"):
         if not 0 <= getattr(view, key) <= 1:
-            raise RecipeError(f"{where}.{key} is a probability between 0 and 1, not {getattr(view, key)}.")
+            raise RecipeError(f"{where}.{key} must be a probability between 0 and 1, not {getattr(view, key)}.")
     if not 0 <= view.solarize_threshold <= 1:
-        raise RecipeError(f"{where}.solarize_threshold is a gray between 0 and 1, not {view.solarize_threshold}.")
+        raise RecipeError(f"{where}.solarize_threshold must be between 0 and 1, not {view.solarize_threshold}.")
     if view.size <= 0 or not 0 < view.scale[0] <= view.scale[1] <= 1 or not 0 < view.ratio[0] <= view.ratio[1]:
-        raise RecipeError(f"{where} needs size > 0, a rising scale in 0..1 and a rising positive ratio.")
+        raise RecipeError(f"{where} needs size > 0, an increasing scale within 0..1 and an increasing positive ratio.")
     if min(view.jitter) < 0 or view.jitter[3] > 0.5 or not 0 < view.blur_sigma[0] <= view.blur_sigma[1]:
-        raise RecipeError(f"{where} needs jitter strengths >= 0 (hue <= 0.5) and a rising positive blur_sigma.")
+        raise RecipeError(f"{where} needs jitter strengths >= 0 (hue <= 0.5) and an increasing positive blur_sigma.")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..errors import RunError
 
 
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # stop signals
-_REMEDY = "lower data.num_workers (0 loads in the training process itself)"
+_REMEDY = "lower data.num_workers (0 loads in the training process)"
 
 
 class WorkerError(RunError):
@@ -62,7 +62,7 @@ def batches(loader: DataLoader) -> Iterator[Any]:
             raise WorkerError(_ended(workers)) from None
         if "shared memory" in said or "No space left on device" in said:
             raise WorkerError(
-                f"The shared memory (/dev/shm) has no room for the loader's batches; enlarge it (docker run "
+                f"Shared memory (/dev/shm) is too small for the loader's batches; enlarge it (docker run "
                 f"--shm-size) or {_REMEDY}."
             ) from None
         raise
@@ -89,12 +89,12 @@ def _any_ended(workers: set) -> bool:
 def _ended(workers: set) -> str:
     codes = sorted({worker.exitcode for worker in workers if worker.exitcode})
     if -signal.SIGKILL in codes:
-        why = "was killed, as a rule because the machine has no memory left"
+        why = "was killed, usually because the machine ran out of memory"
     elif hasattr(signal, "SIGBUS") and -signal.SIGBUS in codes:
-        why = "found no room in the shared memory (/dev/shm; docker run --shm-size enlarges it)"
+        why = "ran out of shared memory (/dev/shm; enlarge it with docker run --shm-size)"
     else:
-        why = f"ended with {', '.join(map(str, codes)) or 'no word'}"
-    return f"A loader's worker {why}; {_REMEDY} or free some memory, and run the same command again."
+        why = f"ended with {', '.join(map(str, codes)) or 'no exit code'}"
+    return f"A loader worker {why}; {_REMEDY} or free some memory, and run the same command again."
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What is measured of a model of videos with sound."""
+"""Measurements of audio-visual models."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,12 +19,12 @@ _WAYS = ("video_to_audio", "audio_to_video")
 
 
 class Measures:
-    """Retrieval between the towers, kNN of each, and how pure CMA's positive sets are, while training.
+    """Measurements during training: cross-modal retrieval, kNN of each tower, and precision of CMA's positive sets.
 
     Args:
         extract: (embed, source) -> the vectors of all processes.
         bank, queries: training and unseen clips, or None; kNN needs labels.
-        trained_on: the source of whose labels the positives' precision is.
+        trained_on: the training source, whose labels give the precision of the positives.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Measures:
             self._labels = torch.from_numpy(with_usable_labels(trained_on).numbers)
 
     def untrained(self) -> dict[str, float]:
-        """What needs no network."""
+        """Measurements that need no network."""
         return {}
 
     def ready(self) -> bool:
@@ -49,7 +49,7 @@ class Measures:
         return self.queries is not None
 
     def headline(self, values: dict[str, float]) -> str | None:
-        """What a person wants to see of a measurement at once."""
+        """Key figures of a measurement, for the log."""
         for key, name in {"p1": "class precision at 1", "r1": "R@1"}.items():
             found = [values[f"{way}_{key}"] for way in _WAYS if f"{way}_{key}" in values]
             if found:
@@ -57,7 +57,7 @@ class Measures:
         return None
 
     def of(self, model: nn.Module, probe: None = None) -> dict[str, float]:
-        """Measurements of a model in evaluation mode, on other data than the training batches."""
+        """Measure a model in evaluation mode, on data outside the training batches."""
 
         def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             output = model(**inputs)
@@ -71,6 +71,6 @@ class Measures:
             results = evaluate_clips(parts[:-1], parts[-1], k=self.config.k, temperature=self.config.temperature)
         positives = getattr(model, "positive_set", None)
         if positives is not None and self._labels is not None and positives[0, 0] >= 0:
-            with suppress(ValueError):  # no pair has labels
+            with suppress(ValueError):  # no labeled pair
                 results["positive_precision"] = positive_precision(positives, self._labels.to(positives.device))
         return results

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Feature maps of frozen encoders, predictions by a sliding window, and what they share with the masks."""
+"""Feature maps of frozen encoders, sliding-window prediction, and overlap with masks."""
 
 import math
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from .scores import bootstrap_error
 
 FeatureMap = Callable[[Tensor], Tensor]  # (B, C, H, W) -> (B, D, h, w)
 
-_AT_ONCE = 16  # windows of an image in a batch, and classes that are enlarged to its size
-_PATCH = 8  # pixels of a side that raw pixels of a patch are averaged to
+_AT_ONCE = 16  # batch size of windows, and number of classes upsampled at once
+_PATCH = 8  # raw pixels of a patch are averaged to this side, in pixels
 
 
 def feature_map(encoder: Encoder) -> FeatureMap:
-    """The last feature map of an encoder of images; of a transformer its patch tokens in their places.
+    """The last feature map of an image encoder; for transformers, the patch tokens as a map.
 
     Raises:
-        RecipeError: (when it is called) its `last_hidden_state` is neither.
+        RecipeError: (when called) its `last_hidden_state` is neither.
     """
     model: Any = encoder.model
     network = getattr(model, "timm_model", getattr(model, "backbone", None))
@@ -42,7 +42,7 @@ def feature_map(encoder: Encoder) -> FeatureMap:
                 return last[:, prefix:].transpose(1, 2).unflatten(2, size)
         raise RecipeError(
             f"{encoder.name}: the output of its {type(model).__name__}, {tuple(last.shape)}, is neither a feature map "
-            "nor the tokens of equal patches; dense evaluation needs one of them."
+            "nor a square grid of patch tokens, which dense evaluation needs."
         )
 
     return made
@@ -55,7 +55,7 @@ def _patch_of(network: Any, config: Any) -> tuple[int, int] | None:
 
 
 def patch_pixels(size: tuple[int, int]) -> FeatureMap:
-    """What needs no network: the pixels of each of `size` patches, averaged to at most 8 x 8."""
+    """Baseline without a network: the pixels of each of `size` patches, averaged to at most 8 x 8."""
 
     def made(pixels: Tensor) -> Tensor:
         high, wide = (s * min(_PATCH, max(1, side // s)) for s, side in zip(size, pixels.shape[-2:], strict=True))
@@ -66,13 +66,13 @@ def patch_pixels(size: tuple[int, int]) -> FeatureMap:
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """Where windows of a side begin: the last one ends at the border."""
+    """Start positions of windows along a side; the last window ends at the border."""
     count = max(0, math.ceil((length - size) / stride)) + 1
     return [min(number * stride, max(0, length - size)) for number in range(count)]
 
 
 def slide(predict: Callable[[Tensor], Tensor], image: Tensor, size: int, stride: int) -> Tensor:
-    """Mean scores (K, H, W) of the windows of an image (C, H, W) that are over each pixel.
+    """Mean scores (K, H, W) over all windows that cover a pixel of an image (C, H, W).
 
     Args:
         predict: windows (B, C, size, size) -> scores (B, K, size, size).
@@ -93,7 +93,7 @@ def slide(predict: Callable[[Tensor], Tensor], image: Tensor, size: int, stride:
 
 
 def winner(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """The class (H, W) of the highest score (K, h, w), enlarged to `size`; not all classes are enlarged at once."""
+    """Class (H, W) with the highest score (K, h, w), upsampled to `size`, a few classes at a time to save memory."""
     best = scores.new_full(size, -torch.inf)
     numbers = torch.zeros(size, dtype=torch.long, device=scores.device)
     for start in range(0, len(scores), _AT_ONCE):
@@ -105,7 +105,7 @@ def winner(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def overlaps(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Pixels (3, K) of each class that are right, that were predicted, and that are labeled, of those that count."""
+    """Pixel counts (3, K) per class: correct, predicted and labeled; ignored pixels are excluded."""
     known = mask != IGNORED
     told, asked = predicted[known], mask[known].long()
     parts = (asked[told == asked], told, asked)
@@ -113,18 +113,18 @@ def overlaps(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
 
 
 def mean_iou(counts: Tensor) -> Tensor:
-    """Of counts (..., 3, K): the mean of the IoU of the classes that were predicted or labeled."""
+    """Mean IoU over the classes that were predicted or labeled, from counts (..., 3, K)."""
     return iou(counts).nanmean(-1)
 
 
 def iou(counts: Tensor) -> Tensor:
-    """Intersection over union (..., K) of counts (..., 3, K), NaN for a class that is nowhere."""
+    """Intersection over union (..., K) from counts (..., 3, K); NaN for absent classes."""
     right, told, asked = counts.double().unbind(-2)
     return right / (told + asked - right)
 
 
 def figures(counts: Tensor, classes: list[int]) -> dict[str, Any]:
-    """Figures of the images (N, 3, K), with standard errors from images that are drawn anew."""
+    """Figures over the images (N, 3, K), with bootstrap standard errors."""
     total = counts.sum(0)
     pixels = total[2].sum()
 

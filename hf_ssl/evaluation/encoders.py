@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What is evaluated: a run, an exported folder, a model of the Hub, or one of timm, each as it prepares its inputs."""
+"""Encoders to evaluate, with their own preprocessing: runs, exported folders, Hub models and timm models."""
 
 import re
 from collections.abc import Callable
@@ -42,13 +42,13 @@ _LAYER = re.compile(rf"-?[0-9]+|{_PROJECTOR}(\.[0-9]+)?")
 
 @dataclass
 class Encoder:
-    """A frozen encoder and how images, or clips, become its inputs.
+    """A frozen encoder with its preprocessing of images or clips.
 
     Attributes:
-        name: as whoever asked called it.
-        folder: of an exported model, where results are kept.
-        embed: (the model's inputs) -> name -> vectors (B, D), see `encoder_embedding`.
-        fresh: the same kind of network with the weights that it starts from.
+        name: the name that the user passed.
+        folder: folder of an exported model, where results are saved.
+        embed: model inputs -> {name: vectors (B, D)}, see `encoder_embedding`.
+        fresh: creates the same network with initial weights.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Encoder:
 
     @cached_property
     def digest(self) -> str:
-        """Of what decides the vectors: the weights, the layer, and the preprocessing."""
+        """Digest of everything that affects the vectors: weights, layer and preprocessing."""
         state = xxhash.xxh3_128(repr((self.layer, type(self.model).__name__, _described(self.transform))).encode())
         for name, tensor in self.model.state_dict().items():
             state.update(name.encode())
@@ -78,21 +78,22 @@ class Encoder:
         return state.hexdigest()
 
     def untrained(self, seed: int = 0) -> "Encoder":
-        """The same network before any training, and without what its layer may have behind it."""
+        """The same network with initial weights, up to the chosen layer."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.fresh().eval().requires_grad_(False)
-        made = replace(self, name=f"untrained {type(model).__name__}", model=model, folder=None)
+        known = getattr(self.config, "architecture", None) or type(model).__name__  # timm's name in its wrapper
+        made = replace(self, name=f"untrained {known}", model=model, folder=None)
         made.embed = embedding_of(model, self.layer)
         return made
 
     def raw_pixels(self) -> "Encoder":
-        """No network at all."""
+        """Baseline without a network."""
         nothing: dict[str, Any] = {"model": nn.Identity(), "folder": None, "layer": None}
         return replace(self, name="raw pixels", embed=raw_pixel_embedding, **nothing)
 
     def random_projection(self, seed: int = 0) -> "Encoder":
-        """The raw pixels in as many numbers as the encoder gives, by a Gaussian matrix."""
+        """Raw pixels projected to the encoder's width by a Gaussian matrix."""
         with torch.no_grad():
             blank = self.transform.inputs(*self.transform.blank(None), device=torch.device("cpu"))  # type: ignore[arg-type]
             self.model.cpu()
@@ -107,18 +108,18 @@ class Encoder:
 
 
 def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, pooler: bool = True) -> Encoder:
-    """An encoder in evaluation mode with its own preprocessing.
+    """Load an encoder in evaluation mode, with its own preprocessing.
 
     Args:
-        name: a run's folder (its `model/` is taken), an exported folder, a Hub id (of ours, of timm, or of any vision
-            model of transformers with an image processor), or "timm:NAME", by timm's pretrained weights.
-        num_clips: of each video or sound.
-        layer: number of a hidden state (-2 is the last but one), whose mean over positions is taken; or "projector",
-            "projector.0" .. of the method that it was trained with. Default: the pooled features.
-        pooler: whether the pooled features are used, if there is no `layer`.
+        name: a run's folder (uses its `model/`), an exported folder, a Hub id (of hf_ssl, timm, or any transformers
+            vision model with an image processor), or "timm:NAME" for timm's pretrained weights.
+        num_clips: clips per video or sound.
+        layer: index of a hidden state (-2 is the second to last), averaged over positions; or "projector",
+            "projector.0" .. of the pretraining method. Default: the pooled features.
+        pooler: whether pooled features are needed, without `layer`.
 
     Raises:
-        RecipeError: no model can be loaded from there, or it is no encoder of images or clips.
+        RecipeError: no model can be loaded, or it is not an encoder of images or clips.
     """
     if layer is not None and not _LAYER.fullmatch(layer):
         raise RecipeError(f"--layer must be a number, projector or projector.N, not {layer}.")
@@ -131,7 +132,7 @@ def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, poole
         return _with_projector(name, location, folder, layer)
     encoder = open_encoder(location, pooler=pooler and layer is None).requires_grad_(False)
     if layer is not None and len(modality_of(encoder.config).towers) > 1:
-        raise RecipeError(f"{name} has two towers, which --layer does not reach into; leave it out.")
+        raise RecipeError(f"{name} has two towers, which --layer does not support; remove it.")
     ours = encoder.config.model_type in METHODS or isinstance(encoder.config, TimmWrapperConfig)
     if ours:
         transform = modality_of(encoder.config).inference(encoder.config, num_clips)
@@ -142,7 +143,7 @@ def open_model(name: str, num_clips: int = 1, layer: str | None = None, *, poole
 
 
 def _new(config: Any) -> PreTrainedModel:
-    """A network before training; transformers' wrapper would replace the initial values that timm gives."""
+    """An untrained network; transformers' wrapper would replace timm's initialization."""
     model = AutoModel.from_config(config)
     if isinstance(config, TimmWrapperConfig):
         new = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
@@ -151,9 +152,9 @@ def _new(config: Any) -> PreTrainedModel:
 
 
 def _timm(name: str, layer: str | None) -> Encoder:
-    """A model of timm with its pretrained weights, as transformers wraps it."""
+    """A timm model with pretrained weights, in transformers' wrapper."""
     if layer is not None and layer.startswith(_PROJECTOR):
-        raise RecipeError(f"{name} has no {layer} to evaluate: timm keeps none.")
+        raise RecipeError(f"{name} has no {layer}: timm models have no projector.")
     try:
         source: Any = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0)
         described = source.pretrained_cfg
@@ -161,20 +162,22 @@ def _timm(name: str, layer: str | None) -> Encoder:
         config = TimmWrapperConfig.from_dict(about)
         model = TimmWrapperModel(config).eval().requires_grad_(False)
         model.timm_model.load_state_dict(source.state_dict())
-    except Exception as error:  # whatever timm and the Hub raise
+    except Exception as error:  # timm and the Hub may raise anything
         if is_absent(error):
-            said = "its weights are not in the cache, and the Hub could not be reached"
+            said = "its weights are not cached and the Hub could not be reached"
             raise RecipeError(f"No encoder {name!r}: {said}{' (HF_HUB_OFFLINE=1)' * HF_HUB_OFFLINE}.") from error
         if isinstance(error, RuntimeError) and "Unknown model" in str(error):
-            raise RecipeError(f"timm has no {name!r}{nearest(name.removeprefix(TIMM), timm.list_models())}") from None
-        raise RecipeError(f"No encoder could be loaded from {name!r}: {first_line(error)}") from error
+            raise RecipeError(
+                f"timm has no model {name!r}{nearest(name.removeprefix(TIMM), timm.list_models())}"
+            ) from None
+        raise RecipeError(f"{name!r} could not be loaded as an encoder: {first_line(error)}") from error
     transform = modality_of(config).inference(config)
     fresh = partial(_new, config)
     return _checked(Encoder(name, model, transform, config, None, embedding_of(model, layer), fresh, layer))
 
 
 def _with_projector(name: str, location: str, folder: Path | None, layer: str) -> Encoder:
-    """An encoder with a part of the projector that it was trained with."""
+    """An encoder followed by the first layers of its projector."""
     try:
         if folder is not None:
             with without_bars():
@@ -186,14 +189,14 @@ def _with_projector(name: str, location: str, folder: Path | None, layer: str) -
     except RecipeError:
         raise
     except Exception as error:
-        raise RecipeError(f"{name} has no {layer} to evaluate: {first_line(error)}") from error
+        raise RecipeError(f"{name} has no {layer}: {first_line(error)}") from error
     transform = modality_of(model.config).inference(model.config)
     fresh = partial(AutoModelForPreTraining.from_config, model.config)
     return _checked(Encoder(name, model, transform, model.config, folder, embed, fresh, layer))
 
 
 def embedding_of(model: nn.Module, layer: str | None) -> Embed:
-    """See `open_model` for the layers.
+    """Embedding function for a layer, see `open_model`.
 
     Raises:
         RecipeError: there is no such layer.
@@ -205,7 +208,7 @@ def embedding_of(model: nn.Module, layer: str | None) -> Embed:
         _, _, last = layer.partition(".")
         parts = list(projector.children()) if last else [projector]
         if last and int(last) >= len(parts):
-            raise RecipeError(f"--layer {layer} is not there: the last one is {_PROJECTOR}.{len(parts) - 1}.")
+            raise RecipeError(f"--layer {layer} does not exist; the last one is {_PROJECTOR}.{len(parts) - 1}.")
         chosen = nn.Sequential(*parts[: int(last) + 1 if last else None])
         encoder: Any = model.get_submodule("encoder")
         return lambda inputs: {"": chosen(encoder(**inputs).pooler_output.flatten(1))}
@@ -213,36 +216,36 @@ def embedding_of(model: nn.Module, layer: str | None) -> Embed:
     def embed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         states = model(**inputs, output_hidden_states=True).hidden_states
         if states is None or not -len(states) <= int(layer) < len(states):
-            raise RecipeError(f"--layer {layer} is not there: the network has {len(states or ())} hidden states.")
+            raise RecipeError(f"--layer {layer} does not exist; the network has {len(states or ())} hidden states.")
         state = states[int(layer)]
-        return {"": state.flatten(2).mean(2) if state.ndim == 4 else state.mean(1)}  # a map, or tokens
+        return {"": state.flatten(2).mean(2) if state.ndim == 4 else state.mean(1)}  # feature map or tokens
 
     return embed
 
 
 def processing_of(encoder: PreTrainedModel, location: str) -> ProcessorTransform:
-    """The preprocessing of an encoder of transformers' own.
+    """Preprocessing of a transformers encoder.
 
     Raises:
-        RecipeError: it takes no images, or does not say how they are prepared.
+        RecipeError: it does not take images, or has no image processor.
     """
     kind = type(encoder).__name__
     if encoder.main_input_name != "pixel_values":
-        raise RecipeError(f"{location} is no encoder of images: its {kind} takes {encoder.main_input_name}.")
+        raise RecipeError(f"{location} is not an image encoder: its {kind} expects {encoder.main_input_name}.")
     try:
         return ProcessorTransform(AutoImageProcessor.from_pretrained(location))
     except Exception:
         raise RecipeError(
-            f"{location} does not say how the images of its {kind} are prepared; save its image processor "
-            "(preprocessor_config.json) beside it."
+            f"{location} has no image processor for its {kind}; save one (preprocessor_config.json) in the same "
+            "folder."
         ) from None
 
 
 def _checked(encoder: Encoder) -> Encoder:
-    """The encoder, tried with a black image where it is not ours.
+    """Return the encoder; encoders of other projects are tried on a black image first.
 
     Raises:
-        RecipeError: it does not take what its processor prepares, or has no pooled features.
+        RecipeError: it fails on its processor's output, or has no pooled features.
     """
     if encoder.config.__class__ in {config for config, _ in METHODS.values()} and encoder.layer is None:
         return encoder
@@ -255,15 +258,15 @@ def _checked(encoder: Encoder) -> Encoder:
         raise
     except Exception as error:
         raise RecipeError(
-            f"{encoder.name}: its {kind} does not take an image as prepared: {first_line(error)}"
+            f"{encoder.name}: its {kind} fails on an image from its own processor: {first_line(error)}"
         ) from error
     if "" not in found:
-        raise RecipeError(f"{encoder.name}: its {kind} gives no pooled features (pooler_output) to measure.")
+        raise RecipeError(f"{encoder.name}: its {kind} returns no pooled features (pooler_output); choose a --layer.")
     return encoder
 
 
 def _described(transform: Transform) -> str:
-    """What of a preprocessing decides its outcome."""
+    """Everything that affects the output of a preprocessing, as text."""
     if isinstance(transform, ProcessorTransform):
         return str(transform.processor.to_json_string())
     return repr(transform)

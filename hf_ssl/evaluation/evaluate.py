@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation of frozen encoders by the protocols of `hf_ssl.evaluation.protocols`.
+"""Evaluate frozen encoders with the protocols of `hf_ssl.evaluation.protocols`.
 
-Features are embedded once (`hf_ssl.evaluation.store`), whatever is measured on them. Nothing is chosen on the examples
-that are judged: where something has to be, a part of the training examples is held out for it.
+Features are embedded once (`hf_ssl.evaluation.store`) and shared by all protocols. No hyperparameter is chosen on the
+test examples; it is chosen on a held-out part of the training examples.
 """
 
 import logging
@@ -42,11 +42,11 @@ Parts = dict[str, dict[str, Features]]  # "bank" and "queries", or "examples" ->
 
 @dataclass(frozen=True)
 class How:
-    """How features are made: see `features_of`; `layer`, `num_clips` as of `open_model`."""
+    """How features are computed: see `features_of`; `layer` and `num_clips` as in `open_model`."""
 
     num_clips: int = 10
     layer: str | None = None
-    precision: str | None = None  # default: what `auto` chooses
+    precision: str | None = None  # default: as train.precision=auto
     cache: Path | None = CACHE
 
 
@@ -58,25 +58,25 @@ def settings_of(
     lists: Sequence[str] | None = None,
     ground_truth: str | None = None,
 ) -> Settings:
-    """The settings of "knn", "linear" .. by their name; of kNN without one those of `monitor`.
+    """Settings of a protocol of "knn", "linear" ..; without a name, kNN uses the settings of `monitor`.
 
     Args:
-        lists: of the low-shot protocol "list", see `LowShot`.
-        ground_truth: of the retrieval protocol "revisited", see `hf_ssl.evaluation.revisited`.
+        lists: files for the low-shot protocol "list", see `LowShot`.
+        ground_truth: file for the retrieval protocol "revisited", see `hf_ssl.evaluation.revisited`.
 
     Raises:
-        RecipeError: there is no such protocol, or it lacks its file.
+        RecipeError: unknown protocol, or its file is not given.
     """
     known: dict[str, Any] = PROTOCOLS[protocol]
     if name is None and protocol == "knn" and monitor is not None:
         return replace(KNN_PROTOCOLS["hf_ssl"], k=(monitor.k,), temperature=monitor.temperature)
     chosen = next(iter(known)) if name is None else name
     if chosen not in known:
-        raise RecipeError(f"There is no protocol {chosen!r} of {protocol}{nearest(chosen, known)}")
+        raise RecipeError(f"{protocol} has no protocol {chosen!r}{nearest(chosen, known)}")
     if chosen == "list" and not lists:
-        raise RecipeError("--protocol list needs the names of the images to learn from: --list FILE.")
+        raise RecipeError("--protocol list needs the names of the training images; pass --list FILE.")
     if chosen == "revisited" and not ground_truth:
-        raise RecipeError("--protocol revisited needs its annotations: --ground-truth gnd_roxford5k.pkl.")
+        raise RecipeError("--protocol revisited needs its annotations; pass --ground-truth gnd_roxford5k.pkl.")
     if chosen == "list":
         return replace(known[chosen], lists=tuple(map(str, lists or ())))
     return replace(known[chosen], ground_truth=ground_truth) if chosen == "revisited" else known[chosen]
@@ -94,25 +94,25 @@ def evaluate(
     how: How | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A saved encoder on a labeled dataset; every process must call it, and the main one gets the result.
+    """Evaluate a saved encoder on a labeled dataset. Every process must call this; the main process gets the result.
 
-    An encoder of images gives "knn", "linear", "lowshot" or "map" (class retrieval); AVID's gives them for each tower
-    ("knn_video" ..) on videos with sound, or for the audio tower on sound alone, and retrieval between the towers.
+    Image encoders give "knn", "linear", "lowshot" or "map" (class retrieval). AVID models give these per tower
+    ("knn_video" ..) on videos with sound, or only for the audio tower on sound, and cross-modal retrieval.
 
     Args:
         protocol: "knn", "linear", "lowshot" or "retrieval"; "linear" with `SeveralSVM` gives "map".
         model: see `open_model`.
         settings: see `settings_of`.
-        folds: column of fold numbers: the mean over them instead of two splits, as ESC-50 wants it.
-        baselines: also of an untrained network of the same kind, and of raw pixels.
-        changes: of `how`, or `classifier`, a protocol's name.
+        folds: column of fold numbers, to cross-validate instead of using two splits (ESC-50).
+        baselines: also evaluate an untrained network of the same kind, and raw pixels.
+        changes: fields of `how`, or `classifier`, a protocol's name.
 
     Returns:
-        Plain data: accuracies (0..1) by name, `errors` (the standard error of each), `spread` over draws, `chosen`,
-        the numbers of examples, `measured` (see `measured_on`), the files that `failed`, and `baselines`.
+        Plain data: accuracies (0..1) by name, `errors` (their standard errors), `spread` over draws, `chosen`
+        hyperparameters, numbers of examples, `measured` (see `measured_on`), `failed` files, and `baselines`.
 
     Raises:
-        RecipeError: the model or the data cannot be loaded, or do not suit the protocol.
+        RecipeError: the model or the data cannot be loaded or do not fit the protocol.
     """
     settings = settings or _frozen(protocol, changes.pop("classifier", None), monitor)
     how = replace(how or How(), **changes)
@@ -123,7 +123,7 @@ def evaluate(
     draws = [rows_named(sources["bank"], file) for file in lists]
     measured = measured_on(sources.get("bank"), sources.get("queries"), max(getattr(settings, "k", (0,))))
     measured |= {"num_classes": len(classes)} if classes else {}
-    if protocol == "retrieval" and "examples" in sources:  # each asks all others
+    if protocol == "retrieval" and "examples" in sources:  # each example is a query against all others
         measured = measured_on(None, sources["examples"], 0) | {"examples": sources["examples"].part}
     for note in measured.get("notes", ()):
         logger.warning(note)
@@ -154,12 +154,12 @@ def _frozen(protocol: str, name: str | None, monitor: MonitorConfig) -> Frozen:
     chosen = settings_of(protocol, name, monitor)
     if isinstance(chosen, Supervised | Dense):
         module = "dense.dense" if isinstance(chosen, Dense) else "supervised.supervised"
-        raise RecipeError(f"{name or protocol} trains: call hf_ssl.training.{module}.")
+        raise RecipeError(f"{name or protocol} trains a model; call hf_ssl.training.{module} instead.")
     return chosen
 
 
 def _baselines(encoder: Encoder) -> list[Encoder]:
-    """What a figure has to stand beside."""
+    """Baselines to compare a figure with."""
     pixels = [encoder.raw_pixels(), encoder.random_projection()] if encoder.modality.towers == ("",) else []
     return [encoder.untrained(), *pixels]
 
@@ -167,23 +167,23 @@ def _baselines(encoder: Encoder) -> list[Encoder]:
 def _sources(
     protocol: str, settings: Frozen, data: DataConfig, monitor: MonitorConfig, medium: str, folds: str | None
 ) -> tuple[dict[str, Source], dict[str, torch.Tensor], list[Any]]:
-    """ "bank" and "queries", or "examples"; and where each has several labels, these as (N, K), and the K classes."""
+    """ "bank" and "queries", or "examples"; with several labels per example also the labels (N, K) and K classes."""
     if isinstance(settings, SeveralSVM):
         if folds is not None:
-            raise RecipeError("--folds is for one class an example; leave it out with several labels.")
+            raise RecipeError("--folds needs a single label per example; remove it.")
         return several_targets(data, monitor, medium)
     where = replace(data, label_column=monitor.label_column)
     if folds is not None:
         return {"examples": labeled_source(where, monitor.bank_split, medium)}, {}, []
     if isinstance(settings, Retrieval) and settings.ground_truth:
         if medium != "image":
-            raise RecipeError("--ground-truth is for encoders of images; leave it out.")
+            raise RecipeError("--ground-truth is only for image encoders; remove it.")
         return (*revisited_sources(settings.ground_truth, where, monitor), [])
     if protocol == "retrieval":
         return {"examples": gallery(where, monitor, medium)}, {}, []
     bank, queries = labeled_sources(data, monitor, medium, trained_on=False)
     if bank is None or queries is None:
-        raise RecipeError(f"{data.path} has no labels to measure {protocol} accuracy with; see --label-column.")
+        raise RecipeError(f"{data.path} has no labels, which {protocol} needs; see --label-column.")
     return {"bank": bank, "queries": queries}, {}, []
 
 
@@ -196,10 +196,10 @@ def _features(
 
 
 def _check(part: dict[str, Features], source: Source, protocol: str, data: DataConfig) -> None:
-    """Raises RecipeError where nothing could be read, or no example has a label."""
+    """Raise RecipeError if no example could be read, or none has a label."""
     some = next(iter(part.values()))
     if len(some) == 0:
-        raise RecipeError(f"None of {len(some.failed)} files could be read, the first is {some.failed[0]}.")
+        raise RecipeError(f"None of the {len(some.failed)} files could be read, the first is {some.failed[0]}.")
     if protocol != "retrieval" and not (some.labels >= 0).any():
         raise RecipeError(f"No example of the split {source.split!r} of {data.path} has a label.")
 
@@ -212,7 +212,7 @@ def _measure(
     more: tuple[torch.Tensor | None, list[torch.Tensor]],
     classes: list[Any],
 ) -> dict[str, Any]:
-    """All figures of one encoder; `more`: the folds, and the examples of each list."""
+    """All figures of one encoder; `more`: folds, and examples of each list."""
     result = _figures_of(parts)
     if protocol == "retrieval" and len(towers) > 1:
         result |= evaluate_clips([], parts["examples"])
@@ -241,7 +241,7 @@ def _measure(
 
 
 def _figures_of(parts: Parts) -> dict[str, Any]:
-    """A result without its figures."""
+    """Metadata of a result, without figures."""
     result: dict[str, Any] = {"failed": [name for part in parts.values() for name in _some(part).failed]}
     result |= {name: len(_some(part)) for name, part in parts.items()}
     return result | {"errors": {}, "spread": {}, "chosen": {}}
@@ -258,7 +258,7 @@ def _judged(sides: dict[str, Features]) -> int:
 def _of_tower(
     settings: Frozen, sides: dict[str, Features], more: tuple[torch.Tensor | None, list[torch.Tensor]]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Figures by name, and what there is to say of them."""
+    """Figures by name, and metadata about them."""
     folds, draws = more
     if isinstance(settings, Retrieval):
         told = mean_average_precision(sides["examples"])
@@ -284,7 +284,7 @@ def _of_tower(
 
 
 def _linear(settings: Logistic | SVM, train: Features, test: Features) -> float:
-    """Accuracy on `test` of a classifier fitted to `train`, of which a part chooses where something is chosen."""
+    """Accuracy on `test` of a classifier fitted to `train`; hyperparameters come from a held-out part of `train`."""
     if isinstance(settings, SVM):
         return linear_svm_accuracy(train, test, c=settings.c)
     if settings.weight_decay is not None:
@@ -293,7 +293,7 @@ def _linear(settings: Logistic | SVM, train: Features, test: Features) -> float:
 
 
 def _named(name: str, found: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """Figures of `Scores` under the name of a protocol, and the errors that they bring."""
+    """Figures and errors of `Scores`, named after the protocol."""
     errors = {f"{name}_{key}": value for key, value in found["errors"].items()}
     values = {name if key == "top1" else f"{name}_{key}": value for key, value in found.items() if key != "errors"}
     return values, errors
@@ -302,7 +302,7 @@ def _named(name: str, found: dict[str, Any]) -> tuple[dict[str, float], dict[str
 def _low_shot(
     settings: LowShot, bank: Features, queries: Features, lists: list[torch.Tensor]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The mean over draws, or over lists, of the examples that are learned from."""
+    """Mean over several draws, or lists, of training examples."""
     draws = lists or [few_of(settings, bank, draw) for draw in range(settings.draws)]
     found: list[dict[str, float]] = []
     errors: dict[str, float] = {}
@@ -311,7 +311,7 @@ def _low_shot(
         model, _ = logistic_regression(bank.select(rows.nonzero().flatten()), cs=(settings.c,))
         one, errors = _named("lowshot", accuracy_of(model, queries))
         found.append(one)
-    if len(found) == 1:  # one list: what it teaches is judged on examples that might have been others
+    if len(found) == 1:  # one list: the standard error is over the test examples
         return found[0], {"error": errors}
     over = {name: spread([one[name] for one in found]) for name in found[0]}
     values = {name: one["value"] for name, one in over.items()}
@@ -320,24 +320,24 @@ def _low_shot(
 
 
 def few_of(settings: LowShot, bank: Features, draw: int) -> torch.Tensor:
-    """Which examples of the bank a draw takes, (N,)."""
+    """Mask (N,) of the bank examples in a draw."""
     place, size = place_in_class(bank.labels.cpu().numpy(), seed=draw)
     few = settings.per_class if settings.share is None else (settings.share * size).round().clip(1)
     return torch.from_numpy(place < few)
 
 
 def _folds(data: DataConfig, split: str, column: str, found: Features, medium: str) -> torch.Tensor:
-    """The folds of the labeled examples."""
+    """Folds of the labeled examples."""
     dataset = open_place(data, False, medium)[split]
     if column not in dataset.features:
         raise RecipeError(f"{data.path} has no column {column!r}{nearest(column, dataset.features)}")
     if found.failed:
         raise RecipeError(
-            f"{len(found.failed)} files of {data.path} could not be read, the first is {found.failed[0]}; mend or "
-            "remove them first."
+            f"{len(found.failed)} files of {data.path} could not be read, the first is {found.failed[0]}; fix or "
+            "remove them."
         )
     numbers = {name: i for i, name in enumerate(dict.fromkeys(dataset[column]))}
     folds = torch.tensor([numbers[name] for name in dataset[column]])[(found.labels >= 0).cpu()]
     if len(folds.unique()) < 2:
-        raise RecipeError(f"The column {column!r} of {data.path} has one fold only.")
+        raise RecipeError(f"The column {column!r} of {data.path} has only one fold.")
     return folds.to(found.labels.device)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Features of images, or of videos with sound, under a frozen encoder: what every evaluation starts from."""
+"""Features of images or clips from a frozen encoder, the input of every evaluation."""
 
 import math
 import os
@@ -22,32 +22,32 @@ Embed = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 class Transform(Protocol):
-    """Preprocessing at inference, see `Modality.inference`: `num_clips` of each example are embedded and averaged."""
+    """Inference preprocessing, see `Modality.inference`; `num_clips` clips per example are embedded and averaged."""
 
     @property
     def num_clips(self) -> int:
-        """Of an example."""
+        """Clips per example."""
 
     def read(self, source: Source, index: int) -> tuple[np.ndarray, ...]:
-        """The arrays of an example, (num_clips, ...) each."""
+        """Arrays of an example, (num_clips, ...) each."""
 
     def blank(self, source: Source) -> tuple[torch.Tensor, ...]:
-        """As many and as large arrays of nothing."""
+        """Blank arrays of the same shapes."""
 
     def inputs(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """(*arrays, device=...) -> the model's inputs of a batch of them."""
+        """(*arrays, device=...) -> the model's inputs for a batch."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Vectors of labeled examples, and the names of those that could not be read.
+    """Vectors of labeled examples, and names of files that could not be read.
 
     Attributes:
-        vectors: (N, D), or (N, clips, D) of several clips of each; float32, or what `scale` makes it from a file that
-            is memory-mapped.
-        labels: (N,) int64, -1 for none; of several labels each (N, classes) of 1, 0 and -1.
-        rows: which of the vectors are meant, (N,); all where it is None.
-        examples: numbers (N,) of the source's examples that they are of, where it is known.
+        vectors: (N, D), or (N, clips, D) for several clips per example; float32, or memory-mapped, to be multiplied by
+            `scale`.
+        labels: (N,) int64, -1 for none; for several labels per example, (N, classes) of 1, 0 and -1.
+        rows: selected vectors, (N,); None for all.
+        examples: index (N,) of each vector's example in the source, if known.
     """
 
     vectors: torch.Tensor
@@ -62,7 +62,7 @@ class Features:
 
     @property
     def numbers(self) -> torch.Tensor:
-        """Of the source's examples, (N,)."""
+        """Indices (N,) in the source."""
         return self.examples if self.rows is None else self.examples[self.rows.cpu()]
 
     def block(self, start: int, stop: int) -> torch.Tensor:
@@ -71,23 +71,23 @@ class Features:
         return part.float() * self.scale if self.scale != 1 else part.float()
 
     def blocks(self, size: int = 8192) -> Iterator[tuple[slice, torch.Tensor]]:
-        """All vectors, some at a time: no more than one block of them is in memory as float32."""
+        """Iterate over the vectors; only one block is in memory as float32."""
         for start in range(0, len(self), size):
             yield slice(start, start + size), self.block(start, start + size)
 
     def select(self, rows: torch.Tensor) -> "Features":
-        """Some of the examples, by their numbers."""
+        """A subset of the examples, by index."""
         known = rows if self.rows is None else self.rows[rows]
         return replace(self, labels=self.labels[rows], rows=known)
 
     def labeled(self) -> "Features":
-        """Without the examples of class -1, which have no label; of several labels each, without those of -1 only."""
+        """Only labeled examples: class not -1; for several labels per example, not all labels -1."""
         known = self.labels != -1
         known = known.any(1) if known.ndim == 2 else known
         return self if bool(known.all()) else self.select(known.nonzero().flatten())
 
     def averaged(self) -> "Features":
-        """One vector (N, D) of each example: of several clips the mean of their unit vectors."""
+        """One vector (N, D) per example; several clips are averaged as unit vectors."""
         if self.vectors.ndim == 2:
             return self
         return replace(self, vectors=clip_average(self.block(0, len(self))), scale=1.0, rows=None)
@@ -96,7 +96,7 @@ class Features:
 class _Examples(Dataset):
     def __init__(self, source: Source, indices: range, transform: Transform):
         self.source, self.indices, self.transform = source, indices, transform
-        self.numbers = source.numbers  # once, not in every worker
+        self.numbers = source.numbers  # computed once, not in every worker
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -105,7 +105,7 @@ class _Examples(Dataset):
         index = self.indices[i]
         try:
             made = self.transform.read(self.source, index)
-        except Exception as error:  # any decoder's failure is the same to us: this file does not count
+        except Exception as error:  # decoders may raise anything; skip the file
             return index, None, f"{self.source.name(index)} ({first_line(error)})"
         return index, made, int(self.numbers[index])
 
@@ -122,7 +122,7 @@ def _collate(items: list):
 
 @dataclass(frozen=True)
 class Batch:
-    """Vectors (n, clips, D) by name, labels (n,) and numbers of some examples; n may be 0."""
+    """Vectors (n, clips, D) by name, labels (n,) and indices of a batch of examples; n may be 0."""
 
     rows: torch.Tensor
     vectors: dict[str, torch.Tensor]
@@ -144,12 +144,12 @@ def embedded(
 ) -> Iterator[Batch]:
     """Embed every `world_size`-th example from `rank` on; labels are the source's `numbers`.
 
-    Every process calls `embed` equally often, as a sharded network needs it: on a black (and silent) example where it
-    has no batch, whose vectors also are as wide as those of other processes, with which they are gathered.
+    All processes must call `embed` the same number of times under FSDP, so a process that runs out of data embeds a
+    blank example. Its vectors have the same width, as gathering requires.
 
     Args:
-        embed: model inputs of some images or clips -> name -> vectors (B, D).
-        batch_size: images or clips.
+        embed: model inputs of a batch -> {name: vectors (B, D)}.
+        batch_size: images or clips per batch.
     """
     total, size = len(source), max(1, batch_size // transform.num_clips)
     loader = DataLoader(
@@ -159,7 +159,7 @@ def embedded(
         collate_fn=_collate,
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the global random state stays untouched
+        generator=torch.Generator(),  # do not use the global random state
     )
     loaded = batches(loader)
     nothing: Any = (None, None, None, [])
@@ -168,14 +168,14 @@ def embedded(
         vectors = embed(transform.inputs(*(made or transform.blank(source)), device=device))
         if made:
             vectors = {name: v.float().unflatten(0, (-1, transform.num_clips)) for name, v in vectors.items()}
-        else:  # a black example has one clip
+        else:  # a blank example has one clip
             rows = labels = torch.zeros(0, dtype=torch.long)
             vectors = {name: v.new_zeros(0, transform.num_clips, v.shape[1]).float() for name, v in vectors.items()}
         yield Batch(rows, vectors, labels, failed)
 
 
 def extract(embed: Embed, source: Source, transform: Transform, **how: Any) -> dict[str, Features]:
-    """The vectors of this process in memory, (N, clips, D) by name; see `embedded` for the arguments."""
+    """This process's vectors (N, clips, D) by name, in memory; arguments as in `embedded`."""
     parts = list(embedded(embed, source, transform, **how))
     labels = torch.cat([part.labels for part in parts]).to(how["device"])
     failed = [name for part in parts for name in part.failed]
@@ -184,13 +184,13 @@ def extract(embed: Embed, source: Source, transform: Transform, **how: Any) -> d
 
 
 def clip_average(vectors: torch.Tensor) -> torch.Tensor:
-    """One vector (N, D) of each video for kNN and retrieval: the mean of its clips' (N, clips, D) unit vectors."""
+    """One vector (N, D) per video for kNN and retrieval: the mean of its clips' unit vectors (N, clips, D)."""
     return F.normalize(vectors, dim=-1).mean(1)
 
 
 def encoder_embedding(encoder: nn.Module) -> Embed:
-    """Pooled features "" of an encoder of images, ours or timm's wrapper; of AVID's, "video" and "audio", and the
-    embeddings of both.
+    """Embedding function: pooled features "" of an image encoder; for AVID, "video" and "audio" and the embeddings of
+    both.
     """
     names = {"": "pooler_output", "video_embeds": "video_embeds", "audio_embeds": "audio_embeds"}
     names |= {"video": "video_pooler_output", "audio": "audio_pooler_output"}

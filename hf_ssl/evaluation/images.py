@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What is measured of an encoder of images."""
+"""Measurements of image encoders."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,11 +21,11 @@ from .probe import OnlineProbe
 
 
 class Measures:
-    """kNN accuracy while training, before it also of raw pixels.
+    """kNN accuracy during training; before training, also of raw pixels.
 
     Args:
         extract: (embed, source) -> the vectors of all processes.
-        bank, queries: labeled sources, or None: then nothing is measured.
+        bank, queries: labeled sources, or None to measure nothing.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Measures:
         self.config, self.extract, self.bank, self.queries = config, extract, bank, queries
 
     def untrained(self) -> dict[str, float]:
-        """What needs no network."""
+        """Measurements that need no network."""
         return {} if self.bank is None else {"knn_raw_pixels": self.knn(raw_pixel_embedding)}
 
     def of(self, model: nn.Module, probe: OnlineProbe | None = None) -> dict[str, float]:
-        """Measurements of a model in evaluation mode, on other data than the training batches."""
+        """Measure a model in evaluation mode, on data outside the training batches."""
         if self.bank is None:
             return {}
-        # Through the whole model: under FSDP a part of it cannot be called by itself.
+        # Call the whole model: under FSDP, submodules cannot be called on their own.
         bank, queries = self._sides(lambda inputs: {"": model(**inputs).features[:, 0]})
         results = {"knn": knn_accuracy(bank, queries, k=self.config.k, temperature=self.config.temperature)}
         probed = None if probe is None else probe.accuracy(queries)
@@ -57,12 +57,12 @@ class Measures:
         return self.bank is not None
 
     def headline(self, values: dict[str, float]) -> str | None:
-        """What a person wants to see of a measurement at once."""
+        """Key figures of a measurement, for the log."""
         names = {"knn": "kNN", "probe": "linear probe"}
         return ", ".join(f"{name} {values[key]:.1%}" for key, name in names.items() if key in values) or None
 
     def knn(self, embed) -> float:
-        """Weighted kNN accuracy (0..1) of the queries against the bank under `embed`."""
+        """Weighted kNN accuracy (0..1) of the queries against the bank, with features from `embed`."""
         return knn_accuracy(*self._sides(embed), k=self.config.k, temperature=self.config.temperature)
 
     def _sides(self, embed) -> tuple[Features, Features]:
@@ -72,7 +72,7 @@ class Measures:
 
 
 class ProcessorTransform:
-    """Inference preprocessing as an image processor of transformers does it, for the encoders of others."""
+    """Inference preprocessing by a transformers image processor, for encoders of other projects."""
 
     num_clips: ClassVar[int] = 1
 
@@ -95,6 +95,6 @@ class ProcessorTransform:
 
 
 def raw_pixel_embedding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The image itself, averaged down to at most 32 x 32, as the baseline that needs no network."""
+    """Baseline without a network: the image, averaged down to at most 32 x 32."""
     images = inputs["pixel_values"]
     return {"": F.adaptive_avg_pool2d(images, min(32, images.shape[-1])).flatten(1)}

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Results as files of the model."""
+"""Save results in the model's folder."""
 
 import os
 import sys
@@ -19,10 +19,10 @@ from .results import to_json
 
 def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None, output: Path | None) -> Path | None:
     """Write a result to `results/<protocol>_<dataset>.json` in the model's folder, or to `output`; None where there is
-    neither. Where that file is of another dataset, whose path ends alike, the name has a digest of the path behind it.
+    neither. If that file belongs to another dataset with the same name, a digest of the path is appended.
 
     Raises:
-        UserError: the disk refused it.
+        UserError: the file cannot be written.
     """
     inner = Path(model) / "model"
     folder = inner if inner.is_dir() else Path(model)
@@ -45,12 +45,12 @@ def keep(result: dict[str, Any], model: str, data: DataConfig, name: str | None,
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, to_json(result | about))
     except OSError as error:
-        raise UserError(f"The result could not be written to {file} ({error}); see --output.") from error
+        raise UserError(f"The result could not be written to {file} ({error}); choose another --output.") from error
     return file
 
 
 def _is_of_other(file: Path, place: str, path: str) -> bool:
-    """Whether a result there is of another dataset; those of before say only its path as it was given."""
+    """Whether an existing result is for another dataset; earlier versions saved only the path as given."""
     if not file.exists():
         return False
     try:

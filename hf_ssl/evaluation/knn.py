@@ -2,8 +2,8 @@
 """Weighted k-nearest-neighbor classification on frozen features.
 
 https://huggingface.co/papers/1805.01978, section 3.4.
-Similarity, votes weighted by exp(similarity / temperature), evaluated once with no parameter fitted. (Weights that are
-divided by their sum, as DINO's softmax has them, give the same classes: a common factor does not change a vote.)
+Votes are weighted by exp(similarity / temperature); nothing is fitted. (Normalizing the weights, as DINO's softmax
+does, gives the same classes, since a common factor does not change a vote.)
 """
 
 from typing import Any
@@ -25,19 +25,19 @@ def knn(
     normalize: bool = True,
     chunk: int = 1024,
 ) -> dict[int, dict[str, Any]]:
-    """Accuracies of `queries` by the vote of their nearest neighbors in `bank`, for every k.
+    """Accuracies of `queries` by a vote of their nearest neighbors in `bank`, for every k.
 
-    Several clips of each, (N, clips, D), are averaged first. Classes are any whole numbers but -1, which is left out.
-    Neither side is ever in memory as a whole, nor are the similarities.
+    Several clips per example, (N, clips, D), are averaged first. Classes are integers; -1 is ignored. Vectors and
+    similarities are processed in blocks, so neither is in memory as a whole.
 
     Args:
-        normalize: similarity is the cosine, else the dot product (VISSL).
+        normalize: use cosine similarity; otherwise the dot product (VISSL).
 
     Returns:
         k -> "top1", "top5", "mean_per_class" (0..1) and "errors", see `Scores`.
 
     Raises:
-        ValueError: no labeled image on one of the two sides.
+        ValueError: bank or queries have no labeled image.
     """
     bank, queries = bank.labeled().averaged(), queries.labeled().averaged()
     if len(bank) == 0 or len(queries) == 0:
@@ -58,7 +58,7 @@ def knn(
 def knn_accuracy(
     bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.1, chunk: int = 1024
 ) -> float:
-    """Share of `queries` (M, D) whose class wins the vote of their `k` nearest neighbors in `bank` (N, D), 0..1.
+    """kNN accuracy (0..1) of `queries` (M, D) with `k` neighbors in `bank` (N, D).
 
     Raises:
         ValueError: see `knn`.
@@ -71,7 +71,7 @@ def _ready(vectors: torch.Tensor, normalize: bool) -> torch.Tensor:
 
 
 def nearest(asked: torch.Tensor, bank: Features, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarities (m, k) of the nearest vectors of the bank, highest first, and their numbers."""
+    """Similarities (m, k) and indices of the nearest bank vectors, highest first."""
     best: torch.Tensor | None = None
     numbers: torch.Tensor | None = None
     for part, keys in bank.blocks(16384):

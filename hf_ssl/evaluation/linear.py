@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Linear classifiers on frozen features, fitted to their optimum by L-BFGS: no learning rate, and no seed.
+"""Linear classifiers on frozen features, fitted to the optimum by L-BFGS, without a learning rate or seed.
 
-Features are standardized by the mean and deviation of the training set. Several clips of an example, (N, clips, D),
-count as examples of their own in training; the class of a test example is that of the mean of its clips' scores.
-Features that do not fit the memory are gone through block by block.
+Features are standardized with the mean and std of the training set. Several clips per example, (N, clips, D), are
+separate examples in training; in testing, their scores are averaged. Features larger than memory are processed in
+blocks.
 """
 
 import logging
@@ -23,9 +23,9 @@ from .scores import Scores
 
 logger = logging.getLogger(__name__)
 
-CS = tuple(10.0**power for power in range(-4, 5))  # strengths of logistic regression that are tried
-_HELD_OUT = 5  # one of so many training examples of a class tells which is best
-_AT_ONCE = 2**29  # bytes of standardized features that are kept; of more they are made anew in every pass
+CS = tuple(10.0**power for power in range(-4, 5))  # candidates for C of logistic regression
+_HELD_OUT = 5  # one in this many training examples of each class is held out to choose C
+_AT_ONCE = 2**29  # bytes of standardized features to keep; larger ones are recomputed in every pass
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Linear:
 
 
 def logistic_regression(train: Features, *, cs: tuple[float, ...] = CS, max_iter: int = 1000) -> tuple[Linear, float]:
-    """Multinomial logistic regression, and the C that was chosen.
+    """Fit multinomial logistic regression; also return the chosen C.
 
-    C, scikit-learn's, is chosen by the accuracy on a fifth of each class of `train`, held out; then it is fitted to
-    all of it. Equally good ones: the strongest penalty.
+    C (as in scikit-learn) is chosen by the accuracy on a held-out fifth of each class of `train`; ties go to the
+    strongest penalty. The final fit uses all of `train`.
     """
     best = cs[0]
     place, size = place_in_class(train.labels.cpu().numpy())
@@ -66,9 +66,9 @@ def logistic_regression(train: Features, *, cs: tuple[float, ...] = CS, max_iter
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized: the sum of `loss(scores, targets)` over the examples, plus `penalty(weight, bias)`, divided
-    by `count`. `activation` makes of the scores what is averaged over the clips of a test example; `eps` is added to
-    deviations.
+    """Objective: the sum of `loss(scores, targets)` over the examples plus `penalty(weight, bias)`, divided by
+    `count`. `activation` is applied to scores before they are averaged over the clips of a test example; `eps` is
+    added to the std.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -88,7 +88,7 @@ def _cross_entropy(c: float, count: int) -> Objective:
 
 
 def _one_against_rest(c: float, count: int) -> Objective:
-    """Squared hinges of liblinear's default problem, for a gradient everywhere; the bias is penalized, too."""
+    """Squared hinge loss, as in liblinear's default, which is differentiable; the bias is penalized, too."""
 
     def loss(scores: Tensor, targets: Tensor) -> Tensor:
         signs = 2 * F.one_hot(targets, scores.shape[1]) - 1
@@ -101,19 +101,19 @@ def _one_against_rest(c: float, count: int) -> Objective:
 
 
 def linear_accuracy(train: Features, test: Features, *, weight_decay: float = 1e-3, max_iter: int = 1000) -> float:
-    """Share of `test` that multinomial logistic regression on standardized features classifies correctly, 0..1.
+    """Accuracy (0..1) on `test` of multinomial logistic regression on standardized features.
 
-    Minimizes mean cross-entropy + weight_decay / 2 * |W|^2, the bias left free: scikit-learn's C is
+    Minimizes mean cross-entropy + weight_decay / 2 * |W|^2 without penalizing the bias; scikit-learn's C is
     1 / (weight_decay * number of training clips).
 
     Raises:
-        ValueError: no labeled example on one of the two sides.
+        ValueError: train or test have no labeled example.
     """
     return _accuracy(train, test, lambda count: _cross_entropy(1 / (weight_decay * count), count), max_iter)
 
 
 def linear_svm_accuracy(train: Features, test: Features, *, c: float = 10.0, max_iter: int = 1000) -> float:
-    """As `linear_accuracy`, by one linear SVM for each class against the rest; the published c is 10 (DCASE: 1).
+    """Like `linear_accuracy`, with one-vs-rest linear SVMs; the published c is 10 (DCASE: 1).
 
     Features are divided by std + 0.01, as published. The published hinge is not squared.
     """
@@ -124,13 +124,13 @@ def kfold_accuracy(features: Features, folds: Tensor, *, accuracy: Callable = li
     """Mean over the folds of `accuracy(train, test)` on one fold after training on the others.
 
     Args:
-        features: N labeled examples; folds: the fold (N,) of each, such as ESC's column `fold`.
+        features: N labeled examples; folds: fold (N,) of each, such as ESC's column `fold`.
 
     Raises:
-        ValueError: fewer than two folds, or not one for each example.
+        ValueError: fewer than two folds, or an example without one.
     """
     if len(folds) != len(features) or len(folds.unique()) < 2:
-        raise ValueError("k folds need at least two of them, and the fold of every example.")
+        raise ValueError("Cross-validation needs at least two folds, and a fold for every example.")
 
     def part(mask: Tensor) -> Features:
         return features.select(mask.nonzero().flatten())
@@ -164,7 +164,7 @@ def _clips(vectors: Tensor) -> Tensor:
 
 
 def fit(train: Features, objective: Objective, *, max_iter: int = 1000, start: Linear | None = None) -> Linear:
-    """Minimize an objective over labeled features, from another classifier on or from zero."""
+    """Minimize an objective over labeled features, starting from another classifier or from zero."""
     device = train.vectors.device
     dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     classes, targets = train.labels.unique(return_inverse=True)
@@ -172,7 +172,7 @@ def fit(train: Features, objective: Objective, *, max_iter: int = 1000, start: L
     if start is None:
         weight = torch.zeros(len(mean), len(classes), dtype=dtype, device=device)
         bias = torch.zeros(len(classes), dtype=dtype, device=device)
-    else:  # the same scores, whatever it was standardized by
+    else:  # convert to this standardization; the scores stay the same
         weight = start.weight * (start.scale / scale.where(scale > 0, torch.ones_like(scale)))[:, None]
         bias = start.bias + (mean - start.mean) * start.scale @ start.weight
     weight.requires_grad_(), bias.requires_grad_()
@@ -200,7 +200,7 @@ def minimize(
     tolerance_grad: float = 1e-5,
     tolerance_change: float = 1e-10,
 ) -> None:
-    """L-BFGS, in place; `value_of` gives the value, and leaves its gradients with the tensors."""
+    """L-BFGS, in place; `value_of` returns the value and sets the gradients of the tensors."""
     optimizer = torch.optim.LBFGS(
         tensors,
         max_iter=max_iter,
@@ -217,11 +217,13 @@ def minimize(
 
     optimizer.step(closure)
     if optimizer.state[tensors[0]]["n_iter"] >= max_iter:
-        logger.warning(f"The linear fit has not converged in {max_iter} iterations; more or a stronger penalty help.")
+        logger.warning(
+            f"The linear classifier did not converge in {max_iter} iterations; increase max_iter or the penalty."
+        )
 
 
 def _standardization(train: Features, dtype: torch.dtype, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / deviation (D,) of all vectors; 0 for what is the same everywhere but for rounding."""
+    """Mean and 1 / std (D,) of all vectors; 0 for dimensions that are constant up to rounding."""
     total: Any = 0
     largest: Any = None
     count = 0
@@ -239,7 +241,7 @@ def _standardization(train: Features, dtype: torch.dtype, eps: float) -> tuple[T
 def _parts(
     train: Features, targets: Tensor, mean: Tensor, scale: Tensor
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """Passes over standardized vectors and their targets, clip by clip."""
+    """Iterate over standardized vectors and their targets, clip by clip."""
 
     def made() -> Iterator[tuple[Tensor, Tensor]]:
         for part, vectors in train.blocks():

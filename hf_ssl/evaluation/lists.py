@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Lists of the images to learn from, a file name on each line, as those of MSN (imagenet_subsets1/5imgs_class.txt)."""
+"""Lists of training images, one file name per line, such as MSN's (imagenet_subsets1/5imgs_class.txt)."""
 
 import os
 from pathlib import Path
@@ -15,10 +15,10 @@ _FEW = 5  # names in a message
 
 
 def rows_named(source: Source, file: str) -> torch.Tensor:
-    """Numbers of the examples that a list names: by the names of their files, or the ends of their paths.
+    """Indices of the listed examples, matched by file name or by the end of the path.
 
     Raises:
-        RecipeError: there is no such list, a name is not among the examples, has no label, or stands for several.
+        RecipeError: the list does not exist, or a name matches no example, several, or one without a label.
     """
     try:
         lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
@@ -26,7 +26,7 @@ def rows_named(source: Source, file: str) -> torch.Tensor:
         raise RecipeError(f"The list {file} cannot be read ({error}).") from None
     names = list(dict.fromkeys(line for line in lines if line))
     if not names:
-        raise RecipeError(f"The list {file} names no image.")
+        raise RecipeError(f"The list {file} is empty.")
     rows: dict[str, list[int]] = {}
     wanted = {os.path.basename(name) for name in names}
     paths = [(source.record(index) or {}).get("path") or "" for index in range(len(source))]
@@ -41,8 +41,8 @@ def rows_named(source: Source, file: str) -> torch.Tensor:
         )
     if several := [name for name, here in found.items() if len(here) > 1]:
         raise RecipeError(
-            f"{len(several)} names in {file} stand for several images of {source.part}, such as "
-            f"{listed(several[:_FEW])}; write their folders before them."
+            f"{len(several)} names in {file} match several images of {source.part}, such as "
+            f"{listed(several[:_FEW])}; add their folders."
         )
     chosen = [index for (index,) in found.values()]
     if unlabeled := [name for name, index in zip(names, chosen, strict=True) if source.numbers[index] < 0]:

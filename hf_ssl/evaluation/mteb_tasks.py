@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Image tasks of mteb, run by mteb itself; the scores go into the model's folder as the Hub reads them.
+"""Run mteb's image tasks and save the scores in the model's folder, in the Hub's format.
 
-Only the encoder is ours: images are prepared as it states, and their pooled features are what mteb gets.
+mteb runs the tasks; hf_ssl only provides the encoder, with its own preprocessing and pooled features.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _URL = "https://github.com/embeddings-benchmark/mteb/"
 
 @dataclass(frozen=True)
 class _OneImage:
-    """An image that mteb has opened, as a `Source` of one."""
+    """An image opened by mteb, as a `Source` of length one."""
 
     image: Any
     max_megapixels: float = float("inf")
@@ -39,18 +39,18 @@ class _OneImage:
 
 
 class ImageEncoder:
-    """A frozen encoder as mteb calls one."""
+    """A frozen encoder with mteb's interface."""
 
     def __init__(self, encoder: Encoder, meta: Any):
         self.encoder, self.mteb_model_meta = encoder.to(process_state().device), meta
 
     @torch.no_grad()
     def encode(self, inputs: Any, **kwargs: Any) -> torch.Tensor:
-        """Pooled features (N, D) of a loader's images; `kwargs` say what task they are for, which changes nothing."""
+        """Pooled features (N, D) of a loader's images; `kwargs` describe the task and are ignored."""
         parts, transform, device = [], self.encoder.transform, process_state().device
         for batch in inputs:
             if "image" not in batch or "text" in batch:
-                raise ValueError("an encoder of images takes images alone")
+                raise ValueError("an image encoder only accepts images")
             read: Any = transform.read
             made = zip(*(read(_OneImage(image), 0) for image in batch["image"]), strict=True)
             arrays = [torch.from_numpy(np.concatenate(part)) for part in made]
@@ -69,39 +69,39 @@ class ImageEncoder:
 def run_mteb(
     model: str, tasks: Sequence[Any], *, folder: Path | None = None, layer: str | None = None, batch_size: int = 64
 ) -> dict[str, float]:
-    """Run tasks of mteb, and write `.eval_results/TASK.yaml` and mteb's own `results/mteb/TASK.json` of each.
+    """Run mteb tasks, and write `.eval_results/TASK.yaml` and mteb's own `results/mteb/TASK.json` for each.
 
     Args:
         model, layer: see `open_model`.
-        tasks: names, or mteb's tasks themselves.
+        tasks: names, or mteb task objects.
         folder: default: the model's.
 
     Returns:
-        Task -> its main score, 0..1.
+        Main score (0..1) by task.
 
     Raises:
-        RecipeError: mteb is not installed, has no such task, or the encoder or the data do not suit it.
-        UserError: the disk refused the results.
+        RecipeError: mteb is not installed, has no such task, or the encoder or the data do not fit it.
+        UserError: the results cannot be written.
     """
     try:
         mteb: Any = import_module("mteb")
     except ImportError as error:
-        raise RecipeError('mteb is not installed; pip install -e ".[mteb]" brings it.') from error
+        raise RecipeError('mteb is not installed; pip install -e ".[mteb]".') from error
     if process_state().num_processes > 1:
-        raise RecipeError("hf-ssl evaluate mteb runs in one process; start it without a launcher.")
+        raise RecipeError("hf-ssl evaluate mteb runs in a single process; start it without a launcher.")
     encoder = open_model(model, layer=layer)
     if encoder.modality.towers != ("",):
-        raise RecipeError(f"{model} is no encoder of images alone, and mteb's image tasks need one.")
+        raise RecipeError(f"{model} is not an image encoder, which mteb's image tasks need.")
     place = folder or encoder.folder
     if place is None:
-        raise RecipeError(f"{model} is no folder to write results into; set --output to one.")
+        raise RecipeError(f"{model} is not a local folder for the results; set --output.")
     try:
         found = [mteb.get_task(task) if isinstance(task, str) else task for task in tasks]
     except KeyError as error:
         raise RecipeError(f"mteb has no such task: {first_line(error)}") from error
     for task in found:
         if other := set(task.metadata.modalities) - {"image"}:
-            raise RecipeError(f"The task {task.metadata.name} needs {', '.join(sorted(other))}; take one of images.")
+            raise RecipeError(f"The task {task.metadata.name} needs {', '.join(sorted(other))}; choose an image task.")
     about = {"name": f"hf_ssl/{Path(model).name}", "revision": encoder.digest, "modalities": ["image"]}
     wrapped = ImageEncoder(encoder, import_module("mteb.models").ModelMeta.create_empty(about))
     scores = {}
@@ -110,7 +110,7 @@ def run_mteb(
         try:
             more = {"cache": None, "co2_tracker": False, "encode_kwargs": {"batch_size": batch_size}}
             [result] = mteb.evaluate(wrapped, task, show_progress_bar=False, **more).task_results
-        except Exception as error:  # whatever mteb, its data and the network raise
+        except Exception as error:  # mteb, its data and the network may raise anything
             raise RecipeError(f"mteb could not run {name}: {first_line(error)}") from error
         entries = entries_of(result, task.metadata)
         scores[name] = entries[-1].value / 100
@@ -119,9 +119,7 @@ def run_mteb(
 
 
 def entries_of(result: Any, metadata: Any) -> list[EvalResultEntry]:
-    """One entry for each split and subset of a `TaskResult`, in percent, named as mteb names them; the last is their
-    mean.
-    """
+    """One entry per split and subset of a `TaskResult`, in percent, with mteb's names; the last one is the mean."""
     note = f"Obtained using MTEB v{result.mteb_version}"
     about = {"dataset_revision": metadata.dataset["revision"], "source_url": _URL, "source_name": note, "notes": note}
     if result.date is not None:
@@ -144,7 +142,7 @@ def _write(folder: Path, name: str, result: Any, entries: list[EvalResultEntry])
         text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
         atomic_write(folder / ".eval_results" / f"{name}.yaml", text)
     except OSError as error:
-        raise UserError(f"The results could not be written to {folder} ({error}); see --output.") from error
+        raise UserError(f"The results could not be written to {folder} ({error}); choose another --output.") from error
 
 
 def _unit(vectors: Any) -> torch.Tensor:

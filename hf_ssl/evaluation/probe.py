@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""A linear classifier that learns beside the encoder, from the features of its training batches."""
+"""A linear classifier trained online, on the encoder's features of the training batches."""
 
 from typing import Any
 
@@ -16,17 +16,17 @@ from .features import Features
 
 logger = get_logger(__name__)
 
-_RATE = 5e-3  # of Adam, which does not mind how large features are
+_RATE = 5e-3  # for Adam, which is insensitive to the scale of the features
 
 
 class OnlineProbe:
     """One linear layer in float32 with an optimizer of its own, the same on all processes.
 
-    It starts from zero, draws nothing at random, and no gradient of it reaches the encoder: a run has the same weights
+    It starts from zero, uses no random numbers, and passes no gradient to the encoder, so a run has the same weights
     with and without it.
 
     Args:
-        numbers: classes (N,) of the examples that are trained on, -1 for those that it must not learn from.
+        numbers: classes (N,) of the training examples; -1 for those it must not learn from.
     """
 
     def __init__(self, numbers: np.ndarray):
@@ -35,11 +35,11 @@ class OnlineProbe:
         self._head: nn.Linear | None = None
 
     def learn(self, features: Tensor, index: Tensor) -> None:
-        """One step on a batch over all processes, each of which must call it.
+        """One step on a global batch; every process must call it.
 
         Args:
             features: (B, F) of this process's images.
-            index: (B,) the examples that these images are.
+            index: (B,) indices of these images in the training examples.
         """
         features, labels = features.detach().float(), self._labels[index.cpu()].to(features.device)
         head = self._built(features.shape[1], features.device)
@@ -53,25 +53,25 @@ class OnlineProbe:
 
     @torch.no_grad()
     def accuracy(self, queries: Features) -> float | None:
-        """Share of labeled queries (N, D) whose class it tells, 0..1; None before it has learned anything."""
+        """Accuracy (0..1) on labeled queries (N, D); None before the first step."""
         if self._head is None:
             return None
         told = [self._head(vectors.to(self._head.weight.device)).argmax(1) for _, vectors in queries.blocks()]
         return (torch.cat(told) == queries.labels).float().mean().item()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; empty before it has learned anything."""
+        """State for a checkpoint; empty before the first step."""
         if self._head is None:
             return {}
         return {"about": self._about, "head": self._head.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the main process's state; every process must call it."""
+        """Restore the main process's state on all processes; every process must call it."""
         state = broadcast_object_list([state])[0]
         if not state:
             return
         if state["about"] != self._about:
-            logger.warning("The linear probe starts anew, because the labels are not those that it has learned.")
+            logger.warning("The linear probe restarts, because the labels have changed.")
             return
         head = self._built(state["head"]["weight"].shape[1], torch.device("cpu"))
         head.load_state_dict(state["head"])

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The published protocols of evaluation, by name: settings, and where they stand. docs/evaluation.md has the table."""
+"""Published evaluation protocols by name, with their settings and sources; docs/evaluation.md has a table."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Logistic:
     """L-BFGS on standardized features; C is chosen on a held-out fifth of the training examples.
 
     Args:
-        weight_decay: instead, on the mean cross-entropy.
+        weight_decay: use this penalty on the mean cross-entropy instead.
     """
 
     source: str
@@ -45,7 +45,7 @@ class Logistic:
 
 @dataclass(frozen=True)
 class SVM:
-    """One linear SVM a class against the rest, squared hinge; mean average precision where labels are several."""
+    """One-vs-rest linear SVMs with squared hinge loss; mean average precision for several labels per example."""
 
     source: str
     c: float = 10.0
@@ -56,7 +56,7 @@ class SVM:
 
 @dataclass(frozen=True)
 class SeveralSVM:
-    """Mean average precision of one linear SVM a class, on data with several labels an example; see `several`."""
+    """Mean average precision of one linear SVM per class, with several labels per example; see `several`."""
 
     source: str
     costs: tuple[float, ...] = (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
@@ -70,8 +70,8 @@ class LowShot:
     """Logistic regression on few examples of each class, over several draws.
 
     Args:
-        share: of the training examples, or `per_class` of them.
-        lists: files of the names of the examples to learn from, in place of draws; see `hf_ssl.evaluation.lists`.
+        share: fraction of the training examples to use, or set `per_class`.
+        lists: files with the names of the training examples, instead of draws; see `hf_ssl.evaluation.lists`.
     """
 
     source: str
@@ -90,10 +90,10 @@ class LowShot:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Mean average precision of each example's neighbors of its own class, or of annotated queries.
+    """Mean average precision of retrieving examples of the same class, or of annotated queries.
 
     Args:
-        ground_truth: file of the annotations of ROxford or RParis.
+        ground_truth: annotation file of ROxford or RParis.
     """
 
     source: str
@@ -109,15 +109,15 @@ class Supervised:
     `hf_ssl.training.supervised`.
 
     Args:
-        frozen: only the linear layer learns, and the encoder stays in evaluation mode; else all of it does.
-        lr: for `batch_size`; several train as many linear layers at once, of which a held-out part of the training
-            examples chooses.
-        head_lr: of the linear layer, where it differs.
-        milestones: epochs behind which the rate is multiplied by `gamma`; without any it follows a cosine to 0, step
-            by step, or with `by_epoch` epoch by epoch.
-        weight_decay: of AdamW it is decoupled.
-        share: of the training examples, drawn by the seed; None for all.
-        size: of the images; None for the encoder's own.
+        frozen: train only the linear layer, with the encoder in evaluation mode; otherwise train everything.
+        lr: for `batch_size`; several values train several linear layers at once, and the best one on a held-out part
+            of the training examples is used.
+        head_lr: learning rate of the linear layer, if different.
+        milestones: epochs after which the learning rate is multiplied by `gamma`; without any it follows a cosine to
+            0, updated per step, or per epoch with `by_epoch`.
+        weight_decay: decoupled for AdamW.
+        share: fraction of the training examples, drawn with the seed; None for all.
+        size: image size; None for the encoder's own.
     """
 
     source: str
@@ -146,14 +146,14 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Dense:
-    """BatchNorm and a linear layer on each place of the last feature map, trained on crops; see
+    """BatchNorm and a linear layer on each position of the last feature map, trained on crops; see
     `hf_ssl.training.dense`.
 
     Args:
-        size: of the crops, and of the windows that are judged; None for the encoder's own.
-        scales: the short side of an image becomes `size` times a number between these two.
-        dropout: of whole channels.
-        epochs: in place of `steps`.
+        size: size of the training crops and test windows; None for the encoder's own.
+        scales: range of the image's short side, relative to `size`.
+        dropout: dropout of whole channels.
+        epochs: instead of `steps`.
     """
 
     source: str
@@ -194,12 +194,12 @@ LINEAR_PROTOCOLS = {
     "dinov3": Supervised("DINOv2's and DINOv3's eval/linear.py", 10, 1024, lr=tuple(4 * lr for lr in _DINO_RATES)),
 }
 LOWSHOT_PROTOCOLS = {
-    "1%": LowShot("shares of the training set, drawn anew", share=0.01),
-    "10%": LowShot("shares of the training set, drawn anew", share=0.1),
+    "1%": LowShot("random subsets of the training set", share=0.01),
+    "10%": LowShot("random subsets of the training set", share=0.1),
     "1": LowShot("one example of each class", per_class=1),
     "5": LowShot("five examples of each class", per_class=5),
     "10": LowShot("ten examples of each class", per_class=10),
-    "list": LowShot("MSN's imagenet_subsets, whose files name the images (its classifier differs: see the docs)"),
+    "list": LowShot("MSN's imagenet_subsets, whose files list the images (its classifier differs, see the docs)"),
     "swav-1%": Supervised("SwAV's eval_semisup.py", 20, share=0.01, lr=(0.02,), head_lr=5.0, **_SEMI),
     "swav-10%": Supervised("SwAV's eval_semisup.py", 20, share=0.1, lr=(0.01,), head_lr=0.2, **_SEMI),
 }

@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Figures for a file, and for a terminal."""
+"""Figures of results, and tables of them for a terminal."""
 
 import json
 from typing import Any
 
 
-# What of a result is no figure.
+# Entries of a result that are not figures.
 _ABOUT = {"failed", "measured", "examples", "bank", "queries", "errors", "spread", "chosen", "baselines", "protocol"}
 _ABOUT |= {"classes", "settings", "said", "model", "data", "name", "command", "hardware", "versions", "layer", "place"}
 
@@ -20,10 +20,10 @@ def to_json(result: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Figures of one protocol as a person reads them: a column each model, and each baseline.
+    """Table of one protocol's figures, with a column per model and baseline.
 
     Args:
-        results: name of the model -> its result.
+        results: results by model name.
     """
     columns: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
@@ -44,7 +44,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def cell(result: dict[str, Any], key: str, places: int = 2) -> str:
-    """A figure with its standard error, "" where there is none."""
+    """A figure with its standard error; "" if missing."""
     if key not in figures(result):
         return ""
     if key.endswith("rank"):

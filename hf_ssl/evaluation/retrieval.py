@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Retrieval by class; between the pictures and the sound of the same clips; and how pure CMA's positive sets are.
+"""Retrieval by class and between video and sound of the same clips, and precision of CMA's positive sets.
 
-Between the towers, no protocol was published with AVID. Ours: cosine similarity of the embeddings of unseen clips.
-Ties are resolved in expectation over a random order: an encoder that gives all clips the same embedding gets exactly
-chance (k / N), where counting ties for it would give 100 %, and counting them against it would punish duplicate clips.
+AVID has no published cross-modal retrieval protocol; we use cosine similarity of the embeddings of unseen clips. Ties
+are resolved in expectation over a random order. An encoder with constant embeddings then gets exactly chance (k / N);
+counting ties as hits would give it 100 %, and counting them as misses would punish duplicate clips.
 """
 
 import logging
@@ -26,13 +26,13 @@ from .scores import spread
 
 logger = logging.getLogger(__name__)
 
-TIE = 1e-6  # cosines that float32's rounding alone can tell apart
+TIE = 1e-6  # cosines this close only differ by float32 rounding
 
 
 def evaluate_clips(
     banks: list[dict[str, Features]], queries: dict[str, Features], *, k: int = 20, temperature: float = 0.1
 ) -> dict[str, float]:
-    """Retrieval between the towers, and `knn_video`, `knn_audio` against a labeled bank.
+    """Cross-modal retrieval, and `knn_video`, `knn_audio` against a labeled bank.
 
     Args:
         banks: training videos, at most once.
@@ -53,24 +53,28 @@ def evaluate_clips(
 
 @torch.no_grad()
 def retrieval(video: Tensor, audio: Tensor, labels: Tensor | None = None, *, chunk: int = 1024) -> dict[str, float]:
-    """Find each clip's sound among all N by its pictures, and the reverse.
+    """Retrieve each clip's sound among all N from its video, and the reverse.
 
     Args:
         video, audio: embeddings (N, D) of the same N clips in the same order.
-        labels: classes (N,), for precision at 1; clips of class -1 have none and neither ask nor answer there.
-        chunk: queries of which the similarities to all N clips are in memory at once.
+        labels: classes (N,), for precision at 1; clips without a label (-1) are neither queries nor results there.
+        chunk: number of queries whose similarities to all N clips are in memory at once.
 
     Returns:
-        `video_to_audio_r1`, `_r5`, `_r10` (share of clips found among the k nearest, 0..1), `_median_rank` (from 1),
-        with labels `_p1` (share of nearest neighbors of the right class), and the same for `audio_to_video`.
+        `video_to_audio_r1`, `_r5`, `_r10` (recall at k, 0..1), `_median_rank` (from 1), with labels `_p1` (share of
+        nearest neighbors of the same class), and the same for `audio_to_video`.
 
     Raises:
-        ValueError: no clips, or not the same number of them on both sides.
+        ValueError: no clips, or different numbers of video and audio embeddings.
     """
     sizes = [len(x) for x in (video, audio, labels) if x is not None]
     if min(sizes) != max(sizes) or len(video) == 0:
-        raise ValueError(f"Retrieval needs pictures, sound (and labels) of the same clips; their numbers are {sizes}.")
-    video, audio = (F.normalize(x.float(), dim=1).nan_to_num(0) for x in (video, audio))  # not finite: near none
+        raise ValueError(
+            f"Retrieval needs video, sound (and labels) of the same clips, but their numbers are {sizes}."
+        )
+    video, audio = (
+        F.normalize(x.float(), dim=1).nan_to_num(0) for x in (video, audio)
+    )  # non-finite vectors are similar to nothing
     labels = None if labels is None else labels.to(video.device)
     ways = (("video_to_audio", video, audio), ("audio_to_video", audio, video))
     return {key: value for way in ways for key, value in _one_way(*way, labels, chunk).items()}
@@ -82,7 +86,7 @@ def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None,
         similarity = queries[start : start + chunk] @ gallery.T  # (m, N)
         own = similarity.diagonal(start)[:, None]
         better.append((similarity > own + TIE).sum(1))
-        tied.append(((similarity - own).abs() <= TIE).sum(1))  # with the own clip
+        tied.append(((similarity - own).abs() <= TIE).sum(1))  # includes the clip itself
         if labels is not None:
             asking = labels[start : start + chunk] >= 0
             similarity, classes = similarity[asking][:, labels >= 0], labels[labels >= 0]
@@ -91,7 +95,7 @@ def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None,
                 right = nearest & (classes == labels[start : start + chunk][asking][:, None])
                 precision.append(right.sum(1) / nearest.sum(1))
     ahead, level = torch.cat(better).float(), torch.cat(tied).float()
-    # The own clip's place is ahead + 1 .. ahead + level, each equally likely.
+    # The rank of the clip itself is uniform over ahead + 1 .. ahead + level.
     results = {f"{name}_r{k}": ((k - ahead) / level).clamp(0, 1).mean().item() for k in (1, 5, 10)}
     results[f"{name}_median_rank"] = (ahead + (level + 1) / 2).quantile(0.5).item()
     if precision:
@@ -100,17 +104,17 @@ def _one_way(name: str, queries: Tensor, gallery: Tensor, labels: Tensor | None,
 
 
 def gallery(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
-    """The examples that are found among each other: `monitor.query_split`, with or without labels.
+    """The split to retrieve within: `monitor.query_split`, with or without labels.
 
-    Where there is no split "test", that is "validation", or the only split: nothing is learned from any of them.
+    If there is no split "test", "validation" or the only split is used; nothing is trained on any of them.
 
     Raises:
-        RecipeError: there is no such split.
+        RecipeError: the split does not exist.
     """
     splits, asked = available_splits(where, kind), monitor.query_split
     other = [name for name in sorted(splits) if SPLITS.get(name) in ("test", "validation")] or list(splits)
     if asked not in splits and asked == "test" and len(other) == 1:
-        logger.info(f"{where.path} has no split 'test'; the examples of {other[0]!r} are found among each other.")
+        logger.info(f"{where.path} has no split 'test'; retrieval is within {other[0]!r}.")
         asked = other[0]
     if asked not in splits:
         raise RecipeError(f"{where.path} has no split {asked!r}; set --query-split to one of {listed(splits)}.")
@@ -118,19 +122,17 @@ def gallery(where: DataConfig, monitor: MonitorConfig, kind: str) -> Source:
 
 
 def has_pairs(features: Features) -> bool:
-    """Whether a class has two examples."""
+    """Whether any class has two examples."""
     return bool((features.labeled().labels.unique(return_counts=True)[1] > 1).any())
 
 
 @torch.no_grad()
 def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str, Any]:
-    """Find the examples of its own class, or of its own instance, among all others, for each labeled example, by the
-    cosine.
+    """For each labeled example, retrieve those of the same class (or instance) among all others, by cosine.
 
     Returns:
-        "map": mean over the examples of their average precision; "p1": share whose nearest neighbor is of their class;
-        "errors": the standard error of "map", from the deviation of the average precisions.
-        Examples that are the only one of their class ask nothing.
+        "map": mean average precision; "p1": share whose nearest neighbor has the same class; "errors": the standard
+        error of "map", from the std of the average precisions. Examples alone in their class are not queries.
 
     Raises:
         ValueError: no class has two examples.
@@ -143,7 +145,7 @@ def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str,
         )
         own = torch.arange(part.start, part.start + len(asked), device=asked.device)
         similarity[torch.arange(len(asked), device=asked.device), own] = -torch.inf
-        order = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]  # without itself
+        order = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]  # without the query itself
         right = known.labels[order] == known.labels[own][:, None]
         asking = right.any(1)
         places = torch.arange(1, right.shape[1] + 1, device=asked.device)
@@ -161,11 +163,11 @@ def mean_average_precision(features: Features, *, chunk: int = 256) -> dict[str,
 
 
 def positive_precision(positives: Tensor, labels: Tensor) -> float:
-    """Share of CMA's positives that are of their anchor's class, 0..1.
+    """Share (0..1) of CMA's positives with the same class as their anchor.
 
     Args:
         positives: instances (N, k) in the set of each of N anchors.
-        labels: classes (N,); pairs of which one has none (-1) do not count.
+        labels: classes (N,); pairs with an unlabeled instance (-1) are ignored.
 
     Raises:
         ValueError: no pair has labels.

@@ -2,8 +2,8 @@
 """Retrieval on ROxford5k and RParis6k, the revisited Oxford and Paris buildings.
 
 https://huggingface.co/papers/1803.11285; https://github.com/filipradenovic/revisitop, whose evaluate.py this computes.
-Queries are cut out by their boxes. Easy: easy images are right, hard ones are junk, which is taken out of a ranking;
-medium: both are right; hard: the reverse of easy. A query for which no image is right does not count.
+Queries are cropped to their boxes. In the easy setup, easy images are positives and hard ones junk, which is removed
+from a ranking; in medium, both are positives; in hard, the reverse of easy. Queries without positives are ignored.
 """
 
 import math
@@ -22,7 +22,7 @@ from .features import Features
 from .scores import spread
 
 
-_SETUPS = {  # right, and junk
+_SETUPS = {  # positives, and junk
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
@@ -32,13 +32,13 @@ _FEW = 5  # names in a message
 
 
 def read_ground_truth(file: str) -> dict[str, Any]:
-    """`imlist`, `qimlist`: names of the images and queries; `gnd`: of each query `bbx` and the numbers of images that
-    are `easy`, `hard` and `junk`.
+    """`imlist`, `qimlist`: names of images and queries; `gnd`: for each query, `bbx` and the indices of `easy`, `hard`
+    and `junk` images.
 
     Raises:
-        RecipeError: it is no such file.
+        RecipeError: it is not such a file.
     """
-    wrong = f"{file} is no ground truth of ROxford or RParis (gnd_roxford5k.pkl, gnd_rparis6k.pkl)"
+    wrong = f"{file} is not a ground truth file of ROxford or RParis (gnd_roxford5k.pkl, gnd_rparis6k.pkl)"
     try:
         content = read_pickle(Path(file), "such ground truth")
         images, queries = ([str(name) for name in content[key]] for key in ("imlist", "qimlist"))
@@ -47,13 +47,13 @@ def read_ground_truth(file: str) -> dict[str, Any]:
             numbers = {key: [int(number) for number in one[key]] for key in ("easy", "hard", "junk")}
             left, top, right, bottom = (round(float(side)) for side in one["bbx"])
             if not all(0 <= number < len(images) for some in numbers.values() for number in some):
-                raise ValueError("it names images beyond its list")
+                raise ValueError("it refers to images outside its list")
             truth.append({**numbers, "bbx": (left, top, right, bottom)})
         if len(truth) != len(queries):
-            raise ValueError(f"it has {len(queries)} queries, and answers to {len(truth)}")
+            raise ValueError(f"it has {len(queries)} queries, but ground truth for {len(truth)}")
     except RecipeError:
         raise
-    except Exception as error:  # whatever a broken or foreign file brings about
+    except Exception as error:  # broken or foreign files may raise anything
         raise RecipeError(f"{wrong}: {first_line(error)}.") from error
     return {"imlist": images, "qimlist": queries, "gnd": truth}
 
@@ -61,10 +61,10 @@ def read_ground_truth(file: str) -> dict[str, Any]:
 def revisited_sources(
     file: str, where: DataConfig, monitor: MonitorConfig
 ) -> tuple[dict[str, Source], dict[str, torch.Tensor]]:
-    """The images as "bank" and the cut ones as "queries", and the numbers that the ground truth gives them.
+    """The images as "bank", the cropped queries as "queries", and their indices in the ground truth.
 
     Raises:
-        RecipeError: an image is not there.
+        RecipeError: an image is missing.
     """
     truth = read_ground_truth(file)
     splits = available_splits(where)
@@ -79,21 +79,21 @@ def revisited_sources(
             f"{listed(missing[:_FEW])}."
         )
     bank = source.select([rows[name] for name in truth["imlist"]], "images")
-    queries = source.select([rows[name] for name in truth["qimlist"]], "queries, cut by their boxes")
+    queries = source.select([rows[name] for name in truth["qimlist"]], "queries, cropped to their boxes")
     queries.boxes = [one["bbx"] for one in truth["gnd"]]
     numbers = {"bank": torch.arange(len(bank)), "queries": torch.arange(len(queries))}
     return {"bank": bank, "queries": queries}, numbers
 
 
 def revisited_map(file: str, bank: Features, queries: Features) -> dict[str, Any]:
-    """ "map_easy", "mp1_easy" .. of the three setups, and the standard errors of these means over the queries.
+    """ "map_easy", "mp1_easy" .. for the three setups, and their standard errors over the queries.
 
     Raises:
         RecipeError: an image could not be read.
     """
     truth = read_ground_truth(file)["gnd"]
     if failed := bank.failed + queries.failed:
-        raise RecipeError(f"{len(failed)} images could not be read, the first is {failed[0]}; fetch them again.")
+        raise RecipeError(f"{len(failed)} images could not be read, the first is {failed[0]}; download them again.")
     asked = F.normalize(queries.block(0, len(queries)), dim=1)
     similarity = torch.cat([asked @ F.normalize(keys, dim=1).T for _, keys in bank.blocks()], 1)
     order = similarity.argsort(dim=1, descending=True, stable=True).cpu()
@@ -115,15 +115,14 @@ def revisited_map(file: str, bank: Features, queries: Features) -> dict[str, Any
 
 
 def precisions(ranking: torch.Tensor, right: torch.Tensor, junk: torch.Tensor) -> list[float]:
-    """Average precision of a ranking, by trapezoids, and its precision at 1, 5 and 10; not further down than to the
-    last right image.
+    """Average precision of a ranking, by the trapezoidal rule, and precision at 1, 5 and 10, up to the last positive.
 
     Args:
-        ranking: numbers of all images, the most similar one first.
-        right, junk: numbers of those that are right, and of those that are taken out.
+        ranking: indices of all images, most similar first.
+        right, junk: indices of the positives, and of images to remove.
     """
     kept = ranking[~torch.isin(ranking, junk)]
-    places = torch.isin(kept, right).nonzero().flatten().double()  # from 0
+    places = torch.isin(kept, right).nonzero().flatten().double()  # zero-based
     count = torch.arange(len(places), dtype=torch.float64)
     before = torch.where(places > 0, count / places.clamp(min=1), 1.0)
     average = ((before + (count + 1) / (places + 1)) / (2 * len(right))).sum().item()

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Accuracies of predicted classes, counted batch by batch."""
+"""Accuracies, accumulated over batches."""
 
 import math
 import statistics
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Scores:
-    """Top-1 and top-5 accuracy, and the mean of the accuracies of each class.
+    """Top-1, top-5 and mean per-class accuracy.
 
     Args:
-        classes: (K,) the class that each column of the scores stands for. Examples of others are told wrong.
+        classes: (K,) class of each column of the scores. Examples of other classes count as errors.
     """
 
     def __init__(self, classes: torch.Tensor):
@@ -23,16 +23,15 @@ class Scores:
         self._hits: list[torch.Tensor] = []
 
     def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Scores (n, K) and classes (n,) of some examples."""
+        """Add scores (n, K) and classes (n,) of a batch."""
         order = scores.topk(min(5, scores.shape[1]), dim=1).indices
         self._hits.append((self.classes[order] == labels[:, None]).cpu())
         self._asked.append(labels.cpu())
 
     def read(self) -> dict[str, Any]:
-        """Accuracies, 0..1; there is no top-5 of five classes or fewer, which it always is.
+        """Accuracies, 0..1; no top-5 for five classes or fewer, where it is always 1.
 
-        "errors" has the standard error of what is no share of the examples: of the mean per class that of a mean of
-        independent shares.
+        "errors" has the standard error of the mean per-class accuracy, as the mean of independent proportions.
         """
         hits, asked = torch.cat(self._hits), torch.cat(self._asked)
         first = hits[:, 0].float()
@@ -46,7 +45,7 @@ class Scores:
 
 
 def standard_error(share: float, count: int) -> float:
-    """Of a share of `count` examples that were drawn at random."""
+    """Standard error of a proportion of `count` randomly drawn examples."""
     return math.sqrt(share * (1 - share) / count)
 
 
@@ -61,10 +60,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def bootstrap_error(rows: Tensor, statistic: Callable[[Tensor], Tensor]) -> float:
-    """Standard error of a statistic of sums: its deviation over examples that are drawn anew with replacement.
+    """Bootstrap standard error of a statistic of sums.
 
     Args:
-        rows: what each example adds, (N, ...).
+        rows: summand of each example, (N, ...).
         statistic: sums (draws, ...) -> values (draws,).
     """
     flat, found = rows.cpu().double().flatten(1), []
@@ -74,7 +73,7 @@ def bootstrap_error(rows: Tensor, statistic: Callable[[Tensor], Tensor]) -> floa
 
 
 def drawn_anew(count: int, draws: int = 1000) -> Tensor:
-    """How often each of `count` examples is among as many that are drawn with replacement, (draws, count) float64."""
+    """How often each of `count` examples occurs in bootstrap samples, (draws, count) float64."""
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(0))
     once = torch.ones(1, dtype=torch.float64).expand(draws, count)
     return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, drawn, once)

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Several labels an example: one linear SVM a class and mean average precision, as VISSL measures VOC07.
+"""Several labels per example: one linear SVM per class and mean average precision, as VISSL evaluates VOC07.
 
-What its `svm_utils` do: features of unit length; squared hinges, of which the examples of a class weigh twice; C of
-each class by its average precision in three folds of the training examples, where what is ignored counts as negative;
-and average precision under the envelope of the curve, of what is not ignored. Where liblinear stops before it has
-converged, this is the optimum.
+As in its `svm_utils`: features have unit length; squared hinge loss, with weight 2 for positives; C of each class is
+chosen by average precision in 3-fold cross-validation, with ignored examples as negatives; average precision is the
+area under the envelope of the curve, without ignored examples. Unlike liblinear, which may stop early, the fit is run
+to the optimum.
 """
 
 from dataclasses import replace
@@ -24,8 +24,8 @@ from .scores import drawn_anew
 
 
 _FOLDS = 3
-_DRAWS = 200  # of examples anew, for the standard error
-_EPS = 1e-5  # added to lengths
+_DRAWS = 200  # bootstrap samples for the standard error
+_EPS = 1e-5  # added to norms
 
 
 def several_targets(
@@ -34,7 +34,7 @@ def several_targets(
     """Bank and queries, their targets (N, K), see `targets_of`, and the K classes.
 
     Raises:
-        RecipeError: there are no lists of labels, or a class lacks an example on one side.
+        RecipeError: there are no lists of labels, or a class has no example in bank or queries.
     """
     splits = {"bank": monitor.bank_split, "queries": monitor.query_split}
     sources, rows = {}, {}
@@ -46,7 +46,7 @@ def several_targets(
     known = {one for some, _ in rows.values() for row in some for one in row or ()}
     if len({isinstance(one, str) for one in known}) > 1:
         raise RecipeError(
-            f"The labels of {data.path} are names in one split and numbers in the other; make them alike."
+            f"The labels of {data.path} are names in one split and numbers in the other; use the same type."
         )
     classes = sorted(known)
     targets = {side: torch.from_numpy(targets_of(*of_side, classes)) for side, of_side in rows.items()}
@@ -55,8 +55,8 @@ def several_targets(
         if lacking or not classes:
             missed = ", ".join(map(str, lacking[:5])) or "no class"
             raise RecipeError(
-                f"The split {split!r} of {data.path} has no example of {missed}, which has no average precision then; "
-                "leave such classes out, or choose other splits."
+                f"The split {split!r} of {data.path} has no example of {missed}, so its average precision is "
+                "undefined; remove such classes, or choose other splits."
             )
     return sources, targets, classes
 
@@ -64,8 +64,8 @@ def several_targets(
 def several_svms(
     train: Features, test: Features, *, costs: tuple[float, ...], max_iter: int = 1000
 ) -> tuple[float, list[dict[str, float]], float]:
-    """Mean average precision of `test`, 0..1, "ap" and "C" of each class, and the mean's standard error: the deviation
-    over examples of `test` that are drawn anew with replacement.
+    """Mean average precision (0..1) on `test`, "ap" and "C" of each class, and the bootstrap standard error of the
+    mean over `test`.
 
     Args:
         train, test: vectors (N, D) with labels (N, K) of 1, 0 and -1.
@@ -80,7 +80,7 @@ def several_svms(
             weight = machine.fit(learned.where(folds != fold, -1))
             asked = learned.where(folds == fold, -1)
             found[i] += _precisions(x @ weight, asked, envelope=False) / _FOLDS
-    best = found.argmax(0)  # the first of equal ones
+    best = found.argmax(0)  # the first of ties
     scores = torch.zeros(len(y), len(best), dtype=torch.float64, device=y.device)
     for i in best.unique().tolist():
         chosen = (best == i).to(y.device)
@@ -94,15 +94,15 @@ def _error(scores: Tensor, targets: Tensor) -> float:
     found = []
     for weights in drawn_anew(len(scores), _DRAWS).long():
         rows = torch.arange(len(scores)).repeat_interleave(weights)
-        there = (targets[rows] == 1).any(0)  # a class that was not drawn has no precision
+        there = (targets[rows] == 1).any(0)  # a class absent from the sample has no precision
         found.append(_precisions(scores[rows][:, there], targets[rows][:, there], envelope=True).mean())
     return torch.stack(found).std().item()
 
 
 class _Machines:
-    """SVMs of one C on the same vectors: |w|^2 / 2 + C * sum of weighted squared hinges, the bias a weight of 1.
+    """SVMs with one C on the same vectors: |w|^2 / 2 + C * sum of weighted squared hinges; the bias is a weight, too.
 
-    L-BFGS looks at vectors in which the curvature of this is nearly the same in all directions.
+    The vectors are preconditioned for L-BFGS, so that the curvature is nearly the same in all directions.
     """
 
     def __init__(self, x: Tensor, c: float, max_iter: int):
@@ -112,7 +112,7 @@ class _Machines:
         self.x = torch.linalg.solve_triangular(self.root, x.T, upper=False).T
 
     def fit(self, targets: Tensor) -> Tensor:
-        """Weights (D, K) for targets (N, K) of 1, 0 and, for what does not count, -1."""
+        """Weights (D, K) for targets (N, K) of 1, 0, and -1 for ignored examples."""
         sign = 2 * targets.clamp(min=0) - 1
         share = torch.where(targets > 0, 2.0, 1.0) * (targets >= 0) / len(targets)
         turned = self.x.new_zeros(self.x.shape[1], targets.shape[1], requires_grad=True)
@@ -131,10 +131,10 @@ class _Machines:
 
 
 def average_precision(scores: Tensor, right: Tensor, *, envelope: bool) -> float:
-    """Of one class: the precision at each example (n,) that is right, averaged; 0 where none is.
+    """Average precision of one class: mean of the precision at each positive example; 0 if there are none.
 
     Args:
-        envelope: take the largest precision at that recall or a higher one.
+        envelope: use the largest precision at that or a higher recall.
     """
     hits = right[scores.argsort(descending=True, stable=True)].double()
     if not hits.any():
@@ -146,12 +146,12 @@ def average_precision(scores: Tensor, right: Tensor, *, envelope: bool) -> float
 
 
 def stratified_folds(labels: Tensor) -> Tensor:
-    """The fold (N,) of each example, as scikit-learn's `StratifiedKFold` without shuffling deals them out.
+    """The fold (N,) of each example, as in scikit-learn's `StratifiedKFold` without shuffling.
 
     Args:
         labels: (N,) of 1 and 0.
     """
-    numbers = (labels != labels[0]).long().cpu().numpy()  # in the order in which they come
+    numbers = (labels != labels[0]).long().cpu().numpy()  # in order of appearance
     ordered, folds = np.sort(numbers), np.zeros(len(numbers), dtype=np.int64)
     shares = np.stack([np.bincount(ordered[fold::_FOLDS], minlength=2) for fold in range(_FOLDS)])
     for number in (0, 1):
@@ -160,7 +160,7 @@ def stratified_folds(labels: Tensor) -> Tensor:
 
 
 def _unit(features: Features) -> Tensor:
-    """Vectors (N, D + 1) of unit length, and a column of ones for the bias."""
+    """Vectors (N, D + 1): unit length, with a column of ones for the bias."""
     features = features.averaged()
     vectors = torch.cat([v.double() for _, v in features.blocks()])
     unit = vectors / (vectors.norm(dim=1, keepdim=True) + _EPS)
@@ -168,7 +168,7 @@ def _unit(features: Features) -> Tensor:
 
 
 def _precisions(scores: Tensor, targets: Tensor, *, envelope: bool) -> Tensor:
-    """Average precision (K,) of each class, of what counts."""
+    """Average precision (K,) of each class, without ignored examples."""
     columns = zip(scores.T, targets.T, strict=True)
     found = [average_precision(s[t >= 0], t[t >= 0] == 1, envelope=envelope) for s, t in columns]
     return torch.tensor(found, dtype=torch.float64)

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Features on the disk: embedded once, by one or many processes, and memory-mapped by whatever evaluates them.
+"""Feature cache on disk: embedded once, by one or more processes, and memory-mapped for evaluation.
 
-They lie in Arrow files, which other programs read as well, one for each encoder, dataset and precision. What they are
-of is told by digests of the weights, of the preprocessing and of the data, so that nothing old is ever taken for new.
+Features are stored as Arrow files, one per encoder, dataset and precision. The key has digests of the weights, the
+preprocessing and the data, so that outdated features are never used.
 """
 
 import json
@@ -37,9 +37,9 @@ from .features import Batch, Features, embedded
 logger = logging.getLogger(__name__)
 
 CACHE = Path(os.environ.get("HF_SSL_CACHE") or Path(HF_HOME) / "hf_ssl") / "features"
-_VERSION = 1  # of what is kept
-_ABANDONED = 24 * 60 * 60  # seconds without a change, behind which nobody works on features any more
-_FULL_PRECISION = 2**30  # bytes of float32 up to which vectors are kept so; more are kept in float16
+_VERSION = 1  # of the file format
+_ABANDONED = 24 * 60 * 60  # seconds without a change after which partial features are abandoned
+_FULL_PRECISION = 2**30  # bytes; larger features are stored in float16
 
 
 def features_of(
@@ -51,13 +51,13 @@ def features_of(
     precision: str = "no",
     cache: Path | None = CACHE,
 ) -> dict[str, Features]:
-    """The vectors of all examples by name, from the disk where they have been made before.
+    """Vectors of all examples by name, from the cache if possible.
 
-    All processes must call it. Each example is embedded once, whatever their number.
+    All processes must call this. Each example is embedded once, by one of them.
 
     Args:
         precision: "bf16" or "fp16" for autocast, else "no".
-        cache: folder to keep them in; None keeps nothing.
+        cache: folder of the cache; None disables it.
 
     Raises:
         UserError: the disk is full.
@@ -68,7 +68,9 @@ def features_of(
     file = folder / f"{key}.arrow"
     there = gather_object([cache is not None and state.is_main_process and _is_whole(file)])[0]
     if not there:
-        partial = folder / f".partial_{key}_{socket.gethostname()}_{os.getpid()}"  # others may make the same
+        partial = (
+            folder / f".partial_{key}_{socket.gethostname()}_{os.getpid()}"
+        )  # other processes may write the same features
         partial = Path(gather_object([str(partial)])[0])
         batches = _embedded(encoder, source, precision, batch_size, num_workers, state)
         failed: list[str] = []
@@ -81,20 +83,20 @@ def features_of(
                     writer.add(whole)
             failed = sorted(gather_object(failed))
             if writer is not None:
-                # What cannot be read may become readable without a change of its file: by a package, or a mount.
+                # Unreadable files may become readable without changing, by installing a package or mounting a disk.
                 kept = cache is not None and len(failed) < len(source)
                 writer.finish(file if kept else partial / "features.arrow", failed)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
-                f"The features could not be kept in {folder} ({error}); free some space, or set HF_SSL_CACHE."
+                f"The features could not be written to {folder} ({error}); free some space, or set HF_SSL_CACHE."
             ) from error
         state.wait_for_everyone()
         if not gather_object([file.exists()])[0] or cache is None:
             found = read(partial / "features.arrow")
             state.wait_for_everyone()
             if state.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)  # what is mapped stays until it is let go
+                shutil.rmtree(partial, ignore_errors=True)  # mapped files stay until they are released
             return found
         if state.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -102,18 +104,18 @@ def features_of(
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether features can be read from there; what cannot is named, and made anew."""
+    """Whether cached features are readable; damaged ones are reported and recomputed."""
     try:
         if file.exists():
             read(file)
             return True
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
-        logger.warning(f"The features in {file} are damaged ({first_line(error)}) and are made anew.")
+        logger.warning(f"The features in {file} are damaged ({first_line(error)}) and will be recomputed.")
     return False
 
 
 def read(file: Path) -> dict[str, Features]:
-    """The features in a file, memory-mapped."""
+    """Read features, memory-mapped."""
     table = pa.ipc.open_file(pa.memory_map(str(file)))
     batch, about = table.get_batch(0), json.loads(table.schema.metadata[b"hf_ssl"])
     examples, labels = (
@@ -124,7 +126,7 @@ def read(file: Path) -> dict[str, Features]:
         column = batch.column(f"vectors_{name}")
         values = column.values.to_numpy(zero_copy_only=True)[column.offset * column.type.list_size :]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nothing here writes to it
+            warnings.simplefilter("ignore")  # read-only use
             vectors = torch.from_numpy(values.reshape(len(labels), clips, column.type.list_size // clips))
         vectors = vectors[:, 0] if clips == 1 else vectors
         found[name] = Features(vectors, labels, about["failed"], scale, examples=examples)
@@ -132,7 +134,7 @@ def read(file: Path) -> dict[str, Features]:
 
 
 def key_of(encoder: Encoder, source: Source, precision: str) -> str:
-    """A name for what is made of a source by an encoder: another one for other weights, examples, labels or files."""
+    """Cache key of an encoder and source; depends on weights, examples, labels and files."""
     about = [_VERSION, encoder.digest, precision, fingerprint(source, False), repr(source.decoding)]
     state = xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
     state.update(np.ascontiguousarray(source.numbers).tobytes())
@@ -143,9 +145,9 @@ def key_of(encoder: Encoder, source: Source, precision: str) -> str:
 
 
 def _add_content(state: Any, source: Source) -> None:
-    """What tells data from others of the same names and sizes: rows, times of change, or the content itself."""
+    """Hash what distinguishes data of the same names and sizes: rows, modification times, or content."""
     dataset = source.dataset
-    if dataset._indices is not None:  # of a part of it
+    if dataset._indices is not None:  # a subset
         state.update(dataset._indices.column(0).to_numpy().tobytes())
     for file in (Path(one["filename"]) for one in dataset.cache_files):
         with suppress(OSError):
@@ -157,7 +159,7 @@ def _add_content(state: Any, source: Source) -> None:
                 for buffer in filter(None, content.buffers()):
                     state.update(memoryview(buffer))
             for path in paths.to_pylist():
-                with suppress(OSError, TypeError, ValueError):  # none, or elsewhere
+                with suppress(OSError, TypeError, ValueError):  # missing or remote
                     state.update(str(os.stat(path).st_mtime_ns).encode())
 
 
@@ -181,7 +183,7 @@ def _embedded(
 
 
 def _gathered(batch: Batch, batch_size: int, state: PartialState) -> Batch:
-    """The batches of all processes as one."""
+    """Gather the batches of all processes."""
     if state.num_processes == 1:
         return batch
     size = max(gather_object([len(batch.rows)]))
@@ -199,14 +201,14 @@ def _gathered(batch: Batch, batch_size: int, state: PartialState) -> Batch:
 
 
 class _Writer:
-    """Collects vectors in plain files, which are mapped and not held, and makes an Arrow file of them."""
+    """Collect vectors in memory-mapped files and convert them to an Arrow file."""
 
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for other in folder.parent.glob(".partial_*"):
-            with suppress(OSError):  # its own process may remove it now
+            with suppress(OSError):  # its own process may remove it at the same time
                 if time.time() - max(file.stat().st_mtime for file in (other, *other.iterdir())) > _ABANDONED:
                     shutil.rmtree(other, ignore_errors=True)
         self.labels, self.known = np.full(count, -1, np.int64), np.zeros(count, bool)
@@ -233,19 +235,19 @@ class _Writer:
         shape = (self.count, *first.shape[1:])
         file, kind = self.folder / f"{name or 'features'}.raw", np.dtype(np.float16 if half else np.float32)
         with file.open("wb") as opened:
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a map kills the process
+            if hasattr(os, "posix_fallocate"):  # if the disk fills up under a mapping, the process is killed
                 os.posix_fallocate(opened.fileno(), 0, int(np.prod(shape)) * kind.itemsize)
             else:
                 opened.truncate(int(np.prod(shape)) * kind.itemsize)
         self.arrays[name] = np.memmap(file, kind, "r+", shape=shape)
 
     def finish(self, file: Path, failed: list[str]) -> None:
-        """One record batch, written from what is mapped."""
+        """Write one record batch from the mapped files."""
         kept = np.flatnonzero(self.known)
         arrays: list[Any] = [pa.array(kept), pa.array(self.labels[kept])]
         fields = [pa.field("row", pa.int64()), pa.field("label", pa.int64())]
         for name, array in self.arrays.items():
-            for start in range(0, len(kept), 4096):  # over the rows that could not be read
+            for start in range(0, len(kept), 4096):  # skipping rows that could not be read
                 part = kept[start : start + 4096]
                 if part[0] != start or part[-1] != start + len(part) - 1:
                     array[start : start + len(part)] = array[part]

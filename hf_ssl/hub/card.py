@@ -36,13 +36,13 @@ ROWS = (
     ("probe", "linear probe, trained online", "{:.1%}"),
     ("knn_video", "kNN accuracy of the video tower", "{:.1%}"),
     ("knn_audio", "kNN accuracy of the audio tower", "{:.1%}"),
-    ("video_to_audio_r1", "video to audio: own sound first of all", "{:.1%}"),
-    ("audio_to_video_r1", "audio to video: own picture first of all", "{:.1%}"),
-    ("video_to_audio_p1", "video to audio: first one of the same class", "{:.1%}"),
-    ("audio_to_video_p1", "audio to video: first one of the same class", "{:.1%}"),
-    ("positive_precision", "positive sets: same class", "{:.1%}"),
+    ("video_to_audio_r1", "video to audio R@1: own sound ranked first", "{:.1%}"),
+    ("audio_to_video_r1", "audio to video R@1: own video ranked first", "{:.1%}"),
+    ("video_to_audio_p1", "video to audio P@1: top result of the same class", "{:.1%}"),
+    ("audio_to_video_p1", "audio to video P@1: top result of the same class", "{:.1%}"),
+    ("positive_precision", "CMA positives of the same class", "{:.1%}"),
     ("loss", "loss", "{:.4g}"),
-    ("embedding_std", "std of unit embeddings (1 = healthy, 0 = collapsed)", "{:.3f}"),
+    ("embedding_std", "std of normalized embeddings (1 = healthy, 0 = collapsed)", "{:.3f}"),
     ("effective_rank", "effective rank of features (RankMe)", "{:.1f}"),
     ("alignment", "alignment of two views (lower is closer)", "{:.3f}"),
     ("uniformity", "uniformity (lower is more uniform)", "{:.3f}"),
@@ -173,7 +173,7 @@ def render_converted(
         tags=["timm", "transformers", "self-supervised-learning", config.model_type, "hf_ssl"],
     )
     return Template((templates_folder() / "converted.md").read_text()).substitute(
-        origin | {"project": origin["project"] or "a project that its names do not tell"},
+        origin | {"project": origin["project"] or "an unknown project"},
         metadata=metadata.to_yaml(),
         name=f"{method}, {' and '.join(backbone)}",
         paper=paper_link(config.model_type),
@@ -230,23 +230,22 @@ def _results(recipe: Recipe, results: Results) -> str:
     """The results table, and how its figures were measured."""
     final, measured = results.final, results.measured
     where = _part(measured, "queries", recipe.monitor.query_split)
-    how = f"Measured once, with seed {recipe.train.seed}, behind the last step; no step was chosen by it. "
+    how = f"Measured once (seed {recipe.train.seed}), after the last step; these figures selected no checkpoint. "
     if "knn" in final:
         bank = _part(measured, "bank", recipe.monitor.bank_split)
-        how += f"kNN: the encoder is frozen, and the nearest images of {bank} by cosine similarity vote, weighted, on "
-        how += f"{where}, of {_evaluated_on(recipe)}."
+        how += "kNN: weighted vote of the nearest images by cosine similarity, with a frozen encoder; neighbors from "
+        how += f"{bank}, queries from {where}, of {_evaluated_on(recipe)}."
         if "probe" in final:
-            how += (
-                " The linear probe learned beside the encoder, which got no gradient of it, from labels of training "
-            )
-            how += "images that are none of these."
+            how += " The linear probe was trained during pretraining, on other labeled training images; no gradient "
+            how += "flows from it into the encoder."
     elif "video_to_audio_r1" in final:
-        how += f"Each clip's other half is looked for among {where}, of {_evaluated_on(recipe)}, by cosine similarity."
+        how += f"Each clip is used to retrieve its other modality, by cosine similarity, from {where}, of "
+        how += f"{_evaluated_on(recipe)}."
     else:
-        how += "These are taken from the last training batches. No accuracy was measured: `hf-ssl evaluate` does, on "
-        how += "data with labels."
+        how += "The figures come from the last training batches. No accuracy was measured; run `hf-ssl evaluate` on "
+        how += "labeled data."
     notes = "".join(f"\n- {note}" for note in measured.get("notes", ()))
-    return f"{_table(recipe, results.baseline, final)}\n\n{how}" + (f"\n\nMind:\n{notes}" if notes else "")
+    return f"{_table(recipe, results.baseline, final)}\n\n{how}" + (f"\n\nNotes:\n{notes}" if notes else "")
 
 
 def _part(measured: dict[str, Any], side: str, split: str) -> str:
@@ -268,7 +267,7 @@ def _table(recipe: Recipe, baseline: dict[str, Any], final: dict[str, Any]) -> s
 
 
 def _environment(results: Results) -> str:
-    lines = [f"- Hardware: {results.hardware}", f"- Training time: {_duration(results.seconds)}, measurements aside"]
+    lines = [f"- Hardware: {results.hardware}", f"- Training time: {_duration(results.seconds)}, without measurements"]
     lines.append("- " + ", ".join(f"{name} {version}" for name, version in results.versions.items()))
     return "\n".join(lines)
 
@@ -280,11 +279,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-_UNNAMED = "a dataset given from Python"
+_UNNAMED = "a dataset passed from Python"
 
-_LICENSED = "The weights' license is `{license}`, as whoever shares them has said."
+_LICENSED = "License of the weights, set by the person who shares them: `{license}`."
 
 _UNLICENSED = (
-    "The weights carry no license of their own until whoever shares them adds one to the metadata above\n"
-    "(`hf-ssl card FOLDER --license apache-2.0`)."
+    "The weights have no license yet; to set one, run `hf-ssl card FOLDER --license apache-2.0` before sharing them."
 )

@@ -12,18 +12,18 @@ PIPELINE_TAG = "feature-extraction"
 
 PURPOSE = (
     "It turns {config.video_seconds:g} s of video ({config.num_frames} frames of {config.image_size} pixels) "
-    "and {config.audio_seconds:g} s of sound into vectors that can be compared with each other, and into features for "
-    "classifiers of either."
+    "and {config.audio_seconds:g} s of sound into comparable embeddings, and into features for video or audio "
+    "classifiers."
 )
 
 _AVERAGED_INPUTS = """\
-Size of the input and normalization of the frames are in the configuration, as the original network had them. The
-spectrogram is normalized by the average of all bands, where the original network had a mean and a deviation for each:
-its inputs, and so its features, are shifted by up to 1.4 deviations a band. `hf-ssl convert` with the authors' file as
-`--statistics` has the original ones."""
+Input size and frame normalization are those of the original network, see the configuration. The spectrogram is
+normalized with the average over all bands; the original network used a mean and a std for each band, so inputs and
+features are shifted by up to 1.4 std per band. For the original normalization, pass the authors' file to
+`hf-ssl convert --statistics`."""
 
 _USAGE = """\
-Both towers come with their code, which you are asked to trust, and read a video file with sound by PyAV
+Both towers come with their own code and need `trust_remote_code=True`. Video files with sound are read with PyAV
 (`pip install av`):
 
 ```python

@@ -41,7 +41,7 @@ def start_from_encoder(recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[st
             if hasattr(config_class, name[field]):
                 ours.setdefault(name[field], value)
         if key not in ours:
-            raise ValueError(f"say which timm network it is, such as model.{key}=resnet50.")
+            raise ValueError(f"set its timm network, such as model.{key}=resnet50.")
         with torch.device("cpu"):
             backbone = create_backbone(SSLConfig(**{f: ours[n] for f, n in name.items() if n in ours}))
         if isinstance(encoder, nn.Module):
@@ -50,7 +50,7 @@ def start_from_encoder(recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[st
             load_backbone(backbone, encoder, place)
     except Exception as error:  # foreign files may make timm and transformers raise anything
         if is_absent(error) and not isinstance(error, RecipeError):
-            said = "its weights are not in the cache, and the Hub could not be reached"
+            said = "its weights are not cached and the Hub could not be reached"
             raise RecipeError(f"model.init_from={place}: {said}{' (HF_HUB_OFFLINE=1)' * HF_HUB_OFFLINE}.") from error
         raise RecipeError(f"model.init_from={place}: {' '.join(str(error).split())}") from error
     return backbone.state_dict(), {key: value for key, value in ours.items() if key not in recipe.model}
@@ -74,7 +74,7 @@ def _open(place: str) -> tuple[dict[str, torch.Tensor] | nn.Module, dict[str, An
         fields = timm_fields(model.config.architecture, model.timm_model)
         return model.timm_model.state_dict(), fields | {"backbone_args": arguments or None}
     if model.main_input_name != "pixel_values":
-        raise ValueError("it is no encoder of images.")
+        raise ValueError("it is not an image encoder.")
     try:
         processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError):
@@ -110,8 +110,8 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
             found[False, rows, width] = [table[1:]]
     if any(len(found.get(kind, ())) < len(tensors) for kind, tensors in wanted.items()):
         raise ValueError(
-            "its layers are not those of this backbone; set the timm network that it is with model.backbone and "
-            "model.backbone_args, or take timm's own weights: model.init_from=timm/NAME."
+            "its layers do not match this backbone; set the equivalent timm network with model.backbone and "
+            "model.backbone_args, or use timm's own weights: model.init_from=timm/NAME."
         )
     for kind, tensors in wanted.items():
         for there, here in zip(found[kind], tensors, strict=False):  # ignore a pooler at the end of the source
@@ -122,8 +122,8 @@ def copy_by_execution(source: nn.Module, target: nn.Module, image_size: int) -> 
         pairs.append((expected.pooler_output, target.forward_head(features, pre_logits=True)))
     if not any(_means_are_close(*pair, target.num_features) for pair in pairs):
         raise ValueError(
-            "its layers have the sizes of this backbone's, but compute something else; its activation (act_layer) or "
-            "padding may be another, which model.backbone_args sets."
+            "its layers match this backbone's sizes, but give different features; its activation (act_layer) or "
+            "padding may differ, which model.backbone_args sets."
         )
 
 

@@ -28,7 +28,7 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
         try:
             result = read_json(file)
             if not _is_result(result):
-                raise UserError(f"{file} is no result of hf-ssl evaluate.")
+                raise UserError(f"{file} is not a result of hf-ssl evaluate; remove it from the folder.")
             found.append(result)
         except UserError as error:
             logger.warning(str(error))
@@ -72,9 +72,7 @@ def section(evaluations: Sequence[dict[str, Any]]) -> str:
             columns = [one, *(one.get("baselines", {}).get(name, {}) for name in beside)]
             cells = [cell(column, key, 1) for column in columns]
             lines.append(f"| {title(one)}: {key} | {Path(str(one['data'])).name} | {' | '.join(cells)} |")
-    return (
-        "## Evaluated\n\n" + "\n".join(lines) + "\n\nBehind ± stands the standard error; of low-shot over its draws."
-    )
+    return "## Evaluation\n\n" + "\n".join(lines) + "\n\n± is the standard error; for low-shot, over the draws."
 
 
 def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
@@ -100,6 +98,6 @@ def entries(evaluations: Sequence[dict[str, Any]]) -> list[EvalResult]:
 
 
 def _metric(key: str) -> str:
-    """What the Hub calls a figure."""
+    """The Hub's name of a metric."""
     kinds = {"map": "mean_average_precision", "mp": "precision", "miou": "mean_iou"}
     return next((name for start, name in kinds.items() if re.match(rf"{start}(\d|_|$)", key)), "accuracy")

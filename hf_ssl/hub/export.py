@@ -72,7 +72,7 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
     found = find_weights(place)
     checkpoint = CheckpointFolder(found)
     if not checkpoint.state.exists():
-        raise RecipeError(f"{place} has no checkpoint to export; it is an exported model already.")
+        raise RecipeError(f"{place} has no checkpoint to export; it is already an exported model.")
     try:
         state = checkpoint.read_state()
         recipe = continued(recipe_from_dict(state.recipe), state.recipe, state.format, state.began)
@@ -82,14 +82,14 @@ def export_checkpoint(place: Path | str, folder: Path | str | None = None) -> Pa
         results = Results(**state.results)
         model = without_memory(method_classes(recipe.method)[1], config)
     except TypeError as error:
-        raise RecipeError(f"{checkpoint.state} is not complete ({error!r}); give an older checkpoint.") from error
+        raise RecipeError(f"{checkpoint.state} is incomplete ({error!r}); use an older checkpoint.") from error
     tensors = read_weights(found)
     described = model.state_dict()
     wrong = [name for name, own in described.items() if name not in tensors or tensors[name].shape != own.shape]
     if wrong:
         raise RecipeError(
-            f"{found} does not hold the model that its state.json describes: {listed(wrong)} missing or of another "
-            "size; give an older checkpoint."
+            f"{found} does not match its state.json: {listed(wrong)} missing or of another size; use an older "
+            "checkpoint."
         )
     folder = found.parent.parent / "model" if folder is None else folder
     return export(model, recipe, folder, tensors=tensors, results=results)
@@ -138,7 +138,7 @@ def write_repo(
             raise
         raise UserError(
             f"The model could not be written to {folder} ({first_line(refusal)}); free some space or make it "
-            "writable, and run the same command again (the checkpoints that a run has written are kept)."
+            "writable, and run the same command again (existing checkpoints are kept)."
         ) from error
     return folder
 

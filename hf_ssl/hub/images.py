@@ -15,7 +15,7 @@ PURPOSE = (
     "linear classifiers or fine-tuning."
 )
 
-INPUTS = "Size and normalization of the input are in the configuration, as the original network had them."
+INPUTS = "Input size and normalization are those of the original network, see the configuration."
 
 _PLAIN_USAGE = """\
 ```python
@@ -29,11 +29,11 @@ features = pipeline("image-feature-extraction", model="REPO")("image.jpg")
 
 _ONE_FILE = (  # line of _PLAIN_USAGE, and its replacement for sharded weights
     'encoder = timm.create_model("hf-hub:REPO", pretrained=True)       # the same in timm',
-    "timm_model = encoder.timm_model                                   # timm by itself does not read several files",
+    "timm_model = encoder.timm_model                                   # timm cannot load sharded weights itself",
 )
 
 _CODE_USAGE = """\
-This encoder is not one that timm builds by name, so it comes with its code, which you are asked to trust:
+timm cannot build this encoder by name, so it comes with its own code and needs `trust_remote_code=True`:
 
 ```python
 from transformers import AutoModel, pipeline
@@ -51,7 +51,7 @@ def usage(plain: bool, sharded: bool) -> str:
 
 
 def with_processor(lines: list[str], place: str) -> list[str]:
-    """The lines of `usage`, and one that loads what prepares images for the encoder."""
+    """The lines of `usage`, and one that loads the image processor."""
     first = next(i for i, line in enumerate(lines) if "AutoModel.from_pretrained" in line)
     lines = [line.replace("import AutoModel,", "import AutoImageProcessor, AutoModel,") for line in lines]
     return [*lines[:first], f'processor = AutoImageProcessor.from_pretrained("{place}")', *lines[first:]]

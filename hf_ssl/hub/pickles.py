@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Pickles of others, read without executing them.
+"""Read untrusted pickles without executing code.
 
-A pickle is a program. `read_pickle` runs it on a machine that knows arrays, plain containers and what a caller names:
-nothing is imported for it, and every other name is refused.
+A pickle is a program. `read_pickle` interprets it with arrays, plain containers and the names that the caller allows;
+nothing is imported, and every other name is refused.
 """
 
 import pickle
@@ -18,10 +18,10 @@ from ..recipe import RecipeError
 NUMPY: dict[str, Any] = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
-    "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # protocol 2 writes bytes so
+    "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # how protocol 2 stores bytes
 }
 for _module in ("builtins", "__builtin__"):
-    NUMPY[f"{_module}.bytes"] = lambda: b""  # of an empty array
+    NUMPY[f"{_module}.bytes"] = lambda: b""  # empty arrays
 for _core in ("numpy.core", "numpy._core"):
     NUMPY[f"{_core}.multiarray._reconstruct"] = np._core.multiarray._reconstruct
     NUMPY[f"{_core}.multiarray.scalar"] = np._core.multiarray.scalar
@@ -29,11 +29,11 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class Refused(pickle.UnpicklingError):
-    """A pickle asks for what is not known here."""
+    """A pickle uses a name that is not allowed."""
 
 
 def numpy_only(module: str, name: str) -> Any:
-    """What stands for `module.name` in a pickle of arrays and plain containers."""
+    """Stand-in for `module.name` in a pickle of arrays and plain containers."""
     if f"{module}.{name}" not in NUMPY:
         raise Refused(f"{module}.{name}")
     return NUMPY[f"{module}.{name}"]
@@ -41,7 +41,7 @@ def numpy_only(module: str, name: str) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: Any, named: Callable[[str, str], Any]):
-        super().__init__(file, encoding="latin1")  # texts of Python 2
+        super().__init__(file, encoding="latin1")  # Python 2 strings
         self.named = named
 
     def find_class(self, module: str, name: str) -> Any:
@@ -49,15 +49,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path, what: str, named: Callable[[str, str], Any] = numpy_only) -> Any:
-    """What is in the pickle.
+    """Content of a pickle.
 
     Args:
-        what: it should be, as a message calls it.
-        named: (module, name) -> what stands for it.
+        what: expected kind of content, for messages.
+        named: (module, name) -> its stand-in.
 
     Raises:
-        RecipeError: no such file, or one that asks for more than it needs.
-        Exception: whatever a broken or hostile file brings about.
+        RecipeError: the file does not exist, or uses a name that is not allowed.
+        Exception: broken or hostile files may raise anything.
     """
     if not path.is_file():
         raise RecipeError(f"There is no file {path}.")
@@ -66,6 +66,6 @@ def read_pickle(path: Path, what: str, named: Callable[[str, str], Any] = numpy_
             return _Unpickler(file, named).load()
     except Refused as error:
         raise RecipeError(
-            f"{path} asks for {error}, which no {what} needs; reading it could execute anything, which hf-ssl never "
-            "does."
+            f"{path} asks for {error}, which no {what} needs; loading it could execute arbitrary code, which "
+            "hf-ssl never does."
         ) from error

@@ -98,8 +98,8 @@ def published_section(recipe: Recipe, knn: float | None) -> str:
     row, differing = min(found, key=lambda pair: len(pair[1]))
     header = recipe_header(path)
     lines = [
-        "## Beside what is published",
-        f"The run began as hf_ssl's recipe `{recipe.name}`. Others have published for it "
+        "## Comparison with published results",
+        f"The run started from hf_ssl's recipe `{recipe.name}`. Published results for that recipe "
         f"({header['Dataset']}, {row.settings.replace(' ep', ' epochs')}; source: {header['Source']}):",
         "| | this run | published |\n| --- | --- | --- |\n"
         + "\n".join(
@@ -108,11 +108,14 @@ def published_section(recipe: Recipe, knn: float | None) -> str:
         ),
     ]
     if not differing:
-        lines.append("The run has the settings of that figure; it is one run all the same, on data of that name.")
+        lines.append(
+            "The run used the settings of the published figure. It is a single run, and only the dataset name was "
+            "compared, not its content."
+        )
     else:
         lines.append(
-            "**That figure is not of this run's settings**, so it is no target for it and says nothing about it. They "
-            f"differ in {len(differing)} keys:"
+            "**The published figure was obtained with other settings**, so the two are not comparable. "
+            f"{len(differing)} keys differ:"
         )
         lines.append("\n".join(f"- `{k}`: `{own}`, published `{theirs}`" for k, (own, theirs) in differing.items()))
     return "\n\n".join(lines)

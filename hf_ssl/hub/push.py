@@ -18,12 +18,12 @@ from ..recipe import RecipeError
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "pretraining/*", "classification/*"]
 
 REMEDIES = {
-    401: "you are not logged in, or the token is not valid: run `hf auth login` with a token that may write",
-    403: "your token may not write there: check the name, or make a token with write access",
-    404: "there is no such repository, or your token may not see it",
-    409: "somebody else changes the repository at the same time: run the same command again",
-    413: "the Hub does not take files of this size",
-    429: "too many requests: wait some minutes and run the same command again",
+    401: "you are not logged in, or the token is invalid: run `hf auth login` with a write token",
+    403: "your token cannot write there: check the name, or create a token with write access",
+    404: "the repository does not exist, or your token cannot see it",
+    409: "someone else is changing the repository at the same time: run the same command again",
+    413: "a file is too large for the Hub",
+    429: "too many requests: wait a few minutes and run the same command again",
 }
 
 
@@ -63,11 +63,11 @@ def push(
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise RecipeError(f"There is no folder {folder}; give a run's folder, or an exported model's.")
+        raise RecipeError(f"There is no folder {folder}; pass a run's folder or an exported model.")
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for names in (("config.json",), ("README.md",), ("model.safetensors", "model.safetensors.index.json")):
         if not any((folder / name).exists() for name in names):
-            raise RecipeError(f"{folder} is no exported model: it has no {names[0]}; see `hf-ssl export`.")
+            raise RecipeError(f"{folder} is not an exported model: {names[0]} is missing; see `hf-ssl export`.")
     read_text(folder / "README.md")  # fail before creating a repository
     create_repo(repo_id, private)
     api = HfApi()
@@ -88,7 +88,7 @@ def _name_in_card(card: Path, repo_id: str) -> None:
     text = read_text(card)
     named = text.replace('"REPO"', f'"{repo_id}"').replace("hf-hub:REPO", f"hf-hub:{repo_id}")
     if named != text:
-        named = named.replace("Replace `REPO` by the name of this repository or by its folder.\n\n", "")
+        named = re.sub(r"^Replace `REPO` .+\n\n", "", named, flags=re.MULTILINE)
         partial = card.with_name(".partial_README.md")
         partial.write_text(named, encoding="utf-8")
         os.replace(partial, card)
@@ -116,11 +116,11 @@ def push_error(error: BaseException, repo_id: str) -> PushError:
     said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     remedy = REMEDIES.get(status)
     if isinstance(error, OfflineModeIsEnabled):
-        remedy, said = "the Hub is out of reach by HF_HUB_OFFLINE: unset it and run the same command again", "offline"
+        remedy, said = "HF_HUB_OFFLINE is set: unset it and run the same command again", "offline"
     elif isinstance(error, HFValidationError):
         status, remedy = 400, "give it as user/name"
     elif status is not None and status >= 500:
-        remedy = "the Hub has trouble: run the same command again later"
+        remedy = "the Hub has a problem: run the same command again later"
     elif remedy is None:
-        remedy = "run the same command again: what was sent is not sent twice"
-    return PushError(f"{repo_id} was not published, nothing there has changed; {remedy} ({said}).", status)
+        remedy = "run the same command again: uploaded files are not sent twice"
+    return PushError(f"{repo_id} was not published and is unchanged; {remedy} ({said}).", status)

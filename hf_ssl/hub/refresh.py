@@ -42,12 +42,12 @@ def refresh_card(
     folder = Path(place)
     folder = folder / "model" if (folder / "model" / "results.json").exists() else folder
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise RecipeError(f"{license!r} is no license's name on the Hub, such as apache-2.0, cc-by-nc-4.0 or other.")
+        raise RecipeError(f"{license!r} is not a Hub license name, such as apache-2.0, cc-by-nc-4.0 or other.")
     try:
         for dataset in filter(None, datasets or ()):
             validate_repo_id(dataset)
     except HFValidationError as error:
-        raise RecipeError(f"--datasets takes names of Hub datasets, such as uoft-cs/cifar10: {error}") from None
+        raise RecipeError(f"--datasets takes Hub dataset names, such as uoft-cs/cifar10: {error}") from None
     given = {"license": license, "name": name, "datasets": datasets and [one for one in datasets if one]}
     sharded = (folder / "model.safetensors.index.json").exists()
     try:
@@ -58,13 +58,13 @@ def refresh_card(
         content = read_json(folder / "pretraining/config.json")
         config_class = method_classes(recipe.method)[0]
         if content.get("model_type") != config_class.model_type:
-            raise ValueError(f"recipe.yaml is of {recipe.method}, and pretraining/config.json is not")
+            raise ValueError(f"recipe.yaml is for {recipe.method}, but pretraining/config.json is not")
         config = config_class.from_dict(content)
         text = render_card(config, recipe, results, sharded=sharded, evaluations=read_evaluations(folder))
     except Exception as error:  # damaged or foreign files may raise anything
         raise RecipeError(
-            f"{place} has nothing to make a card from ({' '.join(str(error).split())}); give a run's folder, or that "
-            "of a model which a run exported: results.json, recipe.yaml and pretraining/config.json."
+            f"No card can be made from {place} ({' '.join(str(error).split())}); pass a run's folder or the model "
+            "that a run exported, with results.json, recipe.yaml and pretraining/config.json."
         ) from error
     files = {"README.md": text, "results.json": results.to_json()}
     try:

@@ -60,7 +60,9 @@ def export_for_serving(place: str, output: Path | str | None = None, *, onnx: bo
             found = torch.export.load(partial).module()(*examples[1])
         error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
         if not error < 1e-3:
-            raise RecipeError(f"The exported graph differs from the model by {error:.1e}; nothing was kept.")
+            raise RecipeError(
+                f"The output of the exported graph differs from the model's by {error:.1e}; nothing was saved."
+            )
     return output, error
 
 
@@ -69,9 +71,7 @@ def _onnx(module, examples, dynamic, inputs, outputs, file: Path) -> list[torch.
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise RecipeError(
-            f"ONNX needs packages that are not installed ({error}): pip install onnx onnxruntime onnxscript."
-        ) from None
+        raise RecipeError(f"ONNX packages are missing ({error}); pip install onnx onnxruntime onnxscript.") from None
     large = sum(p.numel() * p.element_size() for p in module.parameters()) > 1.9e9  # protobuf's limit is 2 GB
     torch.onnx.export(
         module,

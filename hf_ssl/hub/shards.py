@@ -58,7 +58,7 @@ class SafeReader(dcp.FileSystemReader):
         except pickle.UnpicklingError:
             raise
         except Exception as error:  # truncated or foreign files may raise anything
-            raise pickle.UnpicklingError(f"{path} is no index of a sharded checkpoint ({error!r})") from error
+            raise pickle.UnpicklingError(f"{path} is not the index of a sharded checkpoint ({error!r})") from error
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
@@ -113,16 +113,16 @@ class _Unpickler(pickle.Unpickler):
             return dtype
         if (module in _OWN and "." not in name) or (module, name) in _OTHERS:
             return type(name, (_Record,), {})
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which hf-ssl never executes")
+        raise pickle.UnpicklingError(f"it uses {module}.{name}, which hf-ssl never executes")
 
 
 def _unpickled(path: Path) -> _Record:
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-        raise pickle.UnpicklingError(f"{path} is no file of a sharded checkpoint")
+        raise pickle.UnpicklingError(f"{path} is not a file of a sharded checkpoint")
     with path.open("rb") as file:
         foreign = {opcode.name for opcode, _, _ in pickletools.genops(file)} - _OPCODES
         if foreign:
-            raise pickle.UnpicklingError(f"{path} is no index that torch wrote ({', '.join(sorted(foreign))})")
+            raise pickle.UnpicklingError(f"{path} is not an index written by torch ({', '.join(sorted(foreign))})")
         file.seek(0)
         return _Unpickler(file).load()
 
@@ -134,16 +134,16 @@ def _checked(index: _Record, folder: Path) -> Metadata:
     parts = dict(_part(key, place, sizes) for key, place in index.state["storage_data"].items())
     declared = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors.values())
     if declared > sum(sizes.values()):
-        raise pickle.UnpicklingError(f"{folder} says that it holds {declared:,} bytes of tensors, and has fewer")
+        raise pickle.UnpicklingError(f"{folder} declares {declared:,} bytes of tensors, but has fewer")
     return Metadata(state_dict_metadata=tensors, planner_data={name: (name,) for name in tensors}, storage_data=parts)
 
 
 def _tensor(name: str, entry: _Record) -> TensorStorageMetadata:
     if type(entry).__name__ != "TensorStorageMetadata":
-        raise pickle.UnpicklingError(f"its entry {name} is no tensor, and hf-ssl reads nothing else")
+        raise pickle.UnpicklingError(f"its entry {name} is not a tensor, and nothing else is read")
     size, dtype = _size(entry.state["size"]), entry.state["properties"].state[0]
     if not isinstance(dtype, torch.dtype):
-        raise pickle.UnpicklingError(f"its entry {name} has no type of numbers")
+        raise pickle.UnpicklingError(f"its entry {name} has no dtype")
     chunks = [ChunkStorageMetadata(_size(c.state["offsets"]), _size(c.state["sizes"])) for c in entry.state["chunks"]]
     if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):
         raise pickle.UnpicklingError(f"parts of its entry {name} are missing")
@@ -155,12 +155,12 @@ def _part(key: _Record, place: _Record, sizes: dict[str, int]) -> tuple[Metadata
     fqn, offset, index = (key.state.get(name) for name in ("fqn", "offset", "index"))
     file, start, length = (place.state[name] for name in ("relative_path", "offset", "length"))
     if file not in sizes or not 0 <= start <= start + length <= sizes[file]:
-        raise pickle.UnpicklingError(f"a part of {fqn} is said to be in {file!r}, which has no such bytes")
+        raise pickle.UnpicklingError(f"a part of {fqn} is outside the bytes of {file!r}")
     return MetadataIndex(str(fqn), _size(offset), index), _StorageInfo(file, start, length)
 
 
 def _size(record: _Record) -> torch.Size:
     numbers = record.args[0]
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise pickle.UnpicklingError(f"{numbers!r} is no size of a tensor")
+        raise pickle.UnpicklingError(f"{numbers!r} is not a tensor size")
     return torch.Size(numbers)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The lines that load an exported folder, for a terminal: those of its card, with the folder's own name."""
+"""Code that loads an exported folder, for the terminal: the card's code with the folder's path."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,10 @@ from ..data.modality import Modality
 
 
 def loading_lines(modality: Modality, folder: Path, plain: bool) -> list[str]:
-    """Python that runs as it stands where the folder is reached by its name.
+    """Lines of Python that load the folder.
 
     Args:
-        plain: the encoder is one that timm builds by its name.
+        plain: whether timm can build the encoder by name.
     """
     half = modality.half(__package__)
     sharded = (folder / "model.safetensors.index.json").exists()

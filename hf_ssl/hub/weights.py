@@ -58,18 +58,18 @@ def find_weights(place: str | Path) -> Path:
     exported = [folder / "model" / "pretraining", folder / "pretraining", folder]
     if CheckpointFolder(folder).state.exists():
         if fault := CheckpointFolder(folder).verify()[2]:
-            raise RecipeError(f"The checkpoint {folder} is damaged: {fault}; give another one, or the run's folder.")
+            raise RecipeError(f"The checkpoint {folder} is damaged: {fault}; pass another one, or the run's folder.")
         return folder
     for found in checkpoints:
         if not (fault := CheckpointFolder(found).verify()[2]):
             return found
-        logger.warning(f"The checkpoint {found} is damaged: {fault}. The one before it is taken.")
+        logger.warning(f"The checkpoint {found} is damaged: {fault}. Using the previous one.")
     if checkpoints:
-        raise RecipeError(f"All checkpoints of {run} are damaged; give an exported model.")
+        raise RecipeError(f"All checkpoints of {run} are damaged; pass an exported model.")
     for found in exported:
         if (found / "config.json").exists():
             return found
-    raise RecipeError(f"{place} has no weights; give a run's folder, one of its checkpoints, or an exported model.")
+    raise RecipeError(f"{place} has no weights; pass a run's folder, one of its checkpoints, or an exported model.")
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def weight_files(folder: Path, name: str = "model.safetensors") -> list[Path]:
     names = read_json(index).get("weight_map")
     names = set(names.values()) if isinstance(names, dict) and all(map(_is_name, names.values())) else {""}
     if not names or not all((folder / name).is_file() for name in names):
-        raise RecipeError(f"{index} does not name files of its own folder.")
+        raise RecipeError(f"{index} must only name files in its own folder.")
     return [folder / name for name in sorted(names)]
 
 
@@ -124,8 +124,8 @@ def read_file(path: Path) -> Any:
         wanted = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
         if wanted and isinstance(error, pickle.UnpicklingError):
             raise RecipeError(
-                f"{path} holds more than tensors and plain values ({wanted[1]}); reading that would execute it, which "
-                "hf-ssl never does. Save its weights alone where you trust it."
+                f"{path} contains more than tensors and plain values ({wanted[1]}); loading that would execute code, "
+                "which hf-ssl never does. If you trust the file, save only its weights to a new one."
             ) from error
         raise unreadable(path, error) from error
     check_weight(content, path)
@@ -134,7 +134,7 @@ def read_file(path: Path) -> Any:
 
 def unreadable(path: Path, error: Exception) -> RecipeError:
     said = f"{path} cannot be read as a checkpoint ({type(error).__name__})"
-    return RecipeError(f"{said}; it may be cut off, or of another kind: fetch it again, or look at --method.")
+    return RecipeError(f"{said}; it may be truncated or of another kind: download it again, or check --method.")
 
 
 def check_weight(content: Any, path: Path) -> None:
@@ -144,9 +144,9 @@ def check_weight(content: Any, path: Path) -> None:
     try:
         heavy = weigh(content, _parts, _bytes) > 4 * path.stat().st_size + 2**20
     except ValueError as error:
-        raise RecipeError(f"{path} is no checkpoint: its {error}.") from None
+        raise RecipeError(f"{path} is not a checkpoint: {error}.") from None
     if heavy:
-        raise RecipeError(f"{path} stands for far more numbers than it holds; it is no checkpoint that was saved.")
+        raise RecipeError(f"{path} expands to far more data than its size, which no saved checkpoint does.")
 
 
 def _parts(value: Any) -> list:
@@ -181,7 +181,7 @@ def open_encoder(place: str | Path, *, pooler: bool = True) -> PreTrainedModel:
         if not os.path.exists(place) and is_absent(error):
             raise RecipeError(f"No encoder {str(place)!r}: {absent(str(place), error, 'model')}") from error
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"No encoder could be loaded from {str(place)!r}: {said}") from error
+        raise RecipeError(f"{str(place)!r} could not be loaded as an encoder: {said}") from error
 
 
 def _check_missing(kind: str, names: list[str], pooler: bool) -> None:
@@ -190,13 +190,13 @@ def _check_missing(kind: str, names: list[str], pooler: bool) -> None:
     body = [name for name in names if "pooler" not in name]
     if body:
         raise ValueError(
-            f"its files lack {len(body)} tensor(s) of {kind}, such as {body[0]}, which would be new and random; fetch "
-            "them again, whole."
+            f"its files lack {len(body)} tensor(s) of {kind}, such as {body[0]}, which would be random; download "
+            "them again."
         )
     if names and pooler:
         raise ValueError(
-            f"its files lack the pooler of {kind}, which would be new and random; take a hidden state instead, as "
-            "`hf-ssl evaluate --layer -1` does."
+            f"its files lack the pooler of {kind}, which would be random; use a hidden state instead, as with "
+            "`hf-ssl evaluate --layer -1`."
         )
 
 
@@ -205,7 +205,9 @@ def _is_name(name: Any) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise ValueError if an encoder is larger than its files."""
+    """Raise ValueError if there is no encoder yet, or one that is larger than its files."""
+    if (folder / "checkpoints").is_dir() and not (folder / "config.json").exists():
+        raise ValueError(f"its run has not ended; `hf-ssl export {folder}` writes the model of the newest checkpoint")
     content = read_json(folder / "config.json")
     if content.get("model_type") not in METHODS:
         _check_numbers(content, "config.json")
@@ -222,7 +224,7 @@ def _check_folder(folder: Path) -> None:
         model = AutoModel.from_config(config, trust_remote_code=False)
     held, needed = sum(map(math.prod, shapes)), sum(tensor.numel() for tensor in model.state_dict().values())
     if needed > 2 * held + _SLACK:
-        raise ValueError(f"config.json describes a network of {needed:,} numbers, and its files hold {held:,}.")
+        raise ValueError(f"config.json describes a network of {needed:,} numbers, but its files hold {held:,}.")
 
 
 def _shapes(folder: Path) -> list[tuple[int, ...]]:
@@ -242,13 +244,13 @@ def _check_numbers(value: Any, key: str) -> None:
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             _check_numbers(part, f"{key}, {name}")
     elif isinstance(value, int) and abs(value) > _LARGEST:
-        raise ValueError(f"{key} is {str(value)[:30]}, more than any network has.")
+        raise ValueError(f"{key} is {str(value)[:30]}, more than any network uses.")
 
 
 def _check_timm(content: dict[str, Any]) -> None:
     """Check timm's `config.json`: architecture, model arguments, and image input."""
     if not timm.is_model(str(content.get("architecture"))):
-        raise ValueError(f"config.json names no network of timm (architecture: {content.get('architecture')!r}).")
+        raise ValueError(f"config.json does not name a timm network (architecture: {content.get('architecture')!r}).")
     check_arguments(content.get("model_args"), "model_args")
     images = images_of_timm(content.get("pretrained_cfg"))
     size = images["input_size"]
@@ -270,7 +272,7 @@ def _at_most_parameters(most: int) -> Iterator[None]:
         nonlocal count
         count += 1
         if count > most:
-            raise ValueError(f"config.json describes more than {most:,} tensors, and its files have fewer.")
+            raise ValueError(f"config.json describes more than {most:,} tensors, but its files have fewer.")
 
     handle = register_module_parameter_registration_hook(hook)
     try:

@@ -76,7 +76,7 @@ def create_backbone(config: SSLConfig) -> nn.Module:
     """
     check_backbone(config.backbone)
     if (config.backbone_args or {}).get("in_chans", config.num_channels) != config.num_channels:
-        raise ValueError("backbone_args must not have in_chans; num_channels (1 or 3 for images) sets it.")
+        raise ValueError("backbone_args must not contain in_chans; use num_channels (1 or 3 for images).")
     try:
         backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **backbone_kwargs(config))
     except (TypeError, AssertionError) as error:  # timm asserts that a RegNet has four stages
@@ -106,7 +106,7 @@ def load_backbone(backbone: nn.Module, tensors: dict[str, torch.Tensor], source:
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         name = backbone.pretrained_cfg.get("architecture", "the backbone")
         raise ValueError(
-            f"The weights of {source} do not fit {name} as configured (stem, padding and backbone_args count, too): "
+            f"The weights of {source} do not fit {name} as configured (including stem, padding and backbone_args): "
             f"{shown}."
         )
     backbone.load_state_dict(tensors)
@@ -128,14 +128,14 @@ def _make_stem_small(backbone: nn.Module, config: SSLConfig) -> None:
     else:
         raise ValueError(
             f"stem={config.stem!r} is for ResNets (and 'small' for RegNets), not for {config.backbone}; "
-            "see its own backbone_args."
+            "use its backbone_args instead."
         )
 
 
 def _widen_stem(backbone: nn.Module, config: SSLConfig) -> None:
     block = backbone.layer1[0] if hasattr(backbone, "layer1") else None
     if getattr(block, "conv3", None) is None or not isinstance(backbone.conv1, nn.Conv2d):
-        raise ValueError(f"stem='wide' is for ResNets of bottlenecks (50 layers or more), not for {config.backbone}.")
+        raise ValueError(f"stem='wide' is for bottleneck ResNets (50 layers or more), not for {config.backbone}.")
     width = block.conv1.out_channels
     backbone.conv1 = nn.Conv2d(backbone.conv1.in_channels, width, 7, stride=2, padding=3, bias=False)
     backbone.bn1 = nn.BatchNorm2d(width)

@@ -132,7 +132,7 @@ class AvidConfig(ImageInputConfig):
         ours = ", ".join(VIDEO_NETWORKS + AUDIO_NETWORKS)
         for backbone in self.timm_backbones:
             if backbone.startswith(("r2plus1d", "conv2d")):
-                raise ValueError(f"There is no network {backbone!r}; choose one of timm, or {ours}.")
+                raise ValueError(f"Unknown network {backbone!r}; choose one of timm, or {ours}.")
         choices: dict[str, tuple[str, ...]] = {
             "frame_pooling": ("mean", "max"),
             "memory_dtype": ("float32", "bfloat16"),
@@ -162,7 +162,7 @@ class AvidConfig(ImageInputConfig):
         for field in ("audio_mean", "audio_std"):
             values = getattr(self, field)
             if not isinstance(values, float | int) and len(values) != self.num_bands:
-                raise ValueError(f"{field} must be one number, or num_bands={self.num_bands} of them.")
+                raise ValueError(f"{field} must be one number, or a list of num_bands={self.num_bands}.")
         steps = self.num_frames // 8 if self.video_backbone in VIDEO_NETWORKS else self.num_frames
         if not 1 <= self.time_segments <= max(steps, 1):
             raise ValueError(
@@ -171,8 +171,8 @@ class AvidConfig(ImageInputConfig):
             )
         if self.spectrogram == "linear" and (self.n_fft // 2) % (self.num_bands - 1):
             raise ValueError(
-                f"num_bands={self.num_bands} does not fit n_fft={self.n_fft}: linear bands are one for bin 0 and a "
-                f"divisor of {self.n_fft // 2} for the others."
+                f"num_bands={self.num_bands} does not fit n_fft={self.n_fft}: linear bands need one for bin 0 plus a "
+                f"divisor of {self.n_fft // 2}."
             )
 
     def validate_objective(self):
@@ -191,4 +191,4 @@ class AvidConfig(ImageInputConfig):
             },
         )
         if not any(getattr(self, field) for field in coefficients) or not self.projector_dims:
-            raise ValueError("The coefficients must not be all 0, and projector_dims not empty.")
+            raise ValueError("At least one coefficient must not be 0, and projector_dims must not be empty.")

@@ -35,7 +35,7 @@ def check_arguments(arguments: Any, name: str) -> None:
     if isinstance(arguments, dict):
         for key, value in arguments.items():
             if str(key).startswith(("checkpoint", "pretrained", "cache_dir")):
-                raise ValueError(f"{name} must not have {key}; see init_from for pretrained weights.")
+                raise ValueError(f"{name} must not contain {key}; use init_from for pretrained weights.")
             check_arguments(value, f"{name}.{key}")
     elif isinstance(arguments, list | tuple):
         for value in arguments:
@@ -48,7 +48,7 @@ def check_choices(config: PreTrainedConfig, choices: dict[str, tuple[str, ...]])
     """Raise ValueError if a field is not one of its valid values."""
     for field, valid in choices.items():
         if getattr(config, field) not in valid:
-            raise ValueError(f"{field}={getattr(config, field)!r} is not possible; choose {' or '.join(valid)}.")
+            raise ValueError(f"{field}={getattr(config, field)!r} is not valid; choose {' or '.join(valid)}.")
 
 
 @strict

@@ -94,7 +94,7 @@ class AvidFeatureExtractor(SequenceFeatureExtractor):
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"The model hears {self.sampling_rate} Hz, the sound has {sampling_rate} Hz; resample it before."
+                f"The model expects {self.sampling_rate} Hz, but the sound has {sampling_rate} Hz; resample it first."
             )
         single = np.ndim(raw_speech[0]) == 0
         samples = int(self.audio_seconds * self.sampling_rate)
@@ -102,7 +102,7 @@ class AvidFeatureExtractor(SequenceFeatureExtractor):
         for row, waveform in zip(batch, [raw_speech] if single else raw_speech, strict=True):
             waveform = torch.as_tensor(np.asarray(waveform, dtype=np.float32))
             if waveform.ndim != 1:
-                raise ValueError(f"A waveform has one dimension (samples), not the shape {tuple(waveform.shape)}.")
+                raise ValueError(f"A waveform must have one dimension (samples), not shape {tuple(waveform.shape)}.")
             row[: len(waveform)] = waveform[:samples]
         values = log_spectrogram(
             batch,

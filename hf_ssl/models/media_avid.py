@@ -38,7 +38,7 @@ def import_av():
     try:
         import av
     except ImportError:
-        raise ImportError("Videos are read with PyAV, which is not installed; pip install av.") from None
+        raise ImportError("Reading videos needs PyAV, which is not installed; pip install av.") from None
     return av
 
 
@@ -91,7 +91,7 @@ def read_clips(
         extents = _extent(*picture, scanned), _extent(*sound, scanned if audio is None else None)
         if max(extents[0][0], extents[1][0]) >= min(extents[0][1], extents[1][1]):
             shown, heard = (f"{start:.1f} to {end:.1f} s" for start, end in extents)
-            raise MediaError(f"its picture ({shown}) and its sound ({heard}) do not overlap in time")
+            raise MediaError(f"its video ({shown}) and sound ({heard}) do not overlap in time")
         clips = []
         for draw in draws:
             seconds = num_frames / frame_rate
@@ -247,7 +247,7 @@ def _all_frames(av, container, stream, times: list[float]) -> list:
         shown = frame
     if len(chosen) < len(times):  # the file ends
         if shown is None or times[len(chosen)] > _end(stream, shown, time) + 1:
-            raise MediaError(f"its picture breaks off before {times[len(chosen)]:.1f} s")
+            raise MediaError(f"its video ends before {times[len(chosen)]:.1f} s")
         chosen += [shown] * (len(times) - len(chosen))
     return chosen
 
@@ -299,7 +299,7 @@ def _read_sound(av, container, stream, start: float, samples: int, rate: int) ->
         if position >= total:
             break
     if pieces is None or begin + position / kind.rate <= start:
-        raise MediaError(f"its sound breaks off before {start:.1f} s")
+        raise MediaError(f"its sound ends before {start:.1f} s")
     if described[:2] == (rate, "fltp") and total > 0:
         sound = pieces
     else:

@@ -98,8 +98,8 @@ class Memory:
         excluded = (config.num_positives if config.cma else 0) + (not config.cma or config.exclude_anchor)
         if config.num_instances <= excluded:
             raise ValueError(
-                f"num_instances={config.num_instances} leaves no negatives beside {excluded} that are not drawn; use "
-                "more clips, or a lower num_positives."
+                f"num_instances={config.num_instances} leaves no negatives, since {excluded} are excluded; use "
+                "more clips, or lower num_positives."
             )
         self.module, self.config = module, config
         shape = (config.num_instances, config.projector_dims[-1])
@@ -207,7 +207,7 @@ class Memory:
         """Store a batch's embeddings until `after_step`."""
         if len(self.seen) == _UNREMEMBERED:
             raise RuntimeError(
-                f"{_UNREMEMBERED} batches were seen and not remembered; call model.before_step and model.after_step "
+                f"{_UNREMEMBERED} batches did not update the memory; call model.before_step and model.after_step "
                 "around every optimizer step, as hf_ssl's loop does."
             )
         self.seen.append((video.detach(), audio.detach(), indices))

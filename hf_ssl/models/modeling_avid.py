@@ -120,7 +120,7 @@ class AvidModel(AvidPreTrainedModel):
         """
         tower = getattr(self, "video_tower", None)
         if tower is None or tower.published:
-            raise ValueError(f"{source} needs a video tower of timm; set video_backbone to its name.")
+            raise ValueError(f"{source} needs a timm video tower; set video_backbone to its name.")
         tower.backbone.load_encoder(tensors, source)
 
     @can_return_tuple

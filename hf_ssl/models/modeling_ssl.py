@@ -213,7 +213,7 @@ class SSLPreTrainedModel(PreTrainedModel):
         blocks = backbone_blocks(self)
         if enable and not blocks:
             names = " and ".join(self.config.timm_backbones)
-            raise ValueError(f"{names} has no blocks to checkpoint; leave gradient_checkpointing off.")
+            raise ValueError(f"{names} has no blocks to checkpoint; disable gradient_checkpointing.")
         use_checkpointing(blocks, enable)
         self._checkpointing = enable
 
@@ -341,5 +341,5 @@ def two_views(pixel_values: torch.Tensor, method: str) -> list[torch.Tensor]:
     """The one or two views for a method that compares pairs; ValueError for more."""
     views = split_views(pixel_values)
     if len(views) > 2:
-        raise ValueError(f"{method} compares two views of an image, not {len(views)}; see views.first.count.")
+        raise ValueError(f"{method} compares two views of an image, not {len(views)}; set views.first.count.")
     return views

@@ -205,7 +205,8 @@ class AudioTower(nn.Module):
         if self.segments > 1:
             if last.dim() != 4 or last.shape[1] != self.backbone.num_features:
                 raise ValueError(
-                    "time_segments needs an audio_backbone that ends with a map (B, D, h, w), as a ResNet."
+                    "time_segments needs an audio_backbone that ends with a feature map (B, D, h, w), such as a "
+                    "ResNet."
                 )
             pooled = over_time(last.mean(3), self.segments, "mean")
         return last, pooled, output.hidden_states

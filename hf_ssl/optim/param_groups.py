@@ -45,7 +45,7 @@ def param_groups(model: nn.Module, optim: OptimConfig, batch_size: int) -> list[
 
 
 def _layer_scales(model: nn.Module, decay: float | None) -> dict[str, float]:
-    """Name of every parameter of the encoder -> the share of the rate with which its layer learns, as timm has it."""
+    """Learning rate scale of every encoder parameter, by name, with timm's layer grouping."""
     if decay is None:
         return {}
     backbone: Any = model.get_submodule("encoder.backbone")

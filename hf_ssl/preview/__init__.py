@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What will the network see? A PNG: a row for each image, each view labeled with what was applied to it.
+"""Draw the views that the network will see: a PNG with one row per image, each view labeled with its augmentations.
 
-The views come from the very code that trains, so what is drawn is what is learned from.
+The views come from the training code itself, so the preview shows exactly what the network is trained on.
 """
 
 import logging
@@ -34,10 +34,10 @@ def preview(
 ) -> Path:
     """Draw the first images of a run's first epoch with all their views; the crops are framed in the original.
 
-    Of videos with sound: the frames of a clip, and its normalized spectrogram, from low to high.
+    For videos with sound: the frames of a clip, and its normalized spectrogram from low to high.
 
     Args:
-        seed: other images and other views than those of `recipe.train.seed`.
+        seed: selects other images and views than `recipe.train.seed`.
         dataset: a `datasets.Dataset` instead of `recipe.data.path`.
 
     Returns:
@@ -60,20 +60,20 @@ def preview(
     for index in epoch_order(len(source), seed, 0)[: num_images + 100].tolist():
         try:
             rows.append(drawing.row(source, index, stage1, (seed, 0, index)))
-        except Exception as error:  # a loader takes another image too
+        except Exception as error:  # as the loader does, use another image
             problem = f"{source.name(index)} ({error})"
             logger.warning(f"Skipped {problem}")
         if len(rows) == num_images:
             break
     if not rows:
-        raise RecipeError(f"No image could be read, the last one tried was {problem}.")
+        raise RecipeError(f"No image could be read; the last one tried was {problem}.")
     shown = f"{len(rows)} of {_count(recipe, source, modality.name)}"
     title = f"{recipe.method}: {drawing.title(views)}, colors by the {recipe.views.photometric} pipeline"
     path = Path(output).expanduser().resolve()
     try:
         _grid(rows, title, shown).save(path, "PNG")
     except OSError as error:
-        raise UserError(f"The preview could not be written to {path} ({error}).") from error
+        raise UserError(f"The preview could not be written to {path} ({error}); choose another --output.") from error
     return path
 
 
@@ -107,7 +107,7 @@ def _grid(rows: list[list[Picture]], title: str, shown: str) -> Image.Image:
 
 
 def _wrapped(lines: list[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Lines no wider than a cell, cut between words, or anywhere in a word that is too long."""
+    """Wrap lines to the width of a cell, between words or inside a word that is too long."""
     wrapped = []
     for line in lines:
         while font.getlength(line) > CELL:

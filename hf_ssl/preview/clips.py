@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""How a clip is drawn."""
+"""Draw clips for a preview."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .pictures import COLORS, INK, Picture, picture_of
 
 
 def title(views: list[View]) -> str:
-    """What a row shows."""
+    """Title of the preview."""
     return "a clip's frames and sound"
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""How an image and its views are drawn."""
+"""Draw images and their views for a preview."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .pictures import CELL, COLORS, INK, Picture, picture_of
 
 
 def title(views: list[View]) -> str:
-    """What a row shows."""
+    """Title of the preview."""
     return f"{len(views)} views of an image"
 
 
@@ -39,7 +39,7 @@ def row(source: Source, index: int, stage1: ImageViews, key: tuple[int, ...]) ->
 
 
 def describe(drawn: ViewParams, area: float) -> list[str]:
-    """What was applied, in the order of application; `area` is the crop's share of the image."""
+    """List the augmentations in order; `area` is the crop's share of the image."""
     left, top, width, height = drawn.box
     multiply, add, contrast, saturation, hue, order, gray, sigma, threshold, _ = drawn.params.tolist()
     lines = [f"crop {width} x {height} at {left}, {top}", f"  = {area:.0%} of the image"]
@@ -57,7 +57,7 @@ def describe(drawn: ViewParams, area: float) -> list[str]:
 
 
 def _framed(original: Image.Image, drawn: list[ViewParams]) -> Image.Image:
-    """The original, fitted into a cell, with every view's crop in the view's color."""
+    """The original, resized to a cell, with each view's crop framed in its color."""
     factor = CELL / max(original.size)
     size = tuple(max(1, round(side * factor)) for side in original.size)
     hard = factor > 2

@@ -96,20 +96,22 @@ def _check_values(recipe: Recipe) -> None:
             f"{nearest(recipe.method, METHODS)}"
         )
     if (train.epochs in (None, AUTO)) == (train.steps is None) and train.epochs != AUTO:
-        raise RecipeError("Set train.epochs or train.steps, and only one of them.")
+        raise RecipeError("Set exactly one of train.epochs and train.steps.")
     for key, value in flatten(recipe.to_dict()).items():
         interval = RANGE_OF.get(re.sub(r"^views\.[a-z]+\.", "views.*.", key))
         for number in value if isinstance(value, list) else [value]:
             if interval and number not in (None, AUTO) and not _lies_in(number, interval):
                 raise RecipeError(f"{key} must be in {interval}, not {number}.")
     if not isinstance(recipe.model.get("init_from", ""), str | None):
-        raise RecipeError("model.init_from must be a text: timm/NAME, a Hub id or a folder.")
+        raise RecipeError("model.init_from must be timm/NAME, a Hub id or a folder.")
     if optim.warmup_steps is not None and optim.warmup_epochs not in (0, AUTO):
-        raise RecipeError("Set optim.warmup_epochs or optim.warmup_steps, and only one of them.")
+        raise RecipeError("Set only one of optim.warmup_epochs and optim.warmup_steps.")
     if optim.cooldown_epochs and optim.schedule != "constant":
-        raise RecipeError("optim.cooldown_epochs is for optim.schedule=constant; a cosine goes down by itself.")
+        raise RecipeError(
+            "optim.cooldown_epochs is only for optim.schedule=constant, since cosine decays anyway; remove it."
+        )
     if data.streaming and data.max_examples is not None:
-        raise RecipeError("data.max_examples needs data.streaming=false; a stream is read whole.")
+        raise RecipeError("data.max_examples needs data.streaming=false, since streams are read completely.")
 
 
 def _lies_in(number: float, interval: str) -> bool:

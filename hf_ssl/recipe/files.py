@@ -21,7 +21,7 @@ from .sections import Places, Recipe, flatten
 
 logger = logging.getLogger(__name__)
 
-_LAUNCH = ("accelerate", "cluster")  # folders of files that are no recipes
+_LAUNCH = ("accelerate", "cluster")  # folders without recipes
 _COPIED = (".yaml", ".sbatch", ".sh", ".py")
 
 
@@ -39,6 +39,9 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     for override in overrides:
         apply_override(content, override)
     recipe = recipe_from_dict(content)
+    if recipe.train.epochs != "auto" and any(override.startswith("train.minutes=") for override in overrides):
+        epochs = recipe.train.epochs
+        raise RecipeError(f"train.minutes counts only with train.epochs=auto, not with {epochs}; set that as well.")
     method, name, data, monitor, train = recipe.method, recipe.name, recipe.data, recipe.monitor, recipe.train
     file, colon, class_name = method.rpartition(":")
     if colon:
@@ -86,7 +89,7 @@ def find_recipe(source: str | Path) -> Path:
     """Path of a recipe, given as a file or as the name of a shipped recipe.
 
     Raises:
-        RecipeError: it is neither; the message suggests names.
+        RecipeError: it is neither, and the message suggests names; or a file here could be meant as well.
     """
     path = Path(source)
     with suppress(OSError):  # the name is too long for a path
@@ -95,41 +98,44 @@ def find_recipe(source: str | Path) -> Path:
     shipped = shipped_recipes()
     name = str(source).removesuffix(".yaml").removeprefix("recipes/")
     if name in shipped:
-        return shipped[name]
+        own, taken = Path(f"{source}.yaml"), shipped[name]
+        if own.is_file() and own.read_bytes() != taken.read_bytes():
+            raise RecipeError(f"{source} is {own} here or the recipe that ships: say {own} or recipes/{name}.")
+        return taken
     raise RecipeError(
         f"There is no recipe {str(source)!r}; the nearest are {', '.join(_nearest(name, shipped))}. `hf-ssl recipes` "
-        "lists all, or give a YAML file."
+        "lists all; you can also pass a YAML file."
     )
 
 
 def _use_method(content: dict[str, Any], overrides: list[str] | tuple[str, ...], path: Path) -> None:
-    """Let `method=` on the command line be enough: the section `methods` of a recipe says what changes with each, and
-    fields of `model` that another method has are left out.
+    """Apply `method=` from the command line: use the method's entries of the section `methods`, and drop fields of
+    `model` that belong to another method.
     """
     first = content.get("method")
     typed = {key: text for key, _, text in (override.partition("=") for override in overrides)}
     method = typed.get("method", first)
     own, model = content.pop("methods", None) or {}, content.get("model")
     if not isinstance(own, dict) or not all(isinstance(part, dict | None) for part in own.values()):
-        raise RecipeError(f"methods in {path} must have a section of keys for each method.")
+        raise RecipeError(f"methods in {path} must be a mapping with a section per method.")
     if method != first and method in METHODS and first in METHODS and isinstance(model, dict):
-        from ..methods import method_classes  # seconds, that only this has to wait for
+        from ..methods import method_classes  # slow import, only needed here
 
         known = {field.name for field in fields(method_classes(method)[0])} | {"init_from"}
         foreign = [key for key in model if key not in known]
         if foreign:
-            logger.info(f"method={method}: without {', '.join(f'model.{key}' for key in foreign)}, of {first}.")
+            logger.info(f"method={method}: ignoring {', '.join(f'model.{key}' for key in foreign)} (for {first}).")
         content["model"] = {key: value for key, value in model.items() if key in known}
     changes = {str(key): value for key, value in flatten(own.get(method) or {}).items()}
     for key, value in changes.items():
         _set_key(content, key, value)
     if method != first and changes:
         said = ", ".join(f"{key}={value}" for key, value in changes.items() if key not in typed)
-        logger.info(f"method={method}, as {path.name} has it: {said}.")
+        logger.info(f"method={method} from {path.name}: {said}.")
 
 
 def _nearest(name: str, shipped: dict[str, Path]) -> list[str]:
-    """The three names that are most like it, by themselves or by their last part, which people may leave alone."""
+    """The three most similar names, compared as a whole or by their last part."""
 
     def likeness(known: str) -> float:
         parts = (known, known.rpartition("/")[2])
@@ -139,16 +145,16 @@ def _nearest(name: str, shipped: dict[str, Path]) -> list[str]:
 
 
 def apply_override(content: dict, override: str) -> None:
-    """Set what `a.b=c` says in nested dicts.
+    """Apply an override `a.b=c` to nested dicts.
 
     Raises:
-        RecipeError: it says nothing, or its value is no YAML.
+        RecipeError: it has no `=`, or its value is not valid YAML.
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"{override!r} is not an override; write key=value, for example train.batch_size=512.")
     value = read_yaml(text, f"The value of {key}")
-    # A folder may be called 2024, 007 or 2024-05-01.
+    # A folder may be named 2024, 007 or 2024-05-01.
     _set_key(content, key, text.strip() if _is_number(value) and _is_text(key) else value)
 
 
@@ -166,7 +172,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a dotted key holds text, so that numbers and dates in YAML are meant as text."""
+    """Whether a dotted key is text, so that numbers and dates in YAML are read as text."""
     hint: Any = Recipe
     for name in key.split("."):
         hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
@@ -182,15 +188,15 @@ def _locate_data(path: str, folder: Path) -> str:
 
 
 def shipped_data(path: str) -> str:
-    """The photographs that ship with the package, by their name "quickstart"; any other path as it is."""
+    """Resolve "quickstart" to the photographs that ship with the package; other paths are unchanged."""
     return str(recipes_folder() / path) if path == "quickstart" and not os.path.exists(path) else path
 
 
 def copy_shipped(name: str, folder: str | Path) -> Path:
-    """Copy a recipe, or a file to launch with ("accelerate/ddp", "cluster/seer"), which goes where the docs name it.
+    """Copy a recipe or launch file ("accelerate/ddp", "cluster/seer"); launch files go to `recipes/` in the folder.
 
     Raises:
-        UserError: there is none of that name, or the folder has a file of its name already.
+        UserError: unknown name, or the file already exists.
     """
     root, wanted = recipes_folder(), name.removeprefix("recipes/")
     found = {str(p.relative_to(root)): p for p in sorted(root.rglob("*.*")) if p.suffix in _COPIED}
@@ -205,7 +211,9 @@ def copy_shipped(name: str, folder: str | Path) -> Path:
         with open(target, "x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
-        raise UserError(f"{target} exists already and stays as it is; name another folder behind --copy.") from None
+        raise UserError(
+            f"{target} exists already and was not overwritten; choose another folder with --copy."
+        ) from None
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}).") from error
     return target

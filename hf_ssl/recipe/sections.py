@@ -13,7 +13,7 @@ import yaml
 from ..errors import RecipeError
 
 
-# Of a number that a recipe may leave open: hf_ssl.training.choices replaces `auto` before anything else reads it.
+# Numbers that may be `auto`; hf_ssl.training.choices replaces it before anything else reads the recipe.
 AUTO = "auto"
 WholeOrAuto = Annotated[int, AUTO]
 NumberOrAuto = Annotated[float, AUTO]
@@ -40,7 +40,7 @@ class Place:
     def __post_init__(self):
         _set(self, path=os.path.expanduser(self.path))
         if not self.path:
-            raise RecipeError("data.path: each place of a list needs a path.")
+            raise RecipeError("data.path: each entry of the list needs a path.")
         if not 0 < self.weight < inf:
             raise RecipeError(f"data.path: the weight of {self.path} must be greater than 0, not {self.weight}.")
 
@@ -202,7 +202,7 @@ class TrainConfig:
     def folder(self) -> Path:
         """Output folder of the run; RecipeError if the recipe does not set one."""
         if self.output_dir is None:
-            raise RecipeError("The recipe names no folder for the run; set train.output_dir.")
+            raise RecipeError("The recipe has no output folder; set train.output_dir.")
         return Path(self.output_dir)
 
 
@@ -292,8 +292,8 @@ class Recipe:
             lower = self.train.batch_size // parts * parts
             near = f"{lower} or {lower + parts}" if lower else str(parts)
             raise RecipeError(
-                f"train.batch_size={self.train.batch_size} does not divide by {world_size} process(es) x "
-                f"train.accumulation={self.train.accumulation}; the nearest that do are {near}."
+                f"train.batch_size={self.train.batch_size} is not divisible by {world_size} process(es) x "
+                f"train.accumulation={self.train.accumulation}; the nearest valid sizes are {near}."
             )
         return self.train.batch_size // parts
 

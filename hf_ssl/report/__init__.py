@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""`hf-ssl report`: what a run has learned, as one page that needs no network."""
+"""`hf-ssl report`: a run's results as one HTML page that needs no network."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from .run_files import RunFiles, differences, facts, read_run, verdict
 
 logger = logging.getLogger(__name__)
 
-_VIEWED = 3  # images of which the views are shown
+_VIEWED = 3  # number of images whose views are shown
 
 
 def report(
@@ -35,19 +35,19 @@ def report(
     *,
     pictures: bool = True,
 ) -> Path:
-    """Write `report.html`: a verdict, curves, and for each run that has a model pictures of what it tells apart.
+    """Write `report.html`: a verdict, curves and, for each run with a model, images of what it distinguishes.
 
     Args:
-        runs: folders of runs; of several their recipes are compared, and their curves share the axes.
-        data: labeled images, or clips, for the pictures; default: those that the run was measured on, else trained on.
+        runs: folders of runs; for several, recipes are compared and curves share axes.
+        data: labeled images or clips to show; default: the run's evaluation data, else its training data.
         output: default: `report.html` in the first run's folder.
-        pictures: open the models; those of billions of parameters need the memory for it.
+        pictures: load the models for their images; models with billions of parameters need that much memory.
 
     Returns:
         The page's absolute path.
 
     Raises:
-        UserError: a folder holds no run, or the disk refused the page.
+        UserError: a folder is not a run, or the page cannot be written.
     """
     found = [read_run(run) for run in runs]
     path = Path(output) if output is not None else found[0].folder / "report.html"
@@ -57,12 +57,12 @@ def report(
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, page)
     except OSError as error:
-        raise UserError(f"The report could not be written to {path} ({error}); see --output.") from error
+        raise UserError(f"The report could not be written to {path} ({error}); choose another --output.") from error
     return path.resolve()
 
 
 def _sections(run: RunFiles, data: DataConfig | None, sheet: Sheet, pictures: bool) -> dict[str, Any]:
-    """Everything of one run; what cannot be shown is said in its place."""
+    """All sections of one run; sections that cannot be shown are replaced by the reason."""
     word, sentence = verdict(run)
     about: dict[str, Any] = {
         "name": run.name,
@@ -78,10 +78,10 @@ def _sections(run: RunFiles, data: DataConfig | None, sheet: Sheet, pictures: bo
     }
     try:
         about["views"] = _views(run)
-    except Exception as error:  # the data may lie elsewhere by now: the rest of the page is worth having
+    except Exception as error:  # the data may have moved; still write the rest of the page
         about["views_problem"] = first_line(error)
     if run.model is None:
-        said = f"The run has not ended, so there are no pictures yet; hf-ssl export {run.folder} makes a model of it."
+        said = f"The run has not ended, so there are no images yet; hf-ssl export {run.folder} makes a model of it."
         return about | {"problem": said}
     if not pictures:
         return about | {"problem": f"hf-ssl report {run.folder} draws pictures, too."}
@@ -92,12 +92,12 @@ def _sections(run: RunFiles, data: DataConfig | None, sheet: Sheet, pictures: bo
         half = encoder.modality.half(__name__)
         return about | half.sections(encoder, where, monitor, sheet)
     except Exception as error:
-        logger.warning(f"No pictures of {run.folder}: {first_line(error)}")
+        logger.warning(f"No images for {run.folder}: {first_line(error)}")
         return about | {"problem": f"No pictures: {first_line(error)}"}
 
 
 def _views(run: RunFiles) -> str:
-    """What the network saw, as `hf-ssl preview` draws it."""
+    """The views that the network saw, as in `hf-ssl preview`."""
     with tempfile.TemporaryDirectory() as folder:
         file = preview(run.recipe, _VIEWED, Path(folder) / "views.png")
         with Image.open(file) as image:
@@ -117,7 +117,7 @@ def _render(runs: list[RunFiles], sections: list[dict[str, Any]], sheet: Sheet) 
         curves=training_curves(runs),
         style=(room / "page.css").read_text(encoding="utf-8"),
         script=(room / "map.js").read_text(encoding="utf-8"),
-        maps=json.dumps(maps).replace("<", "\\u003c"),  # a file's name must not end the script
+        maps=json.dumps(maps).replace("<", "\\u003c"),  # file names must not end the script
         sheet=sheet.uri(),
         side=SIDE,
     )

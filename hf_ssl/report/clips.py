@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a report shows of a model of videos with sound: what each video finds among the sounds, and the reverse."""
+"""Report sections for audio-visual models: what each video retrieves among the sounds, and the reverse."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,14 +20,14 @@ from .maps import every_vector, map_of, title_of
 from .pictures import Sheet, data_uri, spectrum
 
 
-_CLIPS = 300  # among which is looked for
-_QUERIES, _FOUND, _SIDE = 6, 4, 96  # rows, columns, pixels of a picture
+_CLIPS = 300  # gallery size
+_QUERIES, _FOUND, _SIDE = 6, 4, 96  # rows, columns, pixels per side of a picture
 _TOWERS = ("video", "audio")
 _WAYS = (_TOWERS, _TOWERS[::-1])
 
 
 def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: Sheet) -> dict[str, Any]:
-    """What `page.html` draws of clips.
+    """Data of clips for `page.html`.
 
     Raises:
         UserError: the data cannot be read.
@@ -36,7 +36,7 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
     found = every_vector(encoder, source)
     video, audio = found["video_embeds"], found["audio_embeds"]
     if len(video) < 3:
-        return {"problem": f"Too few clips could be read for pictures: {video.failed[:1]}."}
+        return {"problem": f"Too few clips could be read; the first failure is {video.failed[:1]}."}
     names = sorted({str(one) for one in source.classes() if one is not None})
     pictures = {int(example): _pictures(encoder, source, int(example)) for example in video.examples}
     numbers = {example: sheet.add(of_clip["video"]) for example, of_clip in pictures.items()}
@@ -60,7 +60,7 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
 
 
 def _examples(data: DataConfig, monitor: MonitorConfig) -> Source:
-    """Unseen clips where there are any, else some that were trained on."""
+    """Unseen clips if there are any, else training clips."""
     _, queries = labeled_sources(data, monitor, "video")
     if queries is None:
         split = monitor.query_split if monitor.query_split in available_splits(data, "video") else data.split
@@ -69,7 +69,7 @@ def _examples(data: DataConfig, monitor: MonitorConfig) -> Source:
 
 
 def _pictures(encoder: Encoder, source: Source, example: int) -> dict[str, Image.Image]:
-    """The frame in the middle of the clip, and its spectrogram from low to high."""
+    """The middle frame of the clip, and its spectrogram from low to high."""
     frames, sound = encoder.transform.read(source, example)
     inputs = encoder.transform.inputs(torch.from_numpy(frames), torch.from_numpy(sound), device=torch.device("cpu"))
     bands = inputs["input_values"][0].T.flip(0)
@@ -90,7 +90,7 @@ def _rows(
     source: Source,
     pictures: dict[int, dict[str, Image.Image]],
 ) -> list[list[dict[str, Any]]]:
-    """Rows of a query of one tower and what is nearest to it of the other's: the own clip, the right class, or not."""
+    """Rows of a query and its nearest neighbors in the other modality: the same clip, the same class, or neither."""
     asked, answers = (F.normalize(found[f"{tower}_embeds"].vectors, dim=1) for tower in (asking, answering))
     labels, examples = found["video_embeds"].labels.tolist(), found["video_embeds"].examples.tolist()
     rows, every = [], max(1, len(examples) // _QUERIES)
@@ -106,7 +106,7 @@ def _rows(
                     "image": data_uri(pictures[examples[near]][answering]),
                     "title": title_of(source, examples[near]),
                     "kind": "right" if right else "wrong" if known else "",
-                    "cosine": f"{cosines[near]:.2f}" + (" own" if near == place else ""),
+                    "cosine": f"{cosines[near]:.2f}" + (" same" if near == place else ""),
                 }
             )
         rows.append(row)

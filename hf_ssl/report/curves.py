@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Curves as SVG text, by matplotlib. Ink takes the color of the page around it, so that they fit light and dark."""
+"""Curves as SVG text, by matplotlib. Ink has the color of the surrounding page, for light and dark mode."""
 
 import io
 from typing import Any
@@ -13,7 +13,7 @@ from .run_files import RunFiles
 
 
 COLORS = ("#2f7ed8", "#e0781c", "#3a9d5d", "#b654c0")
-_INK = "#0a0b0c"  # stands for the page's own color until the SVG is written
+_INK = "#0a0b0c"  # placeholder for the page's text color
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -28,9 +28,9 @@ _STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.4,
 }
-_HEALTHY = (0.5, 1.05)  # of embedding_std: a trained network stays above a half, see hf_ssl.training.monitor
+_HEALTHY = (0.5, 1.05)  # range of embedding_std: a trained network stays above 0.5, see hf_ssl.training.monitor
 
-# Title of a panel, its keys with their labels, and whether they are shares of one.
+# Title of a panel, its keys with their labels, and whether they are fractions.
 _PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("loss", {"loss": "loss"}, False),
     ("learning rate", {"lr": "learning rate"}, False),
@@ -38,10 +38,10 @@ _PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
     (
         "retrieval, video (v) and audio (a)",
         {
-            "video_to_audio_p1": "v→a class",
-            "audio_to_video_p1": "a→v class",
-            "video_to_audio_r1": "v→a own",
-            "audio_to_video_r1": "a→v own",
+            "video_to_audio_p1": "v→a P@1",
+            "audio_to_video_p1": "a→v P@1",
+            "video_to_audio_r1": "v→a R@1",
+            "audio_to_video_r1": "a→v R@1",
             "positive_precision": "positives",
         },
         True,
@@ -55,7 +55,7 @@ _DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 
 
 def training_curves(runs: list[RunFiles]) -> str:
-    """Loss, schedule and everything that was measured, over the same epochs; a color for each run."""
+    """Loss, schedule and all measurements over epochs, with one color per run."""
     panels = [panel for panel in _PANELS if any(run.values(key)[1] for run in runs for key in panel[1])]
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.6, 1.35 * len(panels) + 0.4), layout="constrained")
@@ -72,7 +72,7 @@ def _panel(axis: Any, runs: list[RunFiles], title: str, keys: dict[str, str], sh
         of_run = f"{run.name}: " if len(runs) > 1 else ""
         curves = [(label, *run.values(key)) for key, label in keys.items() if run.values(key)[1]]
         for number, (label, epochs, values) in enumerate(curves):
-            # A color for each run, and where there is only one for each curve.
+            # One color per run; for a single run, one per curve.
             look: Any = {"color": color if of_run else COLORS[number % len(COLORS)], "linestyle": _DASHES[number]}
             mark = "o" if len(values) < 40 and title not in ("loss", "learning rate") else ""
             axis.plot(epochs, values, **look, marker=mark, markersize=3, label=of_run + label)
@@ -96,14 +96,14 @@ def _panel(axis: Any, runs: list[RunFiles], title: str, keys: dict[str, str], sh
 
 
 def singular_values(spectra: dict[str, np.ndarray]) -> str:
-    """Singular values of centered features over the largest one, from large to small; a collapse falls off a cliff."""
+    """Singular values of centered features relative to the largest, in descending order; collapse shows as a cliff."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.6, 2.6), layout="constrained")
         axis = figure.subplots()
         for color, dash, (name, values) in zip(COLORS, ("-", "--", "-", "--"), spectra.items(), strict=False):
             axis.plot(np.arange(1, len(values) + 1), values, color=color, linestyle=dash, label=name)
         axis.set_yscale("log")
-        axis.set_xlabel("number of the singular value")
+        axis.set_xlabel("index of the singular value")
         axis.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
         axis.legend(frameon=False, fontsize=8)
         return _svg(figure)

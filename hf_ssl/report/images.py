@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a report shows of an encoder of images: a map, neighbors, the colors of its feature maps, singular values."""
+"""Report sections for image encoders: a map, neighbors, feature maps in color, singular values."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ from .maps import every_vector, map_of, title_of
 from .pictures import Sheet, data_uri, enlarged, principal_colors, spectrum, style, thumbnail
 
 
-MAP, BANK = 400, 2000  # examples on the map, and among which neighbors are looked for
-_QUERIES, _NEIGHBORS, _MAPS = 8, 6, 12  # rows of the grid, its columns, pictures of feature maps
-_CELLS = 7  # positions a side that a feature map needs to show anything
-_PICTURE = 112  # pixels a side of a feature map's picture
+MAP, BANK = 400, 2000  # examples on the map, and in the gallery of neighbors
+_QUERIES, _NEIGHBORS, _MAPS = 8, 6, 12  # rows and columns of the grid, number of feature maps
+_CELLS = 7  # minimum positions per side for a feature map to show anything
+_PICTURE = 112  # pixels per side of a feature map's picture
 _VERDICT = {True: "right", False: "wrong"}
 
 
 def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: Sheet) -> dict[str, Any]:
-    """What `page.html` draws of images.
+    """Data of images for `page.html`.
 
     Raises:
         UserError: the data cannot be read.
@@ -38,7 +38,7 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
     asked, known = every_vector(encoder, queries)[""], every_vector(encoder, bank)[""]
     if len(asked) < 3 or len(known) < 3:
         failed = asked.failed + known.failed
-        return {"problem": f"Too few images could be read for pictures; the first that could not is {failed[:1]}."}
+        return {"problem": f"Too few images could be read; the first failure is {failed[:1]}."}
     numbers = {int(example): sheet.add(queries.image(int(example))) for example in asked.examples}
     names = sorted({str(one) for one in queries.classes() if one is not None})
     untrained = every_vector(encoder.untrained(), queries)[""]
@@ -54,7 +54,7 @@ def sections(encoder: Encoder, data: DataConfig, monitor: MonitorConfig, sheet: 
 
 
 def _examples(data: DataConfig, monitor: MonitorConfig) -> tuple[Source, Source]:
-    """Bank and queries with labels where there are any; else the same images on both sides."""
+    """Bank and queries, with labels if there are any; otherwise the same images on both sides."""
     bank, queries = (None, None) if data.streaming else labeled_sources(data, monitor, trained_on=True)
     if bank is None or queries is None:
         source: Any = open_stream(data).head(BANK) if data.streaming else load_source(data)
@@ -65,13 +65,13 @@ def _examples(data: DataConfig, monitor: MonitorConfig) -> tuple[Source, Source]
 def _neighbors(
     asked: Features, known: Features, queries: Source, bank: Source, numbers: dict[int, int], sheet: Sheet
 ) -> list[list[dict[str, Any]]]:
-    """Rows of a query and its nearest neighbors: thumbnail, what it is, the cosine, and whether the class is right."""
+    """Rows of a query and its nearest neighbors: thumbnail, name, cosine, and whether the class is the same."""
     rows, same = [], queries.columns == bank.columns and queries.dataset is bank.dataset
     every = max(1, len(asked) // _QUERIES)
     for place in range(every // 2, len(asked), every)[:_QUERIES]:
         example, own = int(asked.examples[place]), asked.vectors[place]
         cosines = known.vectors @ F.normalize(own, dim=0) / known.vectors.norm(dim=1).clamp(min=1e-12)
-        if same:  # an image is no neighbor of its own
+        if same:  # exclude the image itself
             cosines[known.examples == example] = -torch.inf
         row = [{"style": style(numbers[example]), "title": title_of(queries, example), "kind": "query"}]
         for near in cosines.topk(min(_NEIGHBORS, len(cosines))).indices.tolist():
@@ -85,7 +85,7 @@ def _neighbors(
 
 
 def _feature_colors(encoder: Encoder, source: Source, readable: list[int]) -> dict[str, Any]:
-    """Pictures of the deepest feature map that has some positions, beside the images; {} of a network without maps."""
+    """Pictures of the deepest sufficiently large feature map, next to the images; {} for networks without maps."""
     chosen = [readable[i] for i in np.linspace(0, len(readable) - 1, min(_MAPS, len(readable))).round().astype(int)]
     arrays = [encoder.transform.read(source, example) for example in chosen]
     joined = [torch.from_numpy(np.concatenate(part)) for part in zip(*arrays, strict=True)]
@@ -96,7 +96,7 @@ def _feature_colors(encoder: Encoder, source: Source, readable: list[int]) -> di
     maps = [(number, one) for number, one in known if one is not None and one.shape[1] > 1]
     if not maps:
         return {}
-    # The deepest one that has enough positions, else the one with the most.
+    # The deepest one with enough positions, else the largest.
     large = [one for one in maps if one[1].shape[1] >= _CELLS] or [max(maps, key=lambda one: one[1].shape[1])]
     number, state = large[-1]
     colors = principal_colors(state.float().numpy())
@@ -113,7 +113,7 @@ def _feature_colors(encoder: Encoder, source: Source, readable: list[int]) -> di
 
 
 def _positions(state: torch.Tensor) -> torch.Tensor | None:
-    """A hidden state as (N, H, W, C): a map, or tokens without what stands before them; None of any other."""
+    """A hidden state as (N, H, W, C): a map, or tokens without prefix tokens; None for other shapes."""
     if state.ndim == 4:
         return state.permute(0, 2, 3, 1)
     side = int(state.shape[1] ** 0.5) if state.ndim == 3 else 0

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Vectors of some examples, and their map in the plane."""
+"""Embeddings of examples, and their 2-D map."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..evaluation.features import Features, clip_average, embedded
 
 
 def every_vector(encoder: Encoder, source: Source) -> dict[str, Features]:
-    """Vectors in memory of what can be read, by name; by this process alone, since others may have ended already."""
+    """Vectors by name, in memory; computed by this process only, since others may have ended already."""
     device = torch.device("cpu")
     parts = list(embedded(encoder.to(device).embed, source, encoder.transform, device=device, batch_size=128))
     found = {key: torch.cat([part.vectors[key] for part in parts]) for key in parts[0].vectors}
@@ -24,7 +24,7 @@ def every_vector(encoder: Encoder, source: Source) -> dict[str, Features]:
 
 
 def map_of(features: Features, source: Source, numbers: dict[int, int], names: list[str]) -> list[dict[str, Any]]:
-    """A point for each image: its place by t-SNE, its thumbnail, class and file."""
+    """One point per image: t-SNE position, thumbnail, class and file."""
     near = max(2, min(30, (len(features) - 1) // 3))
     places = TSNE(perplexity=near, init="pca", random_state=0, metric="cosine").fit_transform(features.vectors.numpy())
     low, high = places.min(0), places.max(0)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What a run's folder says about it: the recipe, the curves, what was skipped, and a verdict."""
+"""Read a run's folder: recipe, curves, skipped files, and a verdict."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from ..training.metrics import read_metrics
 from ..training.monitor import COLLAPSED_STD
 
 
-# Figures that tell whether a run has learned something, the most telling first, with how a person calls them.
+# Figures that show whether a run has learned something, most informative first, with readable names.
 _HEADLINES = {
     "knn": "kNN accuracy",
     "video_to_audio_p1": "class precision at 1, video to audio",
@@ -26,12 +26,12 @@ _HEADLINES = {
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run's folder, read.
+    """Content of a run's folder.
 
     Attributes:
-        lines: of `metrics.jsonl`, oldest first.
-        results: `results.json` of the exported model; of a run that has not ended, of its newest checkpoint.
-        skipped: number of examples that could not be read, counted each time, and `skipped_names` of them.
+        lines: lines of `metrics.jsonl`, oldest first.
+        results: `results.json` of the exported model; for an unfinished run, of its newest checkpoint.
+        skipped: number of failed reads; `skipped_names` are the files.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class RunFiles:
 
     @property
     def model(self) -> Path | None:
-        """The exported model; None where the run has not ended."""
+        """The exported model; None for an unfinished run."""
         folder = self.folder / "model"
         return folder if (folder / "config.json").is_file() else None
 
@@ -63,21 +63,21 @@ def read_run(folder: str | Path) -> RunFiles:
     """Read a run's folder.
 
     Raises:
-        UserError: it holds no run, or one that has not measured anything yet.
+        UserError: it is not a run, or has no metrics yet.
     """
     place = Path(folder).expanduser().resolve()
     place = place.parent if place.name == "model" and (place.parent / "recipe.yaml").is_file() else place
     if not (place / "recipe.yaml").is_file():
-        raise UserError(f"{folder} is no run: it has no recipe.yaml; name a folder that `hf-ssl pretrain` has made.")
+        raise UserError(f"{folder} is not a run: recipe.yaml is missing; pass a folder made by `hf-ssl pretrain`.")
     lines = read_metrics(place / "metrics.jsonl")
     if not lines:
-        raise UserError(f"{folder} has no metrics.jsonl to report on; wait for the run's first line.")
+        raise UserError(f"{folder} has no metrics.jsonl yet; wait for the run's first log line.")
     totals, results = {}, _read_json(place / "model" / "results.json")
     for checkpoint in reversed(CheckpointFolder.complete(place / "checkpoints")):
         try:
             state = CheckpointFolder(checkpoint).read_state()
         except (OSError, ValueError, TypeError, AttributeError):
-            continue  # a damaged one; the one before it says nearly the same
+            continue  # damaged; the previous one has nearly the same content
         totals, results = state.totals, results or state.results
         break
     recipe = recipe_from_dict(read_yaml(read_text(place / "recipe.yaml"), str(place / "recipe.yaml")))
@@ -98,9 +98,9 @@ def _is_number(value: Any) -> bool:
 
 
 def verdict(run: RunFiles) -> tuple[str, str]:
-    """One word of "learning", "stalled", "collapsed" and "unknown", and the sentence with its figures.
+    """One of "learning", "stalled", "collapsed" and "unknown", and a sentence with the figures.
 
-    A gain counts as learning where it is more than two standard errors of the difference.
+    A gain counts as learning if it exceeds two standard errors of the difference.
     """
     _, spread = run.values("embedding_std")
     if spread and spread[-1] < COLLAPSED_STD:
@@ -119,18 +119,18 @@ def verdict(run: RunFiles) -> tuple[str, str]:
         said += f", raw pixels {raw[0]:.1%}" if raw and key == "knn" else ""
         said += f" ({count:,} queries, ±{error:.1%} on the difference)." if count else "."
         if key == "knn" and raw and after < raw[0]:
-            said += " Raw pixels are still ahead: train longer, or on more images."
+            said += " Raw pixels are still better: train longer, or on more images."
         return ("learning" if after - before > 2 * error else "stalled"), said
     if spread:
         return "unknown", (
             f"Not collapsed (standard deviation {spread[-1]:.2f} of the healthy 1/sqrt(d)); without labeled images "
-            "nothing says how much was learned. Set monitor.path to some, or run hf-ssl evaluate."
+            "it is unknown how much was learned. Set monitor.path to labeled images, or run hf-ssl evaluate."
         )
-    return "unknown", "Nothing has been measured yet that says how much was learned."
+    return "unknown", "No measurement yet shows how much was learned."
 
 
 def differences(runs: list[RunFiles]) -> list[tuple[str, list[str]]]:
-    """Keys of the recipe in which the runs differ, with each run's value; where the run is kept does not count."""
+    """Recipe keys that differ between runs, with each run's value; the output folder is ignored."""
     flat = [flatten(run.recipe.to_dict()) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one if key != "train.output_dir")
     rows = [(key, ["default" if one.get(key) is None else str(one[key]) for one in flat]) for key in keys]
@@ -138,7 +138,7 @@ def differences(runs: list[RunFiles]) -> list[tuple[str, list[str]]]:
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
-    """Where the time went, and on what."""
+    """Facts about time and hardware."""
     results, counted = run.results, "clips" if run.values("clips_per_second")[1] else "images"
     _, speeds = run.values(f"{counted}_per_second")
     _, waits = run.values("data_wait")
@@ -147,13 +147,13 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     if results.get("num_examples"):
         rows.append((counted, f"{results['num_examples']:,}"))
     if results.get("seconds"):
-        rows.append(("time in training", _duration(results["seconds"])))
+        rows.append(("training time", _duration(results["seconds"])))
     if speeds:
         rows.append((f"{counted} per second, median", f"{sorted(speeds)[len(speeds) // 2]:,.0f}"))
     if waits:
-        rows.append(("of which waiting for data", f"{sum(waits) / len(waits):.1%}"))
+        rows.append(("waiting for data", f"{sum(waits) / len(waits):.1%}"))
     if memory:
-        rows.append(("peak memory of a process", f"{max(memory):.2f} GiB"))
+        rows.append(("peak memory per process", f"{max(memory):.2f} GiB"))
     if results.get("hardware"):
         rows.append(("hardware", results["hardware"]))
     return rows + [(name, version) for name, version in results.get("versions", {}).items()]

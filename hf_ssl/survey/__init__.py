@@ -1,7 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What is in a dataset, before anything is trained on it: every file is opened and decoded once, by the readers that
-training uses.
-"""
+"""Inspect a dataset before training: every file is opened and decoded once, by the same readers as in training."""
 
 import os
 from collections import Counter
@@ -29,11 +27,11 @@ from .findings import Findings
 
 __all__ = ["medium_of", "survey"]
 
-_BATCH = 32  # files between two messages of a worker
+_BATCH = 32  # files per worker message
 
 
 class _Rows(torch.utils.data.Dataset):
-    """Facts of the examples of a source."""
+    """Facts about the examples of a source."""
 
     def __init__(self, source: Source, kind: str):
         self.source, self.kind = source, kind
@@ -47,13 +45,13 @@ class _Rows(torch.utils.data.Dataset):
 
 
 class _Stream(torch.utils.data.Dataset):
-    """Facts of a stream's examples, which the main process reads, as for training, and workers decode."""
+    """Facts about a stream's examples, which the main process reads and workers decode, as in training."""
 
     def __init__(self, stream: ImageStream, kind: str):
         self.stream, self.kind = stream, kind
 
     def keys(self) -> Iterable[tuple[str, Any, str | None]]:
-        """Name, record and fault; a shard that cannot be read on is a file with a fault."""
+        """Name, record and fault; an unreadable shard counts as a file with a fault."""
         for shard in range(self.stream.num_shards):
             place = self.stream.shard_name(shard)
             try:
@@ -68,10 +66,10 @@ class _Stream(torch.utils.data.Dataset):
 
 
 def medium_of(data: DataConfig) -> str:
-    """ "image", "video" or "audio": the first of these that a place holds.
+    """ "image", "video" or "audio": the first of these that a place contains.
 
     Raises:
-        RecipeError: there is no such place, or it holds none of them.
+        RecipeError: the place does not exist, or contains none of them.
     """
     faults = []
     for kind in MEDIA:
@@ -85,18 +83,18 @@ def medium_of(data: DataConfig) -> str:
 
 
 def survey(data: DataConfig, kind: str | None = None) -> dict[str, Any]:
-    """Look at every example of every split, or at the first `data.max_examples` of each.
+    """Inspect all examples of every split, or the first `data.max_examples` of each.
 
     Args:
         data: the `data` section of a recipe.
-        kind: "image", "video" or "audio"; default: what there is.
+        kind: "image", "video" or "audio"; default: see `medium_of`.
 
     Returns:
-        Plain data: `splits` (split -> `examples`, `read`, `classes`), what `Findings.told` tells, `ignored` (files
-        that are not read) and `refused` (why training would not start).
+        Plain data: `splits` (split -> `examples`, `read`, `classes`), the entries of `Findings.told`, `ignored`
+        (unused files) and `refused` (why training would not start).
 
     Raises:
-        RecipeError: see `medium_of`; or PyAV, which reads clips, is not installed.
+        RecipeError: see `medium_of`; or PyAV, which clips need, is not installed.
     """
     kind = kind or medium_of(data)
     require_reader(kind)
@@ -108,7 +106,7 @@ def survey(data: DataConfig, kind: str | None = None) -> dict[str, Any]:
         told: dict[str, Any] = {"examples": None, "read": 0, "classes": {}}
         try:
             examples = _open(replace(data, split=split), kind, told, refused, used)
-        except RecipeError as error:  # an empty split, or a stream whose pixels need a range
+        except RecipeError as error:  # an empty split, or a stream that needs data.value_range
             refused.append(str(error))
         else:
             told["read"] = _read(examples, data, split, told["examples"], found)
@@ -118,7 +116,7 @@ def survey(data: DataConfig, kind: str | None = None) -> dict[str, Any]:
 
 
 def _open(data: DataConfig, kind: str, told: dict[str, Any], refused: list[str], used: set[str]) -> _Rows | _Stream:
-    """The examples of a split; what is known of them without reading goes into the other arguments."""
+    """Open the examples of a split; adds what is known without reading to the other arguments."""
     if data.streaming:
         stream = open_stream(data, kind=kind)
         told["examples"] = stream.num_examples
@@ -142,7 +140,7 @@ def _classes(source: Source) -> Counter:
 
 
 def _read(examples: _Rows | _Stream, data: DataConfig, split: str, count: int | None, found: Findings) -> int:
-    """Read a split, with a progress bar where it takes longer than a moment; how many examples that were."""
+    """Read a split, with a progress bar if it takes long; return the number of examples."""
     most = data.max_examples if count is None else min(count, data.max_examples or count)
     workers = min(data.num_workers, os.cpu_count() or 1)
     how: dict[str, Any] = {"num_workers": workers, "collate_fn": list, "worker_init_fn": start_worker}
@@ -158,7 +156,7 @@ def _read(examples: _Rows | _Stream, data: DataConfig, split: str, count: int | 
 
 
 def _ignored(data: DataConfig, kind: str, used: set[str]) -> list[str]:
-    """Files below the folders of `data.path` that no example comes from; tables beside images are read, too."""
+    """Files below the folders of `data.path` without examples; metadata tables of images count as used."""
     ignored = []
     for place in map(Path, map(os.path.expanduser, data.paths)):
         if not place.is_dir() or is_saved(place):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""What one file of a dataset is, found by reading it as training does."""
+"""Facts about one file of a dataset, found by reading it as training does."""
 
 import hashlib
 import io
@@ -21,12 +21,12 @@ from ..models.media_avid import even_draws, import_av
 @dataclass(slots=True)
 class Facts:
     """Args:
-    broken: why training would pass over it.
-    content: digest of its bytes, where they lie here.
-    cost: seconds that it takes to read and decode it.
-    side: pixels of the shorter side.
-    seconds: of a video or sound.
-    kinds: name of a property -> what it is ("mode" -> "RGB").
+    broken: why training would skip it.
+    content: digest of its bytes, if it is local.
+    cost: seconds to read and decode it.
+    side: shorter side in pixels.
+    seconds: duration of a video or sound.
+    kinds: values of properties ("mode" -> "RGB").
     """
 
     broken: str | None = None
@@ -38,14 +38,14 @@ class Facts:
 
 
 def facts_of(record: dict[str, Any] | None, kind: str, source: Any) -> Facts:
-    """Facts of an encoded image, video or sound; `source` says how files are read."""
+    """Facts about an encoded image, video or sound, read as `source` does."""
     facts, began = Facts(), time.perf_counter()
     try:
         if kind == "image":
             _look_at_image(record, source, facts)
         else:
             _look_at_clip(record, kind, source, facts)
-    except Exception as error:  # whatever a decoder raises; a loader passes over it, too
+    except Exception as error:  # decoders may raise anything; the loader skips the file, too
         facts.broken = first_line(error)
     facts.cost = time.perf_counter() - began
     return facts
@@ -65,7 +65,7 @@ def _look_at_image(record: dict[str, Any] | None, source: Any, facts: Facts) -> 
 
 
 def _look_at_clip(record: dict[str, Any] | None, kind: str, source: Any, facts: Facts) -> None:
-    """One clip of the published length is decoded."""
+    """Decode one clip of the published length."""
     if record is not None:
         with ExitStack() as opened:
             file = opened_file(record, opened)
@@ -84,7 +84,7 @@ def _look_at_clip(record: dict[str, Any] | None, kind: str, source: Any, facts: 
 
 
 def _streams(file: Any, opened: ExitStack, facts: Facts) -> None:
-    """What a container says of its picture and its sound; a broken one is for the reader to explain."""
+    """Properties of a container's video and sound; errors of broken files are reported by the reader."""
     av = import_av()
     try:
         container = opened.enter_context(av.open(io.BytesIO(file) if isinstance(file, bytes) else file))

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""The facts of all files together, as plain data and as text."""
+"""Facts about all files, as plain data and as text."""
 
 import math
 import statistics
@@ -11,13 +11,13 @@ from typing import Any
 from .facts import Facts
 
 
-_SHOWN = 5  # names of a list; all are in the JSON
+_SHOWN = 5  # names shown per list; the JSON has all
 _CLASSES = 10
 _BAR = 40  # characters of the longest bar
 
 
 class Findings:
-    """What has been found so far."""
+    """Accumulated facts."""
 
     def __init__(self) -> None:
         self.read, self.cost = 0, 0.0
@@ -78,7 +78,7 @@ def _spread(values: array) -> dict[str, Any] | None:
 
 
 def text(told: dict[str, Any]) -> str:
-    """What `survey` found, for a terminal."""
+    """Format the result of `survey` for a terminal."""
     return "\n".join(_lines(told))
 
 
@@ -97,16 +97,16 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
     copies = sum(len(group) - 1 for group in told["duplicates"])
     if copies:
         between = f", {told['in_several_splits']:,} of them in several splits" * bool(told["in_several_splits"])
-        yield f"{copies:,} file(s) have the same content as another one{between}:"
+        yield f"{copies:,} file(s) duplicate another one{between}:"
         yield from _named([" = ".join(group) for group in told["duplicates"]])
     if told["broken"]:
-        yield f"{len(told['broken']):,} file(s) cannot be read and are passed over:"
+        yield f"{len(told['broken']):,} file(s) cannot be read and are skipped:"
         yield from _named([f"{name}: {reason}" for name, reason in told["broken"].items()])
     if told["ignored"]:
         yield f"{len(told['ignored']):,} other file(s) are not used:"
         yield from _named(told["ignored"])
     if told["read"]:
-        yield f"Reading and decoding 1,000 takes {told['seconds_per_1000']:.3g} s of one process, whole and uncropped."
+        yield f"Reading and decoding 1,000 whole files takes {told['seconds_per_1000']:.3g} s in one process."
     for reason in told["refused"]:
         yield f"Training would stop: {reason}"
 
@@ -131,4 +131,4 @@ def _histogram(spread: dict[str, Any], title: str, unit: str) -> Iterator[str]:
 def _named(names: list[str]) -> Iterator[str]:
     yield from (f"  {name}" for name in names[:_SHOWN])
     if len(names) > _SHOWN:
-        yield f"  and {len(names) - _SHOWN:,} more; --json names all"
+        yield f"  and {len(names) - _SHOWN:,} more; --json lists all"

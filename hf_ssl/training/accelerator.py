@@ -70,22 +70,26 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
     if alone:
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         logger.warning(
-            f"There is no accelerator here: {accelerator.num_processes} processes train on the CPU"
-            f"{', each with the whole model instead of a share of it (FSDP)' if sharded else ''}."
+            f"No accelerator was found; {accelerator.num_processes} processes train on the CPU"
+            f"{', each with the whole model instead of an FSDP shard' if sharded else ''}."
         )
     if accelerator.distributed_type != DistributedType.FSDP:
         return accelerator
     if not accelerator.is_fsdp2:
-        raise RecipeError("FSDP 1 is not supported; launch with `hf-ssl recipes accelerate/fsdp2 --copy`'s file.")
+        raise RecipeError(
+            "FSDP 1 is not supported; launch with the file from `hf-ssl recipes accelerate/fsdp2 --copy`."
+        )
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RecipeError(
-            "fsdp_activation_checkpointing would move BatchNorm statistics twice a step; set it to false in the file "
-            "of `accelerate launch`, and train.gradient_checkpointing=true."
+            "fsdp_activation_checkpointing would update BatchNorm statistics twice per step; disable it in the "
+            "Accelerate configuration and set train.gradient_checkpointing=true."
         )
     if train.freeze_backbone_epochs:
-        raise RecipeError("train.freeze_backbone_epochs does not go with FSDP yet; set it to 0, or launch with DDP.")
+        raise RecipeError(
+            "train.freeze_backbone_epochs is not supported with FSDP yet; set it to 0, or launch with DDP."
+        )
     if train.compile:
-        raise RecipeError("train.compile does not go with FSDP yet; set train.compile=false.")
+        raise RecipeError("train.compile is not supported with FSDP yet; set train.compile=false.")
     return accelerator
 
 

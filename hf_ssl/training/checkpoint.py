@@ -80,8 +80,8 @@ class Checkpoints:
             self._set_aside(path, fault)
         if damaged := self._last("damaged_*"):
             raise RecipeError(
-                f"No checkpoint of {self.folder.parent} can be read any more, the last one was {damaged.name}. "
-                "Restore a copy, or delete it to begin anew."
+                f"All checkpoints of {self.folder.parent} are damaged, the last one is {damaged.name}. "
+                "Restore a copy, or delete it to start over."
             )
         return None
 
@@ -104,7 +104,7 @@ class Checkpoints:
             self._set_aside(found.path, fault)
             before = self.newest()
             if before is None:
-                raise RecipeError(f"{found.path} {fault}, and there is no checkpoint before it.")
+                raise RecipeError(f"{found.path} {fault}, and there is no earlier checkpoint.")
             found = before
 
     def save(
@@ -158,7 +158,7 @@ class Checkpoints:
             while aside.exists():
                 aside = aside.with_name(f"{aside.name}_again")
             os.replace(path, aside)
-            logger.error(f"The checkpoint {path} is damaged: {fault}. It is now {aside.name}.")
+            logger.error(f"The checkpoint {path} is damaged: {fault}. It was renamed to {aside.name}.")
         self.accelerator.wait_for_everyone()
 
     def _try_to_load(self, found: Found, model, optimizer) -> tuple[dict[str, Any], str | None]:
@@ -182,7 +182,7 @@ class Checkpoints:
         fault, mismatch = (next((a[i] for a in answers if a[i]), None) for i in (0, 1))
         if mismatch or (fault and found.verified and "finite" not in fault):  # verified files are not damaged
             raise RecipeError(
-                mismatch or f"{found.path}: {fault}; the installed torch may be older than the one before."
+                mismatch or f"{found.path}: {fault}; the installed torch may be older than the one that wrote it."
             )
         return own, fault
 
@@ -264,7 +264,7 @@ class Checkpoints:
         else:
             content["model"] = load_file(folder.weights)
             if "optimizer" not in content["saved"]:
-                raise ValueError("optimizer.pt holds no optimizer")
+                raise ValueError("optimizer.pt has no optimizer state")
         own_file = folder.rank(self.accelerator.process_index)
         if own_file.exists():  # missing if the run resumes on more processes
             content["own"] = _load(own_file, ("cpu_rng",))
@@ -294,7 +294,7 @@ class Checkpoints:
         kept = self.complete()
         logger.error(
             f"The checkpoint could not be written to {self.folder} ({error}); free some space or make it writable. "
-            f"The last good one is {kept[-1].name if kept else 'none yet'}; training goes on."
+            f"The last good one is {kept[-1].name if kept else 'none yet'}; training continues."
         )
         self.accelerator.wait_for_everyone()
 
@@ -326,7 +326,7 @@ def _save(content: dict[str, Any], path: Path) -> None:
 def _load(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or not content.keys() >= set(keys):
-        raise ValueError(f"{path.name} holds something else")
+        raise ValueError(f"{path.name} has unexpected content")
     return content
 
 

@@ -115,7 +115,9 @@ def say(asked: Recipe, chosen: Recipe, reasons: dict[str, str]) -> None:
     keys = [key for key in _open_keys(asked) if new.get(key) is not None]
     lines = [f"{key}={AUTO}: {new[key]}{f' ({reasons[key]})' if key in reasons else ''}" for key in keys]
     if lines:
-        logger.info("\n  ".join(["Chosen here; a key that is set is kept:", *lines] if len(lines) > 1 else lines))
+        logger.info(
+            "\n  ".join(["Automatic choices (set a key to override one):", *lines] if len(lines) > 1 else lines)
+        )
 
 
 def _open_keys(recipe: Recipe) -> list[str]:
@@ -163,7 +165,9 @@ def _batch(recipe: Recipe, resolved: Resolved, count: int | None, accelerator: A
     """Batch size, a power of two per process and micro-batch, and the reason for its limit."""
     parts = accelerator.num_processes * recipe.train.accumulation
     if accelerator.is_fsdp2:
-        raise RecipeError("train.batch_size=auto does not know what FSDP leaves free; set it (`hf-ssl plan` helps).")
+        raise RecipeError(
+            "train.batch_size=auto does not support FSDP; set a number (`hf-ssl plan` estimates the largest)."
+        )
     from ..plan import largest_batch  # circular import
 
     share = SHARE_OF_MEMORY.get(accelerator.device.type, SHARE_OF_MEMORY["cpu"])
@@ -172,7 +176,7 @@ def _batch(recipe: Recipe, resolved: Resolved, count: int | None, accelerator: A
     fits = largest_batch(stand_in(tried), memory)
     bounds = {
         f"at most {LARGEST_BATCH}": LARGEST_BATCH / parts,
-        f"what fits {memory / 2**30:.1f} GiB": fits,
+        f"largest that fits {memory / 2**30:.1f} GiB": fits,
         f"an eighth of {count or 0:,} {resolved.modality.name}": (count or math.inf) / LARGEST_SHARE / parts,
     }
     why = min(bounds, key=lambda reason: bounds[reason])
@@ -187,7 +191,7 @@ def _workers(recipe: Recipe, resolved: Resolved, accelerator: Accelerator) -> tu
     batch = recipe.per_process_batch(accelerator.num_processes)
     shapes = resolved.modality.input_shapes(resolved.views, batch, resolved.config).values()
     possible = math.floor(min(wanted if cores >= 2 else 0, most_workers(sum(math.prod(shape) for shape, _ in shapes))))
-    return gather_object([(max(0, possible), f"{cores:g} cores a process")])[0]
+    return gather_object([(max(0, possible), f"{cores:g} cores per process")])[0]
 
 
 def _epochs(
@@ -195,15 +199,15 @@ def _epochs(
 ) -> tuple[float, str]:
     if count is None:
         raise RecipeError(
-            "train.epochs=auto needs the number of images, which a stream does not tell; set data.num_examples, or "
+            "train.epochs=auto needs the number of images, which is unknown for a stream; set data.num_examples, or "
             "train.steps."
         )
     if device.type != "cpu":
         epochs = min(max(EPOCHS[0], round(IMAGES / count)), EPOCHS[1])
-        return float(epochs), f"{IMAGES:,} images, but {EPOCHS[0]} to {EPOCHS[1]} epochs"
+        return float(epochs), f"{IMAGES:,} images, within {EPOCHS[0]} to {EPOCHS[1]} epochs"
     rate = gather_object([images_per_second(recipe)])[0]
     epochs = min(max(1, math.floor(recipe.train.minutes * 60 * rate / count)), EPOCHS[1])
-    return float(epochs), f"{recipe.train.minutes:g} minutes at {rate:,.0f} images/s, {EPOCHS[1]} at most"
+    return float(epochs), f"{recipe.train.minutes:g} minutes at {rate:,.0f} images/s, at most {EPOCHS[1]}"
 
 
 def _rhythm(recipe: Recipe, epochs: float) -> dict[str, float]:

@@ -118,7 +118,9 @@ def dense(
     state = process_state()
     encoder = open_model(model, pooler=False)
     if (towers := encoder.modality.towers) != ("",):
-        raise RecipeError(f"{model} has the towers {' and '.join(towers)}, and dense evaluation needs images alone.")
+        raise RecipeError(
+            f"{model} has the towers {' and '.join(towers)}, but dense evaluation needs an image encoder."
+        )
     size = settings.size or size_of(encoder)
     shape = _shape_of(encoder, size)
     with state.main_process_first():  # one process fills the cache of `datasets`
@@ -127,7 +129,9 @@ def dense(
     queries, there, broken_queries = _checked(queries)
     classes = sorted(here | there)
     if len(here) < 2 or not there:
-        raise RecipeError(f"The masks of {data.path} have fewer than two classes beside {IGNORED}, which is ignored.")
+        raise RecipeError(
+            f"The masks of {data.path} have fewer than two classes (not counting {IGNORED}, which is ignored)."
+        )
     train = replace(train or TrainConfig(), batch_size=settings.batch_size, seed=_SEED)
 
     def measure(one: Encoder, features: FeatureMap) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def dense(
     measured: dict[str, Any] = {"bank": bank.part, "num_bank": len(bank), "queries": queries.part}
     measured |= {"num_queries": len(queries), "num_classes": len(classes), "notes": []}
     if unknown := sorted(there - here):
-        measured["notes"].append(f"Of the classes {unknown} there is no pixel to learn from; their IoU is 0.")
+        measured["notes"].append(f"The classes {unknown} have no training pixels; their IoU is 0.")
     about = {"protocol": "dense", "settings": asdict(settings), "measured": measured, "said": settings.said()}
     return result | about
 
@@ -164,8 +168,8 @@ def _shape_of(encoder: Encoder, size: int) -> tuple[int, int]:
         raise
     except Exception as error:  # networks raise many types
         raise RecipeError(
-            f"{encoder.name} takes no images of {size} x {size} pixels ({first_line(error)}); take --protocol small, "
-            "which shows them at the encoder's own size."
+            f"{encoder.name} does not support images of {size} x {size} pixels ({first_line(error)}); use --protocol "
+            "small, which uses the encoder's own size."
         ) from error
     return found.shape[-2], found.shape[-1]
 
@@ -189,7 +193,7 @@ def _checked(masked: Masked) -> tuple[Masked, set[int], list[str]]:
     good = sorted(index for part in parts for index in part[1])
     failed = sorted(name for part in parts for name in part[2])
     if not good:
-        raise RecipeError(f"None of {len(failed)} images with masks could be read, the first is {failed[0]}.")
+        raise RecipeError(f"None of the {len(failed)} images with masks could be read, the first is {failed[0]}.")
     return masked.select(good) if failed else masked, set().union(*(part[0] for part in parts)), failed
 
 
@@ -231,8 +235,7 @@ def _train(probe: Probe, bank: Masked, folder: Path, train: TrainConfig, num_wor
     settings, size, device = probe.settings, probe.size, probe.accelerator.device
     if len(bank) < settings.batch_size:
         raise RecipeError(
-            f"A batch of {settings.batch_size} is more than the {len(bank)} images to learn from; lower "
-            "--train-batch-size."
+            f"The batch size {settings.batch_size} exceeds the {len(bank)} training images; lower --train-batch-size."
         )
     per_epoch = steps_in_epoch(len(bank), settings.batch_size)
     steps = settings.steps if settings.epochs is None else max(1, round(settings.epochs * per_epoch))
@@ -335,5 +338,5 @@ def _judged(probe: Probe, queries: Masked, num_workers: int) -> tuple[Tensor, li
         counts.append((place, overlaps(told, probe.numbers(mask), len(probe.classes)).cpu()))
     every = sorted(gather_object(counts), key=lambda one: one[0])
     if not every:
-        raise RecipeError(f"None of {len(queries)} images to judge could be read.")
+        raise RecipeError(f"None of the {len(queries)} query images could be read.")
     return torch.stack([one for _, one in every]), sorted(gather_object(failed))

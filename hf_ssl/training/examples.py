@@ -107,7 +107,7 @@ def _monitor_sources(
     """Bank and queries of the monitor, or None without labels; some modalities accept unlabeled queries."""
     data, monitor, medium = recipe.data, recipe.monitor, modality.medium
     if (bank is None) != (queries is None):
-        raise RecipeError("Give pretrain both a bank and queries, or neither.")
+        raise RecipeError("Pass both bank and queries to pretrain, or neither.")
     if bank is not None:
         columns = replace(data, image_column=monitor.image_column, label_column=monitor.label_column)
         return paired_by_hand(source_of(bank, columns, medium), source_of(queries, columns, medium), monitor)
@@ -138,13 +138,13 @@ def _count_instances(config: PreTrainedConfig, instances: int, state: RunState |
     before = state.num_instances if state else None
     if before not in (None, instances):
         raise RecipeError(
-            f"The data have {instances:,} clips, but the run in {folder} was begun with {before:,}, a row of its "
-            "memories for each; restore them, or start another train.output_dir from it with train.init_from."
+            f"The data have {instances:,} clips, but the run in {folder} started with {before:,}, one memory row "
+            "each; restore them, or start from this run in another train.output_dir with train.init_from."
         )
     if config.num_instances not in (0, instances):
         raise RecipeError(
-            f"model.num_instances={config.num_instances}, but the data have {instances:,} clips; leave it out, it is "
-            "counted."
+            f"model.num_instances={config.num_instances}, but the data have {instances:,} clips; remove it, the clips "
+            "are counted."
         )
     config.num_instances = instances
 
@@ -157,7 +157,7 @@ def _note_other_examples(measured: dict[str, Any], state: RunState) -> None:
     before = state.results.get("measured", {})
     if measured and state.results.get("baseline") and any(before.get(key) != measured.get(key) for key in chosen):
         measured["notes"].append(
-            "The figures before training may be of other examples: the choice has changed since the run began."
+            "The figures before training may be for other examples: the selection has changed since the run started."
         )
 
 
@@ -171,8 +171,8 @@ def _refuse_other_data(recipe: Recipe, state: RunState, now: dict[str, Any], cou
         where = recipe.data.path or "the dataset"
         folder = recipe.train.output_dir
         raise RecipeError(
-            f"{where} is not what the run in {folder} was begun with: {changed} changed. Restore the data, or train "
-            f"on these in another train.output_dir with train.init_from={folder}."
+            f"{where} has changed since the run in {folder} started: {changed} changed. Restore the data, or train "
+            f"on the new data in another train.output_dir with train.init_from={folder}."
         )
 
 
@@ -186,5 +186,7 @@ def count_steps(train: TrainConfig, count: int | None) -> tuple[int, int]:
     if steps is None and train.epochs is not None and per_epoch is not None:
         steps = max(1, round(train.epochs * per_epoch))
     if steps is None:
-        raise RecipeError("The length of the stream is not known; set data.num_examples, or train.steps for epochs.")
+        raise RecipeError(
+            "The length of the stream is unknown; set data.num_examples, or train.steps instead of train.epochs."
+        )
     return steps, per_epoch or steps

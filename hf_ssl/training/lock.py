@@ -69,11 +69,9 @@ def _acquire(folder: Path, lock: FileLock) -> str | None:
     except Timeout:
         told = _read(holder)
         who = "process {process} on {host}, since {since},".format_map(told) if told else "another process"
-        return (
-            f"{who} is training in train.output_dir={folder}; wait for it, stop it, or set another train.output_dir."
-        )
+        return f"{who} is training in train.output_dir={folder}; wait, stop it, or set another train.output_dir."
     except NotImplementedError:  # a file system without locks
-        logger.warning(f"{folder} is on a file system without locks: take care that no second run is started in it.")
+        logger.warning(f"{folder} is on a file system without locks; make sure that no second run uses this folder.")
     except OSError as error:
         return (
             f"train.output_dir={folder} cannot be written ({first_line(error)}); free some space or set another one."

@@ -113,4 +113,4 @@ def _of_all(names: set[str]) -> list[str]:
 
 
 def _no_number(step: int) -> UserError:
-    return UserError(f"The loss became NaN or infinite before step {step}; take a lower learning rate.")
+    return UserError(f"The loss became NaN or infinite before step {step}; lower the learning rate.")

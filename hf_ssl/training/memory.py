@@ -29,8 +29,8 @@ def enough_memory(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
     fits = max(1, min(_fits(recipe, device), forward // 2))
     again = f"train.accumulation={train.accumulation * -(-forward // fits)}"
     raise RunError(
-        f"{device} has not enough memory for {forward} images in one forward pass; about {fits} would fit: set "
-        f"train.batch_size={fits * parts}, or {again} for the same batch in more passes, or "
+        f"{device} ran out of memory with {forward} images per forward pass; about {fits} would fit: set "
+        f"train.batch_size={fits * parts}, or {again} to split the batch, or "
         "train.gradient_checkpointing=true, in another train.output_dir."
     ) from None
 

@@ -183,8 +183,8 @@ class RunTotals:
         """Log at the end of a run how many files were unreadable."""
         if self._named:
             names = sorted(self._named)
-            said = f"{len(names):,} different file(s) could not be read, {self.skipped:,} times in all"
-            logger.warning(f"{said}, and others were shown in their place; the first is {names[0]}.")
+            said = f"{len(names):,} different file(s) could not be read ({self.skipped:,} attempts)"
+            logger.warning(f"{said}, and were replaced by others; the first is {names[0]}.")
 
     def to_dict(self) -> dict[str, Any]:
         names = {"skipped_names": sorted(self._named)} if self._named else {}

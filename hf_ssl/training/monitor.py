@@ -33,7 +33,7 @@ COLLAPSED_STD = 0.1  # fraction of the healthy value 1/sqrt(d); trained networks
 
 COLLAPSE_ADVICE = (
     "The representation has collapsed: the embeddings of all images are nearly the same (std {ratio:.1%} of the "
-    "healthy 1/sqrt(d)). Usual causes: too high a learning rate or no warm-up, too weak augmentation, BatchNorm over "
+    "healthy 1/sqrt(d)). Usual causes: learning rate too high or no warm-up, augmentation too weak, BatchNorm over "
     "too small a batch, a changed predictor or target (BYOL, SimSiam), too few Sinkhorn iterations (SwAV)."
 )
 
@@ -64,6 +64,7 @@ class Monitor:
         self.measures = modality.half(evaluation.__name__).Measures(config, self._extract, bank, queries, trained_on)
         self.collapse = ""  # warning of the last measurement, if any
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
+        self._unreadable: set[str] = set()  # files already named in the log
 
     def observe(self, output, index: torch.Tensor | None = None) -> None:
         """Keep embeddings (B, V, D) and features (B, V, F) of the newest `num_samples` training images, and train the
@@ -150,8 +151,10 @@ class Monitor:
             world_size=self.accelerator.num_processes,
         )
         first = next(iter(found.values()))
-        if failed := first.failed:
-            logger.warning(f"{len(failed)} file(s) could not be read for the monitor, the first is {failed[0]}.")
+        failed = first.failed
+        if new := [name for name in failed if name not in self._unreadable]:
+            self._unreadable.update(new)
+            logger.warning(f"{len(new)} file(s) could not be read for the monitor, the first is {new[0]}.")
         if self.accelerator.num_processes == 1:
             return found
         padding = -2  # differs from every label, and from -1 for unlabeled examples

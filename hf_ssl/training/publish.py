@@ -28,7 +28,7 @@ def write_report(folder: Path) -> Path | None:
         large = (folder / "model" / "model.safetensors.index.json").exists()
         return report([folder], pictures=not large)
     except Exception as error:
-        logger.warning(f"No report was written: {first_line(error)}")
+        logger.warning(f"The report could not be written: {first_line(error)}")
         return None
 
 
@@ -51,7 +51,7 @@ class Publisher:
             except PushError as error:
                 if error.status in (400, 401, 403, 404):
                     raise UserError(f"train.push_to_hub: {error}") from error
-                logger.warning(f"{error} Training starts, and the push is tried again at every checkpoint.")
+                logger.warning(f"{error} Training starts anyway; the push is retried at every checkpoint.")
 
     def due(self) -> bool:
         """Whether to push this checkpoint; call it once per checkpoint on every process."""
@@ -66,7 +66,7 @@ class Publisher:
         try:
             export(folder)
         except UserError as error:
-            logger.warning(f"Step {step} is not pushed: {error}")
+            logger.warning(f"Step {step} was not pushed: {error}")
             return
         self._thread = Thread(target=self._push, args=(self.repo_id, folder, step), daemon=True)
         self._thread.start()
@@ -79,7 +79,9 @@ class Publisher:
             self._thread.join()
             shutil.rmtree(self.folder.with_name(".pushed"), ignore_errors=True)
         if not self._push(self.repo_id, self.folder, step):
-            logger.warning(f"The model is in {self.folder}: `hf-ssl push {self.folder} {self.repo_id}` tries again.")
+            logger.warning(
+                f"The model is in {self.folder}; run `hf-ssl push {self.folder} {self.repo_id}` to try again."
+            )
 
     def _push(self, repo_id: str, folder: Path, step: int) -> bool:
         try:
@@ -87,5 +89,5 @@ class Publisher:
         except Exception as error:  # network errors must not stop a run
             logger.warning(str(error) if isinstance(error, UserError) else f"The push failed: {error!r}")
             return False
-        logger.info(f"Step {step} is on the Hub: {address}")
+        logger.info(f"Pushed step {step} to {address}")
         return True

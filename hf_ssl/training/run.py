@@ -137,7 +137,7 @@ class Run:
         if told is None:
             return None
         model_dir = self.folder / "model"
-        logger.info(f"{self.folder} is already finished, at step {self.num_steps}; {model_dir} stays as it is.")
+        logger.info(f"{self.folder} is already finished (step {self.num_steps}); {model_dir} is unchanged.")
         Publisher(self.recipe.train, self.accelerator).finish(self.num_steps)
         return self._result(*told)
 
@@ -195,7 +195,7 @@ class Run:
                 raise Interrupted(signum, step, saved)
         if failed:
             self.metrics.close()
-            raise failure or RunError("This process stops because another one could not go on.")
+            raise failure or RunError("This process stops because another one failed.")
         return batch
 
     def freeze_backbone(self, step: int) -> None:
@@ -299,7 +299,7 @@ class Run:
                     try:
                         export(self.model, self.recipe, folder, tensors=tensors, results=self.results(done))
                     except UserError as error:
-                        logger.error(f"{error} Training goes on.")
+                        logger.error(f"{error} Training continues.")
                 self.accelerator.wait_for_everyone()
             if self.publisher.due() and not last:
                 measured, tensors = self.results(done), full_state_dict(self.model)
@@ -337,8 +337,8 @@ class Run:
 
 def _diverged(step: int, rate: float, checkpoints: Checkpoints, weights: bool) -> str:
     kept = checkpoints.complete()
-    what = "weights, or their features, were NaN or infinite before" if weights else "loss became NaN or infinite at"
-    good = f"{kept[-1]}, from which train.init_from goes on" if kept else "none: none had been written yet"
+    what = "weights or features were NaN or infinite before" if weights else "loss became NaN or infinite at"
+    good = f"{kept[-1]}, which train.init_from can start from" if kept else "none, since none was written yet"
     return (
         f"The {what} step {step}; lower optim.lr (it was {rate:.3g} there), lengthen the warm-up or set "
         f"optim.clip_grad_norm, in another train.output_dir. The last good checkpoint is {good}."

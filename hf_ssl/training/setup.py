@@ -66,7 +66,7 @@ def open_run(recipe: Recipe, dataset=None, bank=None, queries=None) -> Iterator[
     with run_lock(folder, accelerator):
         checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep, accelerator)
         if recipe.train.resume == "never" and checkpoints.complete():
-            raise RecipeError(f"{folder} already holds a run; set another train.output_dir or train.resume=auto.")
+            raise RecipeError(f"{folder} already contains a run; set another train.output_dir or train.resume=auto.")
         found, encoder = checkpoints.newest(), None
         if found is None:
             recipe, encoder = _pretrained_encoder(recipe, accelerator)
@@ -120,7 +120,10 @@ def build(run: Run) -> None:
         state = run.found.state
     run.start = state.step if state else 0
     if run.start > run.num_steps:
-        raise RecipeError(f"{run.folder} is at step {run.start}, and the recipe ends at step {run.num_steps}.")
+        raise RecipeError(
+            f"{run.folder} is at step {run.start}, but the recipe ends at step {run.num_steps}; train longer or "
+            "set another train.output_dir."
+        )
     run.totals = RunTotals(accelerator, **(state.totals if state else {}))
     workers = min(recipe.data.num_workers, os.cpu_count() or 1)
     sources = (examples.bank, examples.queries, workers, examples.source)
@@ -221,19 +224,19 @@ def _continued(recipe: Recipe, found: Found) -> Recipe:
     state = found.state
     if state.code is not None and state.code != code_digest(recipe.method):
         raise RecipeError(
-            f"{found.path} was trained with other code of {method_name(recipe.method)}; restore the file, or train on "
+            f"The code of {method_name(recipe.method)} has changed since {found.path}; restore the file, or continue "
             f"in another train.output_dir with train.init_from={found.path.parent.parent}."
         )
     asked, recipe = recipe, continued(recipe, state.recipe, state.format, state.began)
     if kept := changed_keys(asked.to_dict(), recipe.to_dict()):
-        logger.warning(f"The run goes on as an earlier version began it, with the {', '.join(kept)} of then.")
+        logger.warning(f"This run was started by an earlier version and keeps its values of {', '.join(kept)}.")
     changed = changed_keys(state.recipe, recipe.to_dict(), state.format)
     if not changed:
         return recipe
-    said = f"{found.path} was made by another recipe: {', '.join(changed)} differ(s)"
+    said = f"{found.path} was made with a different recipe ({', '.join(changed)} changed)"
     if set(changed) <= {"train.epochs", "train.steps"}:
         raise RecipeError(
-            f"{said}. The schedule of a run is fixed when it starts: restore the value, or train longer in another "
+            f"{said}. The schedule of a run is fixed when it starts; restore the value, or train longer in another "
             f"train.output_dir with train.init_from={found.path.parent.parent}."
         )
     raise RecipeError(f"{said}; restore these values or set another train.output_dir.")

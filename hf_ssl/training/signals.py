@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, step: int, saved: bool):
         self.signum, self.step, self.saved = signum, step, saved
-        kept = "a checkpoint has been written" if saved else "no checkpoint could be written at this step"
+        kept = "a checkpoint was written" if saved else "no checkpoint could be written"
         super().__init__(f"{signal.Signals(signum).name} at step {step}: {kept}; the same command continues the run.")
 
 

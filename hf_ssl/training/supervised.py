@@ -68,12 +68,12 @@ def supervised(
     encoder = open_model(model, pooler=settings.frozen)
     if (towers := encoder.modality.towers) != ("",):
         raise RecipeError(
-            f"{model} has the towers {' and '.join(towers)}, and {protocol} trains on images alone; take `hf-ssl "
+            f"{model} has the towers {' and '.join(towers)}, but {protocol} trains on images only; use `hf-ssl "
             "evaluate linear` with its default --protocol."
         )
     bank, queries = labeled_sources(data, monitor, encoder.modality.medium, trained_on=False)
     if bank is None or queries is None:
-        raise RecipeError(f"{data.path} has no labels to learn from; see --label-column.")
+        raise RecipeError(f"{data.path} has no labels to train with; see --label-column.")
     measured = measured_on(bank, queries, 0)
     seeds = range(seed, seed + settings.seeds)
     task = Task(encoder, settings, data, monitor, train or TrainConfig())
@@ -167,7 +167,7 @@ def _train(trial: Trial, source: Source, folder: Path) -> None:
     settings, accelerator = trial.task.settings, trial.accelerator
     if len(source) < settings.batch_size:
         raise RecipeError(
-            f"A batch of {settings.batch_size} is more than the {len(source)} examples to learn from; lower "
+            f"The batch size {settings.batch_size} exceeds the {len(source)} training examples; lower "
             "--train-batch-size."
         )
     steps_per_epoch = steps_in_epoch(len(source), settings.batch_size)

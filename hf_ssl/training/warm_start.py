@@ -27,6 +27,8 @@ def warm_start(model: nn.Module, place: str) -> list[str]:
     )
     if wrong:
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise RecipeError(f"train.init_from={place} holds another model than the recipe's: {shown} do(es) not fit.")
+        raise RecipeError(
+            f"train.init_from={place} is a different model than the recipe's; these tensors do not fit: {shown}."
+        )
     model.load_state_dict(fits, strict=False)
     return sorted(remembered - fits.keys())

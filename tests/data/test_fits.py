@@ -46,11 +46,11 @@ def test_small_crops_and_the_size_at_inference_count_too():
 
 
 def test_sizes_that_a_network_cannot_take_are_said_with_one_that_works():
-    with pytest.raises(RecipeError, match="levit_128s does not take images of") as caught:
+    with pytest.raises(RecipeError, match="levit_128s does not support") as caught:
         check({"backbone": "levit_128s"}, {"all": {"size": 64}, "local": {"size": 32}}, "swav")
     assert "\n" not in str(caught.value) and "views.local.size to one size, such as 224" in str(caught.value)
     check({"backbone": "levit_128s"}, {"all": {"size": 64}}, "swav")
-    with pytest.raises(RecipeError, match="maxvit_rmlp_pico_rw_256 does not take images of views.all.size=33"):
+    with pytest.raises(RecipeError, match="maxvit_rmlp_pico_rw_256 does not support views.all.size=33"):
         check({"backbone": "maxvit_rmlp_pico_rw_256"}, {"all": {"size": 33}})
     with pytest.raises(RecipeError, match="backbone_args"):
         check({"backbone": "vit_tiny_patch16_224", "backbone_args": {"no_such_argument": 1}})

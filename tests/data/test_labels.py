@@ -53,7 +53,7 @@ def test_bank_and_queries_agree_on_classes_by_name():
     assert numbers(bank) == [1, 2, 2] and numbers(queries) == [2, 1, 0]
     texts = labeled(["dog", "cat"], shades=[20, 21])
     assert numbers(paired(bank, texts, MonitorConfig())[1]) == [1, 0]
-    with pytest.raises(RecipeError, match="names on one side"):
+    with pytest.raises(RecipeError, match="different types of labels"):
         paired(bank, labeled([0, 1]), MonitorConfig())
     with pytest.raises(RecipeError, match="No class of"):
         paired(labeled([1, 2]), labeled([3, 4]), MonitorConfig())
@@ -74,11 +74,11 @@ def columns(values: list) -> dict:
     ("values", "why"),
     [
         ([-1] * 6, "only -1 or null"),
-        ([0.25, 0.5] * 3, "no classes"),
-        ([[0, 1], [1]] * 3, "several labels an example"),
-        ([{"class": 0}, {"class": 1}] * 3, "neither texts nor numbers"),
-        ([date(2024, 1, 1), date(2025, 1, 1)] * 3, "neither texts nor numbers"),
-        (["train", "val"] * 3, "names of splits"),
+        ([0.25, 0.5] * 3, "not classes"),
+        ([[0, 1], [1]] * 3, "several labels per example"),
+        ([{"class": 0}, {"class": 1}] * 3, "neither strings nor numbers"),
+        ([date(2024, 1, 1), date(2025, 1, 1)] * 3, "neither strings nor numbers"),
+        (["train", "val"] * 3, "split names"),
         (["a photo", "a dog", "x", "y", "z", "u"], "No class of train has two examples"),
     ],
 )
@@ -168,9 +168,9 @@ def test_what_makes_an_accuracy_mean_less_is_said_in_a_sentence_each():
 
     bank, queries = labeled([0, 1] * 4), labeled([0, 1], shades=[50, 51])
     assert notes(bank, queries) == ""
-    assert "k=20 is more than the 8 examples" in notes(bank, queries, 20)
-    assert "one class only" in notes(labeled([3] * 4), labeled([3], shades=[60]))
-    assert "1 of 2 queries are of classes that the bank does not have" in notes(bank, labeled([0, 7], shades=[50, 51]))
+    assert "k=20 exceeds the 8 examples" in notes(bank, queries, 20)
+    assert "only one class" in notes(labeled([3] * 4), labeled([3], shades=[60]))
+    assert "1 of 2 queries have classes that are not in the bank" in notes(bank, labeled([0, 7], shades=[50, 51]))
     assert "1 of 2 queries are also in the bank" in notes(bank, labeled([0, 1], shades=[1, 99]))
 
 

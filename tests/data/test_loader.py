@@ -166,7 +166,7 @@ def test_a_worker_that_dies_with_a_batch_not_yet_handed_over_is_one_sentence(sou
     time.sleep(1)  # the next batches are ready, in shared memory held by the workers
     workers = sorted(set(multiprocessing.active_children()) - before, key=lambda worker: worker.pid)
     workers[which].kill()
-    with pytest.raises(WorkerError, match="no memory left.*data.num_workers"):
+    with pytest.raises(WorkerError, match="ran out of memory.*data.num_workers"):
         list(loader)
 
 
@@ -227,7 +227,7 @@ def test_a_dataset_without_any_readable_image_stops_the_run_at_once():
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(source):
-    with pytest.raises(RecipeError, match="train.batch_size=41 is more than the 40 examples"):
+    with pytest.raises(RecipeError, match="train.batch_size=41 exceeds the 40 examples"):
         TrainLoader(source, VIEWS, batch_size=41, num_steps=1)
 
 

@@ -379,7 +379,7 @@ def test_evaluate_takes_the_range_and_names_what_it_could_not_read(tmp_path, cap
         main(["evaluate", "knn", "m", "--data", "d", "--value-range", *given])
     main(["evaluate", "knn", "m", "--data", "d"])
     assert seen == ["full", (0.0, 4095.0), (-1000.0, 2000.0), None]
-    assert "2 file(s) could not be read and are not counted, the first is a.png" in capsys.readouterr().err
+    assert "2 file(s) could not be read and were skipped; the first is a.png" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "knn", "m", "--data", "d", "--value-range", "1", "2", "3"])
     assert "data.value_range" in capsys.readouterr().err

@@ -223,9 +223,9 @@ def test_braces_and_globs_name_shards_here_and_behind_a_url(tmp_path):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("https://example.com/photos", "names no Parquet or tar files"),
-        ("s3://bucket/folder/", "names no Parquet or tar files"),
-        ("hf://datasets/user/name", "names no Parquet or tar files"),
+        ("https://example.com/photos", "is not a Parquet or tar file"),
+        ("s3://bucket/folder/", "is not a Parquet or tar file"),
+        ("hf://datasets/user/name", "is not a Parquet or tar file"),
         ("nosuch://x/a.parquet", "could not be loaded"),
         ("memory://nowhere/*.parquet", "No file matches"),
         ("nowhere/{a,b}.tar", "No file matches"),

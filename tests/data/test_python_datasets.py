@@ -125,7 +125,7 @@ def arrays(starts):
 
 @pytest.mark.parametrize(
     ("generator", "text"),
-    [(broken, "cannot be made: KeyError"), (empty, "has no examples"), (arrays, "needs one image")],
+    [(broken, "cannot be loaded: KeyError"), (empty, "has no examples"), (arrays, "needs one image")],
 )
 def test_a_generator_that_gives_no_images_is_one_sentence(generator, text):
     with pytest.raises(RecipeError, match=text):

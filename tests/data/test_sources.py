@@ -199,12 +199,12 @@ def test_what_is_missing_is_named_with_what_is_near(digits, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("some/photos", "data.path=some/photos is no folder here"),
+        ("some/photos", "data.path=some/photos: no such folder"),
         ("./photos", "data.path=./photos does not exist"),
         ("/no/such/place/at/all", "does not exist"),
         ("missing.parquet", "No file matches"),
         ("*.parquet", "No file matches"),
-        ("photo.png", "is not a folder, Parquet or tar file"),
+        ("photo.png", "data.path=photo.png is a single image; pass its folder"),
         ("empty", "data.path=empty could not be loaded"),
     ],
 )

@@ -98,7 +98,7 @@ def test_lightlys_cifar_views_are_overrides_of_the_presets():
         ({"size": 0}, "size"),
         ({"size": 96}, "first and views.second"),
         ({"count": -1}, "count"),
-        ({"count": 0}, "at least two views"),
+        ({"count": 0}, "At least two views"),
     ],
 )
 def test_impossible_views_are_named(override, named):

@@ -215,9 +215,9 @@ def broken(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("size", r"0\.png cannot be used: it has 20 x 20 pixels, and its image 48 x 40"),
-        ("colors", r"0\.png cannot be used: it holds colors \(RGB\)"),
-        ("numbers", "it holds numbers from 300 to 300"),
+        ("size", r"0\.png cannot be used: it has 20 x 20 pixels, but its image has 48 x 40"),
+        ("colors", r"0\.png cannot be used: it contains colors \(RGB\)"),
+        ("numbers", "it contains numbers from 300 to 300"),
         ("missing", r"1 file\(s\) of .* have no mask of the same name, such as .*0\.png"),
     ],
 )
@@ -251,5 +251,7 @@ def test_tokens_are_put_in_their_places_and_others_refused(tmp_path):
     with torch.no_grad():
         tokens = opened.model(pixel_values=images).last_hidden_state
         assert feature_map(opened)(images)[:, :, 2, 1].equal(tokens[:, 1 + 2 * 4 + 1])
-        with pytest.raises(RecipeError, match="SwinModel.* is neither a feature map nor the tokens of equal patches"):
+        with pytest.raises(
+            RecipeError, match="SwinModel.* is neither a feature map nor a square grid of patch tokens"
+        ):
             feature_map(open_model(str(tmp_path / "swin"), pooler=False))(images)

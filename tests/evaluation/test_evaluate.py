@@ -62,14 +62,18 @@ def test_a_vision_model_of_transformers_is_measured_as_its_own_processor_prepare
 @pytest.mark.parametrize(
     ("make", "processor", "why"),
     [
-        (lambda: BertModel(BertConfig(vocab_size=20, **SMALL)), False, "BertModel takes input_ids"),
+        (lambda: BertModel(BertConfig(vocab_size=20, **SMALL)), False, "BertModel expects input_ids"),
         (
             lambda: CLIPTextModel(CLIPTextConfig(vocab_size=20, bos_token_id=1, eos_token_id=2, **SMALL)),
             False,
-            "CLIPTextModel takes input_ids",
+            "CLIPTextModel expects input_ids",
         ),
-        (lambda: ViTModel(ViTConfig(image_size=16, patch_size=8, **SMALL)), False, "save its image processor"),
-        (lambda: ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL)), True, "not take an image as prepared"),
+        (lambda: ViTModel(ViTConfig(image_size=16, patch_size=8, **SMALL)), False, "has no image processor for its"),
+        (
+            lambda: ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL)),
+            True,
+            "fails on an image from its own processor",
+        ),
         (lambda: ViTMAEModel(ViTMAEConfig(image_size=16, patch_size=8, **SMALL)), True, "no pooled features"),
     ],
 )
@@ -123,6 +127,6 @@ def test_the_terminal_says_what_was_measured_on(digits, tmp_path, capsys, caplog
     main(common)
     shown = capsys.readouterr().out
     assert "80 % of train" in shown and "20 % of train" in shown and "seen in pretraining" not in shown
-    assert "k=200 is more than" in caplog.text
+    assert "k=200 exceeds" in caplog.text
     main([*common, "--json"])
     assert json.loads(capsys.readouterr().out)["measured"]["num_queries"] < 26

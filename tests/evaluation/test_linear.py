@@ -68,7 +68,7 @@ def test_converges_and_is_deterministic_whatever_the_scale_of_the_features(accur
     assert accuracy(*shifted) == pytest.approx(first, abs=0.005)
     with caplog.at_level(logging.WARNING):
         accuracy(train, test, max_iter=3)
-    assert "not converged" in caplog.text
+    assert "not converge" in caplog.text
 
 
 @pytest.mark.parametrize("accuracy", [linear_accuracy, linear_svm_accuracy])

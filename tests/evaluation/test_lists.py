@@ -58,8 +58,8 @@ def test_the_named_images_are_learned_from(folders, encoder, tmp_path):
     ("names", "said"),
     [
         (["n2_77.png", "x.png"], r"2 of the 2 images in .* are not in train, such as n2_77.png, x.png"),
-        (["same.png"], r"1 names in .* stand for several images of train, such as same.png; write their folders"),
-        ([], "names no image"),
+        (["same.png"], r"1 names in .* match several images of train, such as same.png; add their folders"),
+        ([], "is empty"),
     ],
 )
 def test_names_that_cannot_be_followed_are_told(folders, tmp_path, names, said):
@@ -103,14 +103,14 @@ def test_results_of_datasets_of_one_name_are_two_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("linear --protocol swav --clips 3", "--clips is for protocols that train nothing"),
-        ("linear --protocol swav --no-baselines", "--no-baselines is for protocols that train nothing"),
-        ("lowshot --protocol swav-10% --no-cache", "--no-cache is for protocols that train nothing"),
+        ("linear --protocol swav --clips 3", "--clips is for protocols on frozen features"),
+        ("linear --protocol swav --no-baselines", "--no-baselines is for protocols on frozen features"),
+        ("lowshot --protocol swav-10% --no-cache", "--no-cache is for protocols on frozen features"),
         ("finetune --no-baselines", "unrecognized arguments: --no-baselines"),
         ("finetune --clips 3", "unrecognized arguments: --clips"),
         ("dense --layer -2", "unrecognized arguments: --layer"),
-        ("lowshot --protocol 5 --list a.txt", "--list is a protocol of its own"),
-        ("lowshot --protocol list", "needs the names of the images to learn from: --list FILE"),
+        ("lowshot --protocol 5 --list a.txt", "--list selects its own protocol"),
+        ("lowshot --protocol list", "needs the names of the training images; pass --list FILE"),
         ("lowshot --list nowhere.txt", "The list nowhere.txt cannot be read"),
         ("retrieval --protocol revisited", "--ground-truth gnd_roxford5k.pkl"),
         ("retrieval --ground-truth nowhere.pkl", "There is no file nowhere.pkl"),

@@ -91,5 +91,5 @@ def test_what_cannot_be_run_is_said_in_a_sentence(encoder, monkeypatch, capsys):
     pytest.importorskip("mteb")
     with pytest.raises(RecipeError, match="mteb has no such task"):
         run_mteb(str(encoder), ["CIFAR-no"])
-    with pytest.raises(RecipeError, match="needs text; take one of images"):
+    with pytest.raises(RecipeError, match="needs text; choose an image task"):
         run_mteb(str(encoder), ["STS12"])

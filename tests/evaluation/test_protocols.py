@@ -215,12 +215,12 @@ def test_a_result_is_a_file_of_the_model_and_a_row_of_its_card(digits, tmp_path,
     assert files == [f"{kind}_digits0.json" for kind in ("knn", "linear", "lowshot", "retrieval")]
     result = json.loads((tmp_path / "run/model/results/lowshot_digits0.json").read_text())
     assert result["spread"]["lowshot"] > 0 and result["errors"]["lowshot"] > 0 and result["versions"]
-    assert len(result["baselines"]) == 3 and "## Evaluated" not in (tmp_path / "run/model/README.md").read_text()
+    assert len(result["baselines"]) == 3 and "## Evaluation\n" not in (tmp_path / "run/model/README.md").read_text()
     main(["card", run])
     card = ModelCard.load(tmp_path / "run/model/README.md")
     names = [entry.metric_name for entry in card.data.eval_results]
     assert any("k=20, T=0.1" in name for name in names) and any("C=" in name for name in names)
-    assert "## Evaluated" in card.text and "| raw pixels |" in card.text
+    assert "## Evaluation\n" in card.text and "| raw pixels |" in card.text
 
 
 def test_models_are_compared_side_by_side(encoder, digits, tmp_path, capsys, monkeypatch):
@@ -255,6 +255,15 @@ def test_embeddings_are_a_table_of_files_and_neighbors(encoder, digits, tmp_path
     assert len(table["file"]) == 128 and table["neighbors"][3][0] == similarity[3].argmax().item()
     assert table["label"][0] == "0" and np.std(table["x"]) >= np.std(table["y"]) > 0
     assert str(tmp_path / "e.parquet") in capsys.readouterr().out
+
+
+def test_embed_names_the_files_that_have_no_row(encoder, tmp_path, caplog):
+    for color in range(3):
+        Image.new("RGB", (32, 32), (90 * color, 0, 0)).save(tmp_path / f"{color}.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    main(["embed", encoder, "--data", str(tmp_path), "--output", str(tmp_path / "e.parquet"), "--num-workers", "0"])
+    assert pq.read_table(tmp_path / "e.parquet").num_rows == 3
+    assert "1 file(s) could not be read and have no row, the first is" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------------- what goes wrong
@@ -302,7 +311,7 @@ def test_a_layer_behind_the_last_is_refused(tmp_path):
     SimSiamForPreTraining(config).save_pretrained(tmp_path / "pretraining")
     SimSiamModel(config).save_pretrained(tmp_path)
     assert open_model(str(tmp_path), layer="projector.0")
-    with pytest.raises(RecipeError, match=r"--layer projector.99 is not there: the last one is projector\.\d"):
+    with pytest.raises(RecipeError, match=r"--layer projector.99 does not exist; the last one is projector\.\d"):
         open_model(str(tmp_path), layer="projector.99")
 
 
@@ -310,7 +319,9 @@ def test_the_untrained_network_has_the_initial_values_of_timm(tmp_path):
     new = timm.create_model("test_resnet")
     about = {"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": new.pretrained_cfg}
     TimmWrapperModel(TimmWrapperConfig.from_dict(about)).save_pretrained(tmp_path)
-    untrained = open_model(str(tmp_path)).untrained().model.timm_model.state_dict()
+    encoder = open_model(str(tmp_path)).untrained()
+    assert encoder.name == "untrained test_resnet"
+    untrained = encoder.model.timm_model.state_dict()
     theirs = new.state_dict()
     for name in ("conv1.0.weight", "layer1.0.conv1.weight", "layer1.0.bn2.weight"):
         assert untrained[name].std().item() == pytest.approx(theirs[name].std().item(), rel=0.2), name
@@ -347,7 +358,7 @@ def test_a_full_disk_is_said(encoder, digits, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(UserError, match=r"could not be kept in .*No space left.*HF_SSL_CACHE"):
+    with pytest.raises(UserError, match=r"could not be written to .*No space left.*HF_SSL_CACHE"):
         features_of(open_model(encoder), load_source(DataConfig(path=str(digits))), cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -364,8 +375,8 @@ def test_changed_files_of_the_same_size_are_other_data(tmp_path, encoder):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("linear --protocol swav --layer -2", "--layer is for protocols that train nothing"),
-        ("linear --protocol byol --folds label", "--folds is for protocols that train nothing"),
+        ("linear --protocol swav --layer -2", "--layer is for protocols on frozen features"),
+        ("linear --protocol byol --folds label", "--folds is for protocols on frozen features"),
         ("linear --epochs 3", "--epochs is for protocols that train;"),
         ("linear --precision no", "--precision is for protocols that train;"),
         ("knn --temperature nan", "--temperature must be greater than 0"),
@@ -416,12 +427,13 @@ def test_a_file_that_is_no_result_is_named_and_left_out_of_the_card(tmp_path, ca
     (tmp_path / "results").mkdir()
     for name, content in (("good", good), ("bad", good | change)):
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
-    assert read_evaluations(tmp_path) == [good] and "bad.json is no result of hf-ssl evaluate" in caplog.text
+    assert read_evaluations(tmp_path) == [good] and "bad.json is not a result of hf-ssl evaluate" in caplog.text
 
 
 def test_a_remedy_is_an_option_of_the_command(encoder, tmp_path, capsys):
     for number in range(4):
         Image.new("L", (32, 32), 50 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,weight\n0.png,0.5\n1.png,1.5\n")
     with pytest.raises(SystemExit):
         main(["evaluate", "knn", encoder, "--data", str(tmp_path)])
     shown = capsys.readouterr().err

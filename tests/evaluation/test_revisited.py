@@ -105,11 +105,11 @@ class Evil:
     ("content", "said"),
     [
         ({"imlist": Evil()}, r"asks for posix\.system, which no such ground truth needs"),
-        ({"imlist": ["a"], "qimlist": ["b"]}, "is no ground truth of ROxford or RParis"),
-        ({"imlist": ["a"], "qimlist": ["b"], "gnd": []}, "it has 1 queries, and answers to 0"),
+        ({"imlist": ["a"], "qimlist": ["b"]}, "is not a ground truth file of ROxford or RParis"),
+        ({"imlist": ["a"], "qimlist": ["b"], "gnd": []}, "it has 1 queries, but ground truth for 0"),
         (
             {"imlist": ["a"], "qimlist": ["b"], "gnd": [{"easy": [7], "hard": [], "junk": [], "bbx": [0, 0, 1, 1]}]},
-            "it names images beyond its list",
+            "it refers to images outside its list",
         ),
     ],
 )

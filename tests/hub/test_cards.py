@@ -60,7 +60,7 @@ def test_a_cards_numbers_are_those_of_the_recipe(name):
     text = (FOLDER / f"{name}.md").read_text()
     path = shipped_recipes()[name]
     recipe, header = load_recipe(path), recipe_header(path)
-    figures = [row[1] for row in table(text, "## What is published")]
+    figures = [row[1] for row in table(text, "## Published results")]
     published = re.findall(r"(?<= )\d\d\.\d+(?=[ ,])", header["Published"])
     others = re.findall(r" (\d\d\.\d+)[;.]", path.read_text().partition("Other results:")[2].partition("# Note:")[0])
     assert figures == published[:1] + others + published[1:] and published
@@ -101,12 +101,12 @@ def card_of(name: str, overrides=(), final=None, card=None, measured=None) -> Mo
 
 def test_the_published_figure_stands_beside_a_run_with_its_settings():
     card = card_of("simsiam/imagenet1k_resnet50", ["train.batch_size=256", "train.epochs=400"], {"knn": 0.6})
-    assert table(card.text, "## Beside what is published") == [["linear top-1", "not measured", "70.8%"]]
-    assert "has the settings of that figure" in card.text
+    assert table(card.text, "## Comparison with published results") == [["linear top-1", "not measured", "70.8%"]]
+    assert "used the settings of the published figure" in card.text
     assert card.data.eval_results[0].metric_value == 60.0 and "70.8" not in str(card.data.to_dict())
     card = card_of("byol/cifar10_resnet18_lightly", ["train.seed=3", "data.num_workers=1"], {"knn": 0.851})
-    assert table(card.text, "## Beside what is published") == [["kNN", "85.1%", "86.9%"]]
-    assert "has the settings of that figure" in card.text
+    assert table(card.text, "## Comparison with published results") == [["kNN", "85.1%", "86.9%"]]
+    assert "used the settings of the published figure" in card.text
 
 
 def test_a_run_with_other_settings_names_them():
@@ -118,8 +118,8 @@ def test_a_run_with_other_settings_names_them():
         "monitor.k=5",
     ]
     card = card_of("simsiam/imagenet1k_resnet50", changes)
-    section = card.text.split("## Beside what is published")[1].split("\n## ")[0]
-    assert "not of this run's settings" in section
+    section = card.text.split("## Comparison with published results")[1].split("\n## ")[0]
+    assert "obtained with other settings" in section
     named = re.findall(r"^- `(\S+?)`: `(.+)`, published `(.+)`$", section, re.MULTILINE)
     assert sorted(named) == [
         ("data.path", "me/photos", "ILSVRC/imagenet-1k"),
@@ -131,13 +131,15 @@ def test_a_run_with_other_settings_names_them():
 
 
 def test_a_run_from_a_recipe_of_ones_own_has_nothing_published_beside_it(tmp_path):
-    assert "Beside what is published" not in card_of("simsiam/cifar10_resnet18").text
+    assert "Comparison with published results" not in card_of("simsiam/cifar10_resnet18").text
     own = tmp_path / "own.yaml"
     own.write_text(shipped_recipes()["simsiam/imagenet1k_resnet50"].read_text())
-    assert "Beside what is published" not in card_of(str(own)).text
+    assert "Comparison with published results" not in card_of(str(own)).text
     again = tmp_path / "shared.yaml"
     again.write_text(load_recipe("simsiam/imagenet1k_resnet50").shareable().to_yaml())
-    assert "Beside what is published" in card_of(str(again)).text, "a run's own recipe.yaml knows where it began"
+    assert "Comparison with published results" in card_of(str(again)).text, (
+        "a run's own recipe.yaml knows where it began"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, path in shipped_recipes().items() if published_rows(path)])
@@ -158,13 +160,17 @@ MEASURED = {"queries": "validation", "num_queries": 30, "bank": "train", "num_ba
 @pytest.mark.parametrize(
     ("measured", "split", "text"),
     [
-        ({}, "test", "on the split `test`, of uoft-cs/cifar10"),
+        ({}, "test", "queries from the split `test`, of uoft-cs/cifar10"),
         (
             MEASURED,
             "validation",
-            "of the split `train` (90) by cosine similarity vote, weighted, on the split `vali",
+            "neighbors from the split `train` (90), queries from the split `validation` (30), of",
         ),
-        (MEASURED | {"queries": "20 % of train"}, "20 % of train", "on 20 % of train (30), of uoft-cs/cifar10"),
+        (
+            MEASURED | {"queries": "20 % of train"},
+            "20 % of train",
+            "queries from 20 % of train (30), of uoft-cs/cifar10",
+        ),
         (MEASURED | {"notes": ["All of them vote."]}, "validation", "\n- All of them vote."),
     ],
 )
@@ -208,7 +214,7 @@ def run(tmp_path_factory):
 def test_a_dataset_given_from_python_is_not_called_what_the_recipe_names(run):
     card = ModelCard.load(run / "model/README.md")
     assert card.data.datasets is None and "cifar10" not in card.content
-    assert card.data.eval_results[0].dataset_name == "a dataset given from Python"
+    assert card.data.eval_results[0].dataset_name == "a dataset passed from Python"
 
 
 def test_a_card_rendered_anew_is_the_same(run):
@@ -252,7 +258,7 @@ def test_nothing_that_is_shared_has_a_local_path_or_a_token(run, monkeypatch):
 def test_a_folder_that_is_no_runs_is_one_sentence(run, tmp_path, missing):
     shutil.copytree(run / "model", tmp_path / "model")
     (tmp_path / "model" / missing).unlink()
-    with pytest.raises(RecipeError, match="nothing to make a card from") as error:
+    with pytest.raises(RecipeError, match="No card can be made from") as error:
         refresh_card(tmp_path / "model", license="mit")
     assert "\n" not in str(error.value) and missing in str(error.value)
 
@@ -260,7 +266,7 @@ def test_a_folder_that_is_no_runs_is_one_sentence(run, tmp_path, missing):
 def test_results_that_are_cut_off_are_one_sentence(run, tmp_path):
     shutil.copytree(run / "model", tmp_path / "model")
     (tmp_path / "model/results.json").write_text('{"baseline": {')
-    with pytest.raises(RecipeError, match="nothing to make a card from"):
+    with pytest.raises(RecipeError, match="No card can be made from"):
         refresh_card(tmp_path)
 
 

@@ -158,7 +158,7 @@ def test_an_index_names_only_files_of_its_own_folder(place, capsys, name):
     shutil.rmtree(place / "mapped/checkpoints")
     for command in ("knn", "encoder", "torch", "convert", "weights"):
         assert run(commands("mapped/model")[command]) == 2
-        assert "does not name files of its own folder" in capsys.readouterr().err
+        assert "must only name files in its own folder" in capsys.readouterr().err
 
 
 ABSURD = {

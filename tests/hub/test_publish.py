@@ -40,7 +40,7 @@ def test_a_checkpoint_exports_to_the_folder_that_the_run_left(tmp_path):
     weights = load_file(earlier / "model.safetensors")
     assert all(saved[f"encoder.backbone.{name}"].equal(tensor) for name, tensor in weights.items())
     assert "- 4 steps" in (earlier / "README.md").read_text()
-    with pytest.raises(RecipeError, match="exported model already"):
+    with pytest.raises(RecipeError, match="already an exported model"):
         export_checkpoint(earlier)
 
 
@@ -61,7 +61,7 @@ class Pushes:
         time.sleep(0.2)
         self.seen.append((message, threading.current_thread() is threading.main_thread()))
         if self.fail:
-            raise PushError(f"{repo_id} was not published, nothing there has changed")
+            raise PushError(f"{repo_id} was not published and is unchanged")
         assert (folder / "model.safetensors").exists() and (folder / "README.md").exists()
         return "address"
 
@@ -122,7 +122,7 @@ def test_a_served_graph_computes_what_the_model_does(onnx, kind, tmp_path):
 
 
 def test_nothing_to_serve_is_said(tmp_path):
-    with pytest.raises(RecipeError, match="No encoder could be loaded"):
+    with pytest.raises(RecipeError, match="could not be loaded as an encoder"):
         export_for_serving(str(tmp_path), onnx=True)
 
 

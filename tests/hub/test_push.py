@@ -253,7 +253,7 @@ def test_what_was_sent_before_a_failure_is_not_sent_again(hub, ours, tmp_path):
 def test_what_cannot_be_published_is_said_before_the_network(hub, ours, tmp_path):
     sent = len(hub.log)
     done = ours.run("-m", "hf_ssl", "push", str(tmp_path), "user/x")
-    assert done.returncode == 2 and "no exported model" in done.stderr and len(hub.log) == sent
+    assert done.returncode == 2 and "not an exported model" in done.stderr and len(hub.log) == sent
     exported(tmp_path / "model", "simsiam")
     done = ours.run("-m", "hf_ssl", "push", str(tmp_path / "model"), "user/not a name")
     assert done.returncode == 2 and "user/name" in done.stderr
@@ -283,4 +283,4 @@ def test_a_full_disk_on_download_leaves_nothing_that_loads(hub, ours, theirs, tm
     done = theirs.run("-c", pull)
     assert done.returncode == 0, done.stderr[-3000:]
     said, loaded = done.stdout.strip().splitlines()
-    assert "No encoder could be loaded from 'user/full'" in said and loaded == "loaded"
+    assert "'user/full' could not be loaded as an encoder" in said and loaded == "loaded"

@@ -88,7 +88,7 @@ def test_what_an_index_would_execute_is_refused_by_name(shards, tmp_path, where)
 
 def test_entries_that_are_no_tensors_are_refused(shards):
     edited(shards, lambda m: m.state_dict_metadata.update({"model.x": BytesStorageMetadata()}))
-    with pytest.raises(pickle.UnpicklingError, match=r"model\.x is no tensor"):
+    with pytest.raises(pickle.UnpicklingError, match=r"model\.x is not a tensor"):
         read_shards(shards)
 
 
@@ -121,7 +121,7 @@ def test_an_index_names_only_files_of_its_folder(shards, name):
         for place in metadata.storage_data.values():
             place.relative_path = name
 
-    with pytest.raises(pickle.UnpicklingError, match="which has no such bytes"):
+    with pytest.raises(pickle.UnpicklingError, match="is outside the bytes of"):
         read_shards(edited(shards, rename))
 
 
@@ -131,7 +131,7 @@ def test_tensors_larger_than_the_files_are_refused_before_they_take_memory(shard
         entry.size = torch.Size([10**9, 10**6])
         entry.chunks[:] = [type(entry.chunks[0])(torch.Size([0, 0]), entry.size)]
 
-    with pytest.raises(pickle.UnpicklingError, match="says that it holds 4,000,000,000,"):
+    with pytest.raises(pickle.UnpicklingError, match="declares 4,000,000,000,"):
         read_shards(edited(shards, grow))
 
 
@@ -150,7 +150,7 @@ def test_a_compressed_shard_is_refused(shards):
         for place in metadata.storage_data.values():
             place.relative_path, place.offset, place.length = "__0_0.distcp", 0, len(packed.getvalue())
 
-    with pytest.raises(pickle.UnpicklingError, match="unpacks to more"):
+    with pytest.raises(pickle.UnpicklingError, match="is compressed"):
         read_shards(edited(shards, point_at_it))
 
 

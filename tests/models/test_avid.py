@@ -366,7 +366,7 @@ def test_saved_without_memories_and_loaded_by_every_class(tmp_path):
         ({"partition": "own"}, "shared or per_term"),
         ({"num_bands": 100}, "n_fft=64"),
         ({"audio_mean": [1.0, 2.0]}, "num_bands=33"),
-        ({"cross_coeff": 0.0}, "coefficients"),
+        ({"cross_coeff": 0.0}, "At least one coefficient"),
         ({"num_instances": 1}, "leaves no negatives"),
         ({"cma": True, "num_positives": 40}, "leaves no negatives"),
     ],
@@ -425,5 +425,5 @@ def test_segments_tell_what_came_first(published):
             torch.testing.assert_close(found.video_pooler_output, halves, rtol=1e-4, atol=1e-5)
     with pytest.raises(Exception, match="at most 2, to which r2plus1d_10 reduces 16 frames"):
         AvidConfig(video_backbone="r2plus1d_10", num_frames=16, time_segments=3)
-    with pytest.raises(ValueError, match="ends with a map"):
+    with pytest.raises(ValueError, match="ends with a feature map"):
         AvidModel(tiny(audio_backbone="test_vit", time_segments=2))(input_values=torch.randn(1, 160, 160))

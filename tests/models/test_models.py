@@ -293,8 +293,8 @@ def test_a_configuration_survives_json(method):
     ("method", "fields", "message"),
     [
         ("byol", {"backbone": 50}, "backbone"),
-        ("byol", {"stem": "tiny"}, "stem='tiny' is not possible; choose imagenet or small"),
-        ("byol", {"padding": "valid"}, "padding='valid' is not possible; choose torch or same"),
+        ("byol", {"stem": "tiny"}, "stem='tiny' is not valid; choose imagenet or small"),
+        ("byol", {"padding": "valid"}, "padding='valid' is not valid; choose torch or same"),
         ("byol", {"interpolation": "nearest"}, "interpolation"),
         ("byol", {"image_size": 0}, "image_size"),
         ("byol", {"crop_pct": 1.5}, "crop_pct"),
@@ -322,7 +322,7 @@ def test_an_impossible_configuration_is_refused_with_its_field(method, fields, m
     [
         ({"backbone": "resnet51"}, "timm has no backbone 'resnet51'; did you mean .*resnet50"),
         ({"backbone_args": {"wings": 2}}, "backbone_args do not fit test_resnet: .*wings"),
-        ({"backbone_args": {"in_chans": 1}}, "backbone_args must not have in_chans; num_channels"),
+        ({"backbone_args": {"in_chans": 1}}, "backbone_args must not contain in_chans; use num_channels"),
         ({"backbone": "test_vit", "stem": "small"}, "stem='small' is for ResNets.* not for test_vit"),
     ],
 )

@@ -88,7 +88,7 @@ def test_the_feature_extractor_takes_sounds_of_any_length_and_only_its_own_rate(
     one = extractor(short.tolist())["input_values"]
     assert isinstance(one, np.ndarray) and np.allclose(one, batch[:1], atol=1e-4)
     assert np.allclose(extractor(long[:4000])["input_values"], batch[1:], atol=1e-4)
-    with pytest.raises(ValueError, match="hears 8000 Hz, the sound has 16000 Hz"):
+    with pytest.raises(ValueError, match="expects 8000 Hz, but the sound has 16000 Hz"):
         extractor(sound, sampling_rate=16000)
     with pytest.raises(ValueError, match="one dimension"):
         extractor([np.zeros((2, 100))])

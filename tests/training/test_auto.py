@@ -47,7 +47,8 @@ def test_a_folder_of_images_is_all_that_must_be_said(digits, tmp_path, monkeypat
     assert chosen["train"]["epochs"] == 3, "4 minutes at 2 images/s"
     assert chosen["data"]["num_workers"] == 1 and chosen["views"]["all"]["size"] == 32
     assert "auto" not in [chosen["monitor"]["every"], chosen["optim"]["warmup_epochs"], chosen["model"]["backbone"]]
-    assert caplog.text.count("Chosen here") == 1 and "train.epochs=auto: 3.0 (4 minutes at 2 images/s" in caplog.text
+    said = caplog.text
+    assert said.count("Automatic choices") == 1 and "train.epochs=auto: 3.0 (4 minutes at 2 images/s" in said
     # The same recipe with explicit numbers: measuring the speed does not affect the run.
     numbers = tmp_path / "numbers.yaml"
     numbers.write_text(yaml.safe_dump(chosen))
@@ -78,7 +79,7 @@ def test_what_was_typed_of_another_method_is_refused_and_what_the_file_says_is_l
     recipe.write_text("method: barlow_twins\nmodel: {backbone: resnet18, lambd: 0.01}\ntrain: {epochs: 1}\n")
     with caplog.at_level("INFO", "hf_ssl"):
         assert load_recipe(recipe, ["method=simsiam"]).model == {"backbone": "resnet18"}
-    assert caplog.messages == ["method=simsiam: without model.lambd, of barlow_twins."]
+    assert caplog.messages == ["method=simsiam: ignoring model.lambd (for barlow_twins)."]
     from hf_ssl.resolve import resolve
 
     with pytest.raises(RecipeError, match="model.lambd"):

@@ -130,7 +130,7 @@ def test_a_file_becomes_both_embeddings_where_hf_ssl_is_not_installed(avid, vide
 def test_the_card_says_how_to_load_it(avid):
     card = (avid[1].model_dir / "README.md").read_text()
     assert "AutoProcessor" in card and "test_resnet and test_resnet" in card and "24 clips" in card
-    assert "video to audio: first one of the same class" in card
+    assert "video to audio P@1: top result of the same class" in card
 
 
 def test_cma_starts_from_the_memories_of_a_run(avid, videos, tmp_path):
@@ -254,9 +254,9 @@ def test_a_folder_of_sounds_is_evaluated_by_the_audio_tower(avid, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("knn --layer -2", "two towers, which --layer does not reach into"),
-        ("finetune", "has the towers video and audio, and finetune trains on images alone"),
-        ("linear --protocol swav", "has the towers video and audio, and linear trains on images alone"),
+        ("knn --layer -2", "two towers, which --layer does not support"),
+        ("finetune", "has the towers video and audio, but finetune trains on images only"),
+        ("linear --protocol swav", "has the towers video and audio, but linear trains on images only"),
     ],
 )
 def test_what_is_for_images_alone_is_refused(avid, videos, capsys, arguments, said):
@@ -302,7 +302,7 @@ def test_labels_that_are_kept_secret_do_not_stop_cma(label, videos, tmp_path):
     "more, said",
     [
         (("model.num_instances=5",), "model.num_instances=5, but the data have 24 clips"),
-        (("model.cma=true", "model.num_positives=32"), "24 leaves no negatives beside 32"),
+        (("model.cma=true", "model.num_positives=32"), "24 leaves no negatives, since 32"),
     ],
 )
 def test_a_wrong_number_of_clips_is_said_in_a_sentence(more, said, videos, tmp_path):
@@ -314,7 +314,7 @@ def test_a_run_does_not_go_on_with_other_clips(videos, tmp_path):
     folder = plain(videos, tmp_path / "plain")
     run(tmp_path / "run", folder, "train.steps=1")
     next((folder / "train").iterdir()).unlink()
-    with pytest.raises(RecipeError, match="have 23 clips, but the run in .* was begun with 24"):
+    with pytest.raises(RecipeError, match="have 23 clips, but the run in .* started with 24"):
         run(tmp_path / "run", folder, "train.steps=1")
 
 

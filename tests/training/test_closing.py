@@ -24,8 +24,8 @@ def test_the_closing_lines_load_the_model_as_they_stand(tmp_path, monkeypatch, s
     recipe = small_recipe(tmp_path / "run", model={"stem": stem})
     result = pretrain(recipe, dataset=digit_dataset(0, 64))
     text = "\n".join(closing(result, 20, "untrained"))
-    assert "Trained on 64 images; every file could be read" in text
-    assert re.search(r"\d images/s, \d+% of it waiting for data; peak memory \d", text)
+    assert "Trained on 64 images; all files could be read" in text
+    assert re.search(r"\d images/s, \d+% of the time waiting for data; peak memory \d", text)
     Image.new("RGB", (40, 40), (200, 30, 30)).save("image.jpg")
     found: dict = {}
     exec("\n".join(result.usage), found)
@@ -43,7 +43,18 @@ def test_ignored_files_of_the_folder_are_counted(tmp_path):
     for other in ("notes.txt", "Thumbs.db"):
         (photos / other).write_text("no image")
     result = pretrain(few_steps("simsiam", tmp_path / "run", f"data.path={photos}", *SMALL_HEADS))
-    assert "every file could be read; 2 other file(s) were ignored" in "\n".join(closing(result, 20, "untrained"))
+    assert "all files could be read; 2 other file(s) were ignored" in "\n".join(closing(result, 20, "untrained"))
+
+
+def test_the_monitor_names_an_unreadable_file_once(tmp_path, caplog):
+    photos = tmp_path / "photos"
+    for color in range(2):
+        (photos / str(color)).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (40, 40), (number * 10, 200 * color, 30)).save(photos / str(color) / f"{number}.png")
+    (photos / "0" / "broken.png").write_bytes(b"no image")
+    pretrain(few_steps("simsiam", tmp_path / "run", f"data.path={photos}", "monitor.every=1", *SMALL_HEADS))
+    assert caplog.text.count("could not be read for the monitor") == 1
 
 
 def test_files_that_could_not_be_read_are_in_the_summary_also_after_a_restart():

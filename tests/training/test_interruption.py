@@ -188,7 +188,7 @@ def test_a_finished_run_leaves_what_is_there(digits, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name[0] != "."}
     log = tmp_path / "again.log"
     assert start(main, args, cpu=False, log=log).wait(timeout=200) == 0
-    assert "already finished" in log.read_text() and "model is in" in log.read_text()
+    assert "already finished" in log.read_text() and "Model: " in log.read_text()
     after = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name[0] != "."}
     assert before == after
     longer = tmp_path / "longer.log"

@@ -21,7 +21,7 @@ def test_a_broken_file_is_named_once_in_a_run_and_summed_up_at_its_end(caplog):
     continued.summarize()
     lines = [record.getMessage() for record in caplog.records]
     assert [sum(f"Skipped {name}" in line for line in lines) for name in ("a.jpg", "b.jpg", "c.jpg")] == [1, 1, 1]
-    assert continued.skipped == 8 and "3 different file(s) could not be read, 8 times in all" in lines[-1]
+    assert continued.skipped == 8 and "3 different file(s) could not be read (8 attempts)" in lines[-1]
 
 
 def test_a_run_without_broken_files_says_nothing(caplog):

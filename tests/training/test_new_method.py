@@ -116,7 +116,7 @@ def test_a_method_in_a_file_goes_through_everything(place, digits):
     shutil.rmtree("cut/model")
     Path("vicreg.py").write_text(Path("vicreg.py").read_text().replace("1e-4", "1e-3"))
     done = run("pretrain", "vicreg.yaml", "train.output_dir=cut")
-    assert done.returncode == 2 and "other code of vicreg.py:VicregForPreTraining" in done.stderr
+    assert done.returncode == 2 and "code of vicreg.py:VicregForPreTraining has changed" in done.stderr
 
 
 def expected(place: Path) -> dict[str, torch.Tensor]:
@@ -140,17 +140,21 @@ def expected(place: Path) -> dict[str, torch.Tensor]:
 
 FAULTS = {
     "no such file": ("gone.py:VicregForPreTraining", None, "gone.py could not be imported"),
-    "no such class": ("vicreg.py:Vicreg", None, "defines no Vicreg"),
+    "no such class": ("vicreg.py:Vicreg", None, "defines no subclass Vicreg"),
     "no module": ("no.such.module:XForPreTraining", None, "no.such.module could not be imported"),
     "an error in it": (METHOD, ("import torch\n", "import torch\nraise OSError('a\\nb')\n"), r"OSError: a b"),
-    "a name that is taken": (METHOD, ('model_type = "vicreg"', 'model_type = "byol"'), "a name of its own"),
+    "a name that is taken": (METHOD, ('model_type = "vicreg"', 'model_type = "byol"'), "must be a new identifier"),
     "no config": (METHOD, ("class VicregConfig", "class OtherConfig"), "could not be imported"),
     "what does not travel": (
         METHOD,
         ("import torch\n", "import torch\nfrom hf_ssl import pretrain\n"),
-        "does not travel",
+        "is not shipped with a model",
     ),
-    "a whole package": (METHOD, ("import torch\n", "import torch\nimport hf_ssl.models\n"), "so that it can travel"),
+    "a whole package": (
+        METHOD,
+        ("import torch\n", "import torch\nimport hf_ssl.models\n"),
+        "so that it can be shipped",
+    ),
     "neither": ("vicreg", None, "path/to/file.py:Class"),
 }
 

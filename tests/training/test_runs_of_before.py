@@ -47,7 +47,7 @@ def test_a_run_of_before_continues_and_ends_where_it_ended_then(before, name):
     lines = [json.loads(line) for line in (before / name / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
     # The earlier version may have used other evaluation examples and did not record which.
-    said = "The figures before training may be of other examples"
+    said = "The figures before training may be for other examples"
     assert (name == "mapped") == (said in (before / name / "model/README.md").read_text())
 
 

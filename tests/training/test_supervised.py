@@ -179,7 +179,7 @@ def test_figures_of_other_weights_and_other_files_are_made_anew(encoder, tmp_pat
 
 
 def test_a_loss_that_is_no_number_ends_the_run(encoder, digits, tmp_path):
-    with pytest.raises(UserError, match="NaN or infinite before step .*lower learning rate"):
+    with pytest.raises(UserError, match="NaN or infinite before step .*lower the learning rate"):
         learn(encoder, digits, tmp_path, replace(WHOLE, optimizer="sgd", lr=(1e30,), head_lr=1e30))
 
 

@@ -65,10 +65,10 @@ def convert(
     path = Path(path).expanduser()
     folder = _output_folder(Path(output).expanduser() if output else Path(path.name.partition(".")[0]))
     if method not in ORIGINALS:
-        raise RecipeError(f"There is no method {method}{nearest(method, ORIGINALS)}")
+        raise RecipeError(f"Unknown method {method}{nearest(method, ORIGINALS)}")
     half = modality_of(METHODS[kind := ORIGINALS[method]][0]).half(__package__)
     if statistics is not None and half.WITHOUT_STATISTICS is None:
-        raise RecipeError(f"--statistics is the file of AVID's spectrogram; {method} has none, leave it out.")
+        raise RecipeError(f"--statistics is only for AVID's spectrograms; remove it for {method}.")
     normalization = {} if statistics is None else half.read_statistics(Path(statistics).expanduser())
     layout, found = _read(path, kind)
     if classifier is not None:
@@ -99,7 +99,7 @@ def convert(
     subfolders = ["pretraining"] * (not encoder_only) + ["classification"] * (labeled is not None)
     origin = _origin(path, method, statistics, layout)
     card = render_converted(config, origin, found.left_out, subfolders, sharded=in_several_files(tensors))
-    logger.info("Left out: %s.", ", ".join(found.left_out) or "nothing")
+    logger.info("Not converted: %s.", ", ".join(found.left_out) or "nothing")
     if half.WITHOUT_STATISTICS and not normalization:
         logger.warning(half.WITHOUT_STATISTICS)
     files = {"README.md": card, "original.json": json.dumps(facts, indent=2)}
@@ -120,7 +120,7 @@ def _origin(path: Path, method: str, statistics: Path | str | None, layout: Layo
 def _output_folder(folder: Path) -> Path:
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not (folder / "original.json").exists():
-        raise RecipeError(f"{folder} is there and was not made by hf-ssl convert; give another --output.")
+        raise RecipeError(f"{folder} exists and was not made by hf-ssl convert; choose another --output.")
     return folder
 
 
@@ -135,7 +135,7 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
         RecipeError: unknown layout, or a network that it cannot represent.
     """
     if layout not in LAYOUTS:
-        raise RecipeError(f"There is no layout {layout}{nearest(layout, LAYOUTS)}")
+        raise RecipeError(f"Unknown layout {layout}{nearest(layout, LAYOUTS)}")
     folder, output, chosen = Path(folder).expanduser(), Path(output).expanduser(), LAYOUTS[layout]
     folder = folder / "model" if (folder / "model").is_dir() else folder
     try:
@@ -148,11 +148,13 @@ def convert_back(folder: Path | str, layout: str, output: Path | str) -> Path:
     except Exception as error:  # foreign files may make the configuration and safetensors raise anything
         raise RecipeError(f"{folder} cannot be read as an exported model: {' '.join(str(error).split())}") from error
     if chosen.method != config.model_type and (chosen.method or not hasattr(config, "backbone")):
-        raise RecipeError(f"{folder} is of {config.model_type}, which the layout {layout} is not for.")
+        raise RecipeError(f"{folder} is a {config.model_type} model, which the layout {layout} does not support.")
     try:
         content = chosen.write(rename_backbone(tensors, getattr(config, "backbone", ""), back=True), config, known)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-        raise RecipeError(f"{folder} is not complete, or of another network than it says ({error!r}).") from error
+        raise RecipeError(
+            f"{folder} is incomplete, or its configuration is of another network ({error!r})."
+        ) from error
     with whole_file(output) as partial:
         if chosen is byol:
             partial.write_bytes(pickle.dumps(content, protocol=4))
@@ -167,7 +169,7 @@ def _read(path: Path, method: str) -> tuple[Layout, Original]:
     pickled = method == "byol" and path.suffix != ".safetensors" and not zipfile.is_zipfile(path)
     content = read_pickle(path) if pickled else read_file(path)
     check_weight(content, path)
-    said = f"it is not laid out as a checkpoint of {method}."
+    said = f"it does not have the layout of a {method} checkpoint."
     try:
         for layout in LAYOUTS.values():
             if layout.method in (method, "") and layout.recognizes(content):
@@ -175,7 +177,7 @@ def _read(path: Path, method: str) -> tuple[Layout, Original]:
     except RecipeError as error:
         said = str(error)
     others = [layout.name for layout in _LAYOUTS if layout.method not in (method, "") and layout.recognizes(content)]
-    raise RecipeError(f"{path}: {said}" + "".join(f" It is laid out as one of {name}." for name in others[:1]))
+    raise RecipeError(f"{path}: {said}" + "".join(f" It has the layout of {name}." for name in others[:1]))
 
 
 def _labeled(config: Any, head: Tensors, layout: Layout) -> Any:
@@ -204,11 +206,11 @@ def _weights(folder: Path) -> tuple[Any, Tensors]:
     whole = (folder / "pretraining" / "config.json").exists()
     place = folder / "pretraining" if whole else folder
     if not (place / "config.json").exists():
-        raise RecipeError(f"{folder} is no exported model: it has no config.json.")
+        raise RecipeError(f"{folder} is not an exported model: config.json is missing.")
     content = read_json(place / "config.json")
     kind = content.get("model_type") or content.get("pretrained_cfg", {}).get("tag")
     if not isinstance(kind, str) or kind not in METHODS:
-        raise RecipeError(f"{folder} is not of a method of hf_ssl.")
+        raise RecipeError(f"{folder} is not a model of an hf_ssl method.")
     prefix = "" if whole else "encoder." if "model_type" in content else "encoder.backbone."
     if "model_type" in content:
         config = METHODS[kind][0].from_pretrained(place)

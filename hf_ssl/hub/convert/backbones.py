@@ -75,15 +75,15 @@ def _resnet_fields(own: Tensors) -> dict[str, Any]:
     depth = _DEPTHS.get(("layer1.0.conv3.weight" in own, depths))
     firsts = [own.get(name) for name in ("conv1.weight", *(f"layer{s}.0.conv1.weight" for s in range(1, 5)))]
     if depth is None or any(tensor is None or tensor.dim() != 4 or not len(tensor) for tensor in firsts):
-        raise RecipeError(f"The tensors are of no ResNet of 18 to 200 layers; blocks of its four stages: {depths}.")
+        raise RecipeError(f"The tensors do not match any ResNet-18 to 200; blocks in the four stages: {depths}.")
     stem, *channels = (len(tensor) for tensor in firsts)
     if stem == 64:
         plain = channels == [64, 128, 256, 512]
         return {"backbone": f"resnet{depth}", "backbone_args": None if plain else {"channels": channels}}
     if depth < 50 or channels != [stem, 2 * stem, 4 * stem, 8 * stem]:
         raise RecipeError(
-            f"There is no ResNet-{depth} with a first convolution of {stem} channels and stages of {channels}; it can "
-            "be other than 64 for 50 layers and more, where the stages begin at the same width and double."
+            f"A ResNet-{depth} with a first convolution of {stem} channels and stages of {channels} is not supported; "
+            "other than 64 needs 50 layers or more, and stages that start at that width and double."
         )
     if depth not in (50, 101):
         return {"backbone": f"resnet{depth}", "backbone_args": {"channels": channels}, "stem": "wide"}
@@ -105,8 +105,8 @@ def _regnet_fields(own: Tensors) -> dict[str, Any]:
             return {"backbone": name, "backbone_args": arguments}
     widths = [shapes.get(f"s{s}.b1.conv1.conv.weight", "?") for s in range(1, 5)]
     raise RecipeError(
-        f"timm has no RegNetY of {blocks} blocks whose stages begin with weights {widths}. The released pre-trained "
-        "file of RG-256 is known not to be the network that its name says."
+        f"timm has no RegNetY of {blocks} blocks whose stages start with weights {widths}. The released pretrained "
+        "file of RG-256 is known to be a different network than its name says."
     )
 
 
@@ -138,7 +138,7 @@ timm_regnet = Layout(
     "timm",
     "",
     "https://huggingface.co/timm",
-    "SEER's weights have a non-commercial license of their own (the SEER license); for others, see the original.",
+    "SEER's weights have their own non-commercial license (the SEER license); for others, see the original.",
     mark="s1.b1.",
     pairs=(
         ("stem.{*x}", BACKBONE + "stem.{*x}"),

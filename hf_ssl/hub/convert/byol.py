@@ -93,7 +93,7 @@ def _dill_attribute(module: Any, name: Any) -> Any:
 
 def _dill_array(function: Any, arguments: tuple, state: tuple, attributes: Any = None) -> np.ndarray:
     if function is not np._core.multiarray._reconstruct or attributes:
-        raise Refused("an array that another function makes")
+        raise Refused("an array built by an unexpected function")
     array = function(*arguments)
     array.__setstate__(state)
     return array
@@ -159,7 +159,7 @@ def _flatten(trees: Any) -> Tensors:
             for leaf, array in leaves.items() if isinstance(leaves, dict) else [("", leaves)]:
                 name = f"{tree.split('_')[0]}/{re.sub('^res_net[0-9]+/', 'encoder/', str(module))}/{leaf}"
                 if str(getattr(array, "dtype", "")) not in ("float32", "int32") or name in flat:
-                    raise RecipeError(f"{tree}, {module}/{leaf} is no array of numbers, or is there twice.")
+                    raise RecipeError(f"{tree}, {module}/{leaf} is not a numeric array, or is duplicated.")
                 flat[name] = torch.from_numpy(np.array(array, order="C"))
     return flat
 

@@ -11,9 +11,9 @@ from .common import Tensors
 
 
 WITHOUT_STATISTICS = (
-    "The spectrogram is normalized by the average of all bands, not by each band's own mean and deviation, which the "
-    "released networks were trained with: their inputs, and so their features, are shifted by up to 1.4 deviations a "
-    "band. Give the authors' datasets/assets/audio-spectDB-24k-513-norm-stats.npz as --statistics."
+    "The spectrogram is normalized with the average over all bands, but the released networks were trained with a "
+    "mean and std for each band, so inputs and features are shifted by up to 1.4 std per band. For the original "
+    "normalization, pass the authors' datasets/assets/audio-spectDB-24k-513-norm-stats.npz as --statistics."
 )
 
 
@@ -29,14 +29,16 @@ def read_statistics(path: Path) -> dict[str, list[float]]:
     except FileNotFoundError:
         raise RecipeError(f"There is no file {path}.") from None
     except Exception as error:  # broken or hostile files may raise anything
-        raise RecipeError(f"{path} is no .npz file with the arrays mean and std ({type(error).__name__}).") from error
+        raise RecipeError(
+            f"{path} is not an .npz file with the arrays mean and std ({type(error).__name__})."
+        ) from error
     if mean.shape != (257,) or std.shape != (257,):
         raise RecipeError(
-            f"{path} has the statistics of {mean.size} bands, and the released networks hear 257: theirs are in "
+            f"{path} has the statistics of {mean.size} bands, but the released networks use 257; use "
             "audio-spectDB-24k-513-norm-stats.npz (the file with 257 in its name has 129)."
         )
     if not np.isfinite([mean, std]).all() or (std <= 0).any():
-        raise RecipeError(f"{path} has means or deviations that are no finite numbers, or deviations of 0 or less.")
+        raise RecipeError(f"{path} has values that are not finite, or a std of 0 or less.")
     return {"audio_mean": mean.tolist(), "audio_std": std.tolist()}
 
 

@@ -17,9 +17,9 @@ from ..weights import read_file, unreadable  # noqa: F401
 Tensors = dict[str, torch.Tensor]
 Pair = tuple[str, str]
 
-# Checkpoint entries that may hold tensors but no weights, and a note for the list of what was left out.
+# Checkpoint entries that may hold tensors but no weights, and a note for the list of entries that were not converted.
 TRAINING = dict.fromkeys(("amp", "loss", "losses", "meters", "meta", "optimizer", "queue", "scaler", "scheduler"), "")
-TRAINING["train_criterion"] = " (memories and positive sets, whose rows are those of the authors' list of files; Z)"
+TRAINING["train_criterion"] = " (memories and positive sets, whose rows follow the authors' file list; Z)"
 
 
 @dataclass
@@ -121,11 +121,11 @@ class Layout:
         """Raises RecipeError for entries that are not tensors, are unknown, or have the same meaning."""
         wrong = [n for n, t in state.items() if not (isinstance(t, torch.Tensor) and t.layout is torch.strided)]
         if wrong:
-            raise RecipeError(f"Among the weights are entries that are no tensors: {listed(wrong)}.")
+            raise RecipeError(f"Entries of the weights that are not tensors: {listed(wrong)}.")
         names = {name: rename(name, self.pairs) for name in state}
         unknown = [name for name, ours in names.items() if ours is None]
         if unknown or len(set(names.values())) < len(names):
-            raise RecipeError(f"Tensors that have no place in the network: {listed(unknown or names)}.")
+            raise RecipeError(f"Unexpected or duplicate tensors: {listed(unknown or names)}.")
         return Original({ours: state[n] for n, ours in names.items()}, {ours: n for n, ours in names.items()})
 
     def write(self, tensors: dict[str, Any], config: Any, facts: dict[str, Any]) -> Any:
@@ -136,8 +136,10 @@ class Layout:
         """
         stem, padding = getattr(config, "stem", "imagenet"), getattr(config, "padding", self.padding)
         if stem not in ("imagenet", "wide") or padding != self.padding:
-            said = f"The encoder has stem={stem} and padding={padding}, and the original imagenet and {self.padding}"
-            raise RecipeError(f"{said}: its weights would load there and give other features.")
+            said = (
+                f"The encoder has stem={stem} and padding={padding}, but the original has imagenet and {self.padding}"
+            )
+            raise RecipeError(f"{said}; the weights would load, but give different features.")
         if getattr(config, "first_shortcut", "identity") not in self.first_shortcuts:
             raise RecipeError("The encoder has first_shortcut=projection, which the original network does not have.")
         names = {name: self.theirs(name) for name in tensors}
@@ -171,7 +173,7 @@ def left_out(entries: dict[str, Any], used: set[str], where: str = "") -> list[s
     others = [str(key) for key in entries if key not in used]
     unknown = [key for key in others if key not in TRAINING and _holds_tensors(entries.get(key))]
     if unknown:
-        raise RecipeError(f"Entries with tensors that nothing is known about: {listed(unknown)}.")
+        raise RecipeError(f"Unknown entries with tensors: {listed(unknown)}.")
     return [where + key + TRAINING.get(key, "") for key in others]
 
 
@@ -193,7 +195,7 @@ def account(found: Original, expected: Tensors, layout: Layout) -> None:
     }
     said = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
     if said:
-        raise RecipeError(f"The tensors do not make up the network that they seem to be of; {said}.")
+        raise RecipeError(f"The tensors do not match the expected network; {said}.")
 
 
 def head_widths(tensors: Tensors, head: str) -> list[int]:

@@ -52,8 +52,8 @@ class Vissl(Layout):
     def read(self, content: Any, path: Path) -> Original:
         if "shards" in content or content.get("type") == "shard":
             raise RecipeError(
-                f"{path} is cut into shards of processes; VISSL's extra_scripts/convert_sharded_checkpoint.py makes "
-                "one consolidated file of them, or slices."
+                f"{path} is sharded by process; consolidate it with VISSL's "
+                "extra_scripts/convert_sharded_checkpoint.py first."
             )
         model, others = _model(content)
         flat = {
@@ -63,7 +63,7 @@ class Vissl(Layout):
         }
         plain = {_PART.sub(r"\3", name): tensor for name, tensor in flat.items()}
         if len(plain) < len(flat):
-            raise RecipeError(f"{path} has a block in two groups.")
+            raise RecipeError(f"{path} has the same block in two groups.")
         found = self.ours(plain)
         if {"prototypes.weight", "prototypes.1.weight"} <= found.tensors.keys():
             for part in (found.tensors, found.names):
@@ -93,7 +93,7 @@ def _model(content: dict[str, Any]) -> tuple[dict[str, dict], list[str]]:
         if not isinstance(content, dict):
             raise RecipeError(f"The checkpoint has no {where[:-1]}.")
     if not set(content) <= {"trunk", "heads"} or not all(isinstance(part, dict) for part in content.values()):
-        raise RecipeError(f"{where[:-1]} must be a trunk and heads, by names, and is {listed(map(str, content))}.")
+        raise RecipeError(f"{where[:-1]} must contain trunk and heads, but contains {listed(map(str, content))}.")
     return content, others
 
 
@@ -104,7 +104,7 @@ def _slice(place: str, path: Path) -> Any:
         if file.is_file() and file.resolve().is_relative_to(path.parent.resolve()) and file != path:
             content = read_file(file)
             return content.get("weight") if isinstance(content, dict) else content
-    raise RecipeError(f"{path} needs the file {'/'.join(parts)}, which is not beside it.")
+    raise RecipeError(f"{path} needs the file {'/'.join(parts)}, which is not in the same folder.")
 
 
 _LAYOUT = {
