@@ -98,6 +98,17 @@ def elsewhere(tmp_path_factory):
         yield started
 
 
+@pytest.fixture(autouse=True)
+def no_methods_of_other_tests():
+    """A method that a test has loaded from a file would be taken in the next one."""
+    from hf_ssl.models import METHODS
+
+    known = set(METHODS)
+    yield
+    for name in METHODS.keys() - known:
+        del METHODS[name]
+
+
 def randomized(model):
     """Statistics and scales that would betray a wrong order of layers."""
     torch.manual_seed(0)

@@ -118,6 +118,8 @@ def _use_method(content: dict[str, Any], overrides: list[str] | tuple[str, ...],
     own, model = content.pop("methods", None) or {}, content.get("model")
     if not isinstance(own, dict) or not all(isinstance(part, dict | None) for part in own.values()):
         raise RecipeError(f"methods in {path} must be a mapping with a section per method.")
+    if not isinstance(method, str):
+        return  # refused with its type later
     if method != first and method in METHODS and first in METHODS and isinstance(model, dict):
         from ..methods import method_classes  # slow import, only needed here
 

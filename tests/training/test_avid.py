@@ -340,7 +340,7 @@ def test_evaluate_says_what_is_missing(avid, videos, tmp_path, monkeypatch, caps
             (broken / split / name).mkdir(parents=True)
             (broken / split / name / "x.mp4").write_bytes(b"123" * 100)
     for protocol in ("knn", "retrieval"):
-        assert "None of 2 files could be read, the first is" in said(protocol, broken)
+        assert "None of the 2 files could be read, the first is" in said(protocol, broken)
     assert "has no labels" in said("knn", plain(videos, tmp_path / "plain"))
     monkeypatch.setitem(sys.modules, "av", None)
     assert "PyAV, which is not installed" in said("linear", videos)
