@@ -1,7 +1,7 @@
-# hf_ssl on a GPU machine. Not built yet: no container engine was at hand.
+# hf_ssl on a GPU machine. Not built or tested yet.
 #
 #   docker build -t hf_ssl .
-#   docker run --gpus all --shm-size 16g -v "$PWD/photos:/data:ro" -v "$PWD/runs:/work/runs" hf_ssl \
+#   docker run --gpus all --shm-size 16g -v "$PWD/photos:/data:ro" -v "$PWD/runs:/app/runs" hf_ssl \
 #       pretrain my_images data.path=/data
 #
 # torch brings CUDA in its wheels, so the host needs NVIDIA's driver and container toolkit only. --shm-size is for the
@@ -14,6 +14,6 @@ COPY recipes /source/recipes
 COPY model_cards /source/model_cards
 RUN pip install --no-cache-dir "/source[video,track]"
 USER hf_ssl
-WORKDIR /work
+WORKDIR /app
 ENTRYPOINT ["hf-ssl"]
 CMD ["--help"]

@@ -16,6 +16,7 @@ from ..data.views import View
 from ..models import SSLConfig
 from ..models.backbones_ssl import create_backbone
 from ..recipe import RecipeError
+from ..recipe.continuation import NETWORK_FIELDS
 
 
 def fit_sizes(views: list[View], config: SSLConfig, pretrained: bool) -> None:
@@ -81,17 +82,7 @@ def _on_meta(config: SSLConfig) -> Any:
 
 def _first_refused(config: SSLConfig, sizes: list[int]) -> tuple[int, str | None]:
     """The first size that the backbone rejects and the error message; the message is None if it accepts all."""
-    fields = (
-        "backbone",
-        "backbone_args",
-        "stem",
-        "padding",
-        "first_shortcut",
-        "num_channels",
-        "image_mean",
-        "image_std",
-    )
-    return _try(json.dumps({name: getattr(config, name) for name in fields}, sort_keys=True), tuple(sizes))
+    return _try(json.dumps({name: getattr(config, name) for name in NETWORK_FIELDS}, sort_keys=True), tuple(sizes))
 
 
 @lru_cache  # a recipe is resolved several times

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..data.bank import labeled_source, labeled_sources, measured_on, place_in_class
+from ..data.media import MEDIA
 from ..data.places import open_place
 from ..data.sources import Source
 from ..devices import best_precision, process_state
@@ -176,7 +177,7 @@ def _sources(
     if folds is not None:
         return {"examples": labeled_source(where, monitor.bank_split, medium)}, {}, []
     if isinstance(settings, Retrieval) and settings.ground_truth:
-        if medium != "image":
+        if not MEDIA[medium].pixels:
             raise RecipeError("--ground-truth is only for image encoders; remove it.")
         return (*revisited_sources(settings.ground_truth, where, monitor), [])
     if protocol == "retrieval":

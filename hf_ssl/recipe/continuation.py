@@ -46,7 +46,8 @@ MEANT_BEFORE: dict[int, dict[str, Any]] = {
     },
 }
 
-_DECIDED = (
+# Fields of a config that decide the network; weights fit no other values.
+NETWORK_FIELDS = (
     "backbone",
     "backbone_args",
     "stem",
@@ -72,7 +73,7 @@ def continued(recipe: Recipe, kept: dict[str, Any], format: int, began: int | No
     began = format if began is None else began
     old, new = flatten(with_new_names(kept)), recipe.to_dict()
     if "init_from" in recipe.model:
-        decided = {k: v for k, v in kept.get("model", {}).items() if k.removeprefix("video_") in _DECIDED}
+        decided = {k: v for k, v in kept.get("model", {}).items() if k.removeprefix("video_") in NETWORK_FIELDS}
         new["model"] = decided | new["model"]
     flat, defaults = flatten(new), flatten(Recipe(recipe.method).to_dict())
     shipped = flatten(load_recipe(recipe.name).to_dict()) if recipe.name in shipped_recipes() else {}

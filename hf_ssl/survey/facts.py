@@ -41,10 +41,7 @@ def facts_of(record: dict[str, Any] | None, kind: str, source: Any) -> Facts:
     """Facts about an encoded image, video or sound, read as `source` does."""
     facts, began = Facts(), time.perf_counter()
     try:
-        if kind == "image":
-            _look_at_image(record, source, facts)
-        else:
-            _look_at_clip(record, kind, source, facts)
+        _LOOKS[kind](record, source, facts)
     except Exception as error:  # decoders may raise anything; the loader skips the file, too
         facts.broken = first_line(error)
     facts.cost = time.perf_counter() - began
@@ -64,8 +61,22 @@ def _look_at_image(record: dict[str, Any] | None, source: Any, facts: Facts) -> 
     to_channels(image, 3, source.decoding)
 
 
-def _look_at_clip(record: dict[str, Any] | None, kind: str, source: Any, facts: Facts) -> None:
+def _look_at_video(record: dict[str, Any] | None, source: Any, facts: Facts) -> None:
     """Decode one clip of the published length."""
+    _look_at_streams(record, facts)
+    read_clip(record, even_draws(1), AvidConfig(), 0.0, source.max_megapixels)
+
+
+def _look_at_sound(record: dict[str, Any] | None, source: Any, facts: Facts) -> None:
+    """Decode one sound of the published length."""
+    _look_at_streams(record, facts)
+    eval_sound(record, AvidConfig())
+
+
+_LOOKS = {"image": _look_at_image, "video": _look_at_video, "audio": _look_at_sound}
+
+
+def _look_at_streams(record: dict[str, Any] | None, facts: Facts) -> None:
     if record is not None:
         with ExitStack() as opened:
             file = opened_file(record, opened)
@@ -77,10 +88,6 @@ def _look_at_clip(record: dict[str, Any] | None, kind: str, source: Any, facts: 
                     facts.content = made.intdigest()
         with ExitStack() as opened:
             _streams(opened_file(record, opened), opened, facts)
-    if kind == "video":
-        read_clip(record, even_draws(1), AvidConfig(), 0.0, source.max_megapixels)
-    else:
-        eval_sound(record, AvidConfig())
 
 
 def _streams(file: Any, opened: ExitStack, facts: Facts) -> None:
