@@ -26,13 +26,32 @@ def get_logger(name: str) -> MultiProcessAdapter:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Disable transformers' progress bars, for local files."""
+    """Disable the progress bars of transformers and datasets, for short operations on local files."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as bars
 
-    shown = bars.is_progress_bar_enabled()
+    shown, others_shown = bars.is_progress_bar_enabled(), not are_progress_bars_disabled()
     bars.disable_progress_bar()
+    disable_progress_bars()
     try:
         yield
     finally:
         if shown:
             bars.enable_progress_bar()
+        if others_shown:
+            enable_progress_bars()
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Disable transformers' table of missing and unexpected weights, where they are expected or checked."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(other)  # a level on this logger would make transformers print more
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)

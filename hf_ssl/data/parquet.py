@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
 """Load Parquet files as one dataset, even if their columns differ or some files are unreadable."""
 
+import os
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import fsspec
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from datasets import Features, load_dataset
 
+from ..logs import without_bars
 from ..recipe import DataConfig, RecipeError
 from .columns import find_columns, wanted_columns
 
@@ -18,6 +20,8 @@ from .columns import find_columns, wanted_columns
 REMOTE_PARQUET = pads.ParquetFragmentScanOptions(
     cache_options=pa.CacheOptions(prefetch_limit=1, range_size_limit=128 << 20)
 )
+
+_SMALL = 2 << 30  # bytes
 
 
 def load_parquet(
@@ -28,6 +32,20 @@ def load_parquet(
     Here the columns are the union over all files, and missing ones are null. Media streams can have very many files,
     so only their media columns are read and corrupt files are skipped.
     """
+    with without_bars() if _small(files) else nullcontext():
+        return _load(what, files, data, streaming, kind, only_media, options)
+
+
+def _small(files: list[str]) -> bool:
+    """Whether conversion to Arrow takes seconds, so that its progress bar is noise."""
+    with suppress(OSError):  # a remote or unreadable file
+        return sum(map(os.path.getsize, files)) < _SMALL
+    return False
+
+
+def _load(
+    what: str, files: list[str], data: DataConfig, streaming: bool, kind: str, only_media: bool, options: dict
+) -> dict:
     narrow = only_media and streaming
     if streaming and "://" in files[0]:
         options["fragment_scan_options"] = REMOTE_PARQUET

@@ -30,7 +30,7 @@ from ..absent import absent, is_absent
 from ..checkpoint_folder import CheckpointFolder
 from ..data.images import images_of_timm
 from ..files import read_json, refuse_compressed, weigh
-from ..logs import without_bars
+from ..logs import without_bars, without_load_report
 from ..models import METHODS, SSLConfig
 from ..models.configuration_ssl import check_arguments
 from ..recipe import RecipeError
@@ -173,7 +173,7 @@ def open_encoder(place: str | Path, *, pooler: bool = True) -> PreTrainedModel:
     try:
         if here := Path(place).is_dir():
             _check_folder(Path(place))
-        with without_bars() if here else nullcontext():
+        with without_load_report(), without_bars() if here else nullcontext():
             model, found = AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
         _check_missing(type(model).__name__, sorted(found["missing_keys"]), pooler)
         return model.eval()

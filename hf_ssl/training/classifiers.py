@@ -12,7 +12,7 @@ from ..disk import first_line
 from ..errors import RecipeError
 from ..evaluation.encoders import TIMM, Encoder
 from ..evaluation.protocols import Supervised
-from ..logs import without_bars
+from ..logs import without_bars, without_load_report
 
 
 class Heads(nn.Module):
@@ -88,7 +88,8 @@ def _classifier(encoder: Encoder, classes: int) -> nn.Module:
             model.timm_model.load_state_dict(weights, strict=False)
             return model
         location = encoder.folder or encoder.name
-        with without_bars() if encoder.folder else nullcontext():
+        with without_load_report(), without_bars() if encoder.folder else nullcontext():
+            # The report would list the new head; that nothing else is missing was checked when the encoder was opened.
             return AutoModelForImageClassification.from_pretrained(
                 location, num_labels=classes, ignore_mismatched_sizes=True, trust_remote_code=False
             )

@@ -92,25 +92,27 @@ def test_blocks_of_a_bank_change_no_vote():
 def test_logistic_regression_is_that_of_scikit_learn():
     train, test = digit_features(0, 500), digit_features(500, 900)
     model, c = logistic_regression(train, cs=(0.01,))
-    scaler = StandardScaler().fit(train.vectors.numpy())
+    # In float32 scikit-learn stops early, how early depends on the processor.
+    scaler = StandardScaler().fit(train.vectors.double().numpy())
     reference = LogisticRegression(C=0.01, tol=1e-8, max_iter=5000)
-    reference.fit(scaler.transform(train.vectors.numpy()), train.labels.numpy())
+    reference.fit(scaler.transform(train.vectors.double().numpy()), train.labels.numpy())
     used = model.scale > 0
-    assert c == 0.01 and np.allclose(model.weight[used].T.numpy(), reference.coef_[:, used.numpy()], atol=2e-4)
-    score = reference.score(scaler.transform(test.vectors.numpy()), test.labels.numpy())
+    assert c == 0.01 and np.allclose(model.weight[used].T.numpy(), reference.coef_[:, used.numpy()], atol=1e-4)
+    score = reference.score(scaler.transform(test.vectors.double().numpy()), test.labels.numpy())
     assert accuracy_of(model, test)["top1"] == pytest.approx(score, abs=1e-6)
 
 
 def test_c_is_chosen_on_training_examples_alone():
     train = digit_features(0, 300)
-    place, size = place_in_class(train.labels.numpy())
+    vectors, labels = train.vectors.double().numpy(), train.labels.numpy()
+    place, size = place_in_class(labels)
     held = place < np.maximum(size // 5, size > 1)
     scores = {}
     for c in (1e-4, 1e-2, 1.0):
-        scaler = StandardScaler().fit(train.vectors.numpy()[~held])
+        scaler = StandardScaler().fit(vectors[~held])
         model = LogisticRegression(C=c, tol=1e-8, max_iter=5000)
-        model.fit(scaler.transform(train.vectors.numpy()[~held]), train.labels.numpy()[~held])
-        scores[c] = model.score(scaler.transform(train.vectors.numpy()[held]), train.labels.numpy()[held])
+        model.fit(scaler.transform(vectors[~held]), labels[~held])
+        scores[c] = model.score(scaler.transform(vectors[held]), labels[held])
     expected = max(scores, key=lambda c: (scores[c], -c))
     assert logistic_regression(train, cs=(1e-4, 1e-2, 1.0))[1] == expected
 

@@ -249,6 +249,10 @@ def test_a_folder_of_sounds_is_evaluated_by_the_audio_tower(avid, tmp_path, caps
     main(["evaluate", "knn", *arguments, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["knn_audio"] == 1.0 and "knn_video" not in found and found["queries"] == 4
+    main(["evaluate", "retrieval", *arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["map_audio"] == 1.0 and found["errors"]["map_audio"] == 0 and found["examples"] == 4
+    assert not [name for name in found if "video" in name]  # no tower without data, and no pairs
 
 
 @pytest.mark.parametrize(

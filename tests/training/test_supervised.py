@@ -127,7 +127,7 @@ def test_rates_follow_the_published_schedules():
     assert rate(warm, 0, 500, 10) == pytest.approx(1 / 50) and rate(warm, 49, 500, 10) == 1
 
 
-def test_the_command_trains_and_keeps_its_figures(encoder, digits, tmp_path, capsys, monkeypatch):
+def test_the_command_trains_and_keeps_its_figures(encoder, digits, tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = [
         "--data",
@@ -142,7 +142,8 @@ def test_the_command_trains_and_keeps_its_figures(encoder, digits, tmp_path, cap
         "1",
     ]
     main(["evaluate", "finetune", encoder, *arguments, "--output", "result.json"])
-    assert "finetune" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "finetune" in told.out and "LOAD REPORT" not in told.err + caplog.text  # the new head is expected
     result = json.loads((tmp_path / "result.json").read_text())
     assert "1 epochs, batch 32" in result["said"] and 0 <= result["finetune"] <= 1
 
