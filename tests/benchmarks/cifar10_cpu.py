@@ -59,7 +59,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "recipes" / "results" / "cifar10
 
 # What all runs have in common.
 COMMON = [
-    *("train.epochs=8", "train.batch_size=64", "train.precision=bf16", "train.checkpoint_every=8"),
+    *("train.epochs=8", "train.batch_size=64", "train.precision=no", "train.checkpoint_every=8"),
     *("views.all.size=24", "views.photometric=fast", "data.num_workers=0", "data.label_column=null"),
     *("data.image_column=null", "monitor.every=0", "model.backbone=resnet10t"),
     "model.backbone_args={channels: [16, 32, 64, 128], stem_width: 8}",
