@@ -305,6 +305,8 @@ def _low_shot(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Mean over several draws, or lists, of training examples."""
     draws = lists or [few_of(settings, bank, draw) for draw in range(settings.draws)]
+    if all(torch.equal(draws[0], draw) for draw in draws):  # no class has more examples
+        draws = draws[:1]
     found: list[dict[str, float]] = []
     errors: dict[str, float] = {}
     for chosen in draws:
@@ -312,7 +314,7 @@ def _low_shot(
         model, _ = logistic_regression(bank.select(rows.nonzero().flatten()), cs=(settings.c,))
         one, errors = _named("lowshot", accuracy_of(model, queries))
         found.append(one)
-    if len(found) == 1:  # one list: the standard error is over the test examples
+    if len(found) == 1:  # the standard error is over the test examples
         return found[0], {"error": errors}
     over = {name: spread([one[name] for one in found]) for name in found[0]}
     values = {name: one["value"] for name, one in over.items()}

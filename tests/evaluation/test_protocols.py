@@ -30,12 +30,12 @@ from hf_ssl.data.sources import load_source
 from hf_ssl.errors import RecipeError, UserError
 from hf_ssl.evaluation import store
 from hf_ssl.evaluation.encoders import open_model
-from hf_ssl.evaluation.evaluate import evaluate
+from hf_ssl.evaluation.evaluate import _low_shot, evaluate
 from hf_ssl.evaluation.features import Features
 from hf_ssl.evaluation.keep import keep
 from hf_ssl.evaluation.knn import knn
 from hf_ssl.evaluation.linear import accuracy_of, logistic_regression
-from hf_ssl.evaluation.protocols import KNN_PROTOCOLS
+from hf_ssl.evaluation.protocols import KNN_PROTOCOLS, LowShot
 from hf_ssl.evaluation.retrieval import mean_average_precision
 from hf_ssl.evaluation.scores import Scores
 from hf_ssl.evaluation.store import features_of
@@ -115,6 +115,14 @@ def test_c_is_chosen_on_training_examples_alone():
         scores[c] = model.score(scaler.transform(vectors[held]), labels[held])
     expected = max(scores, key=lambda c: (scores[c], -c))
     assert logistic_regression(train, cs=(1e-4, 1e-2, 1.0))[1] == expected
+
+
+def test_draws_that_take_every_example_have_the_error_of_the_test_examples():
+    bank, queries = digit_features(0, 200), digit_features(200, 300)
+    value, about = _low_shot(LowShot("", per_class=1000), bank, queries, [])
+    model, _ = logistic_regression(bank, cs=(1.0,))
+    assert value["lowshot"] == accuracy_of(model, queries)["top1"] and "spread" not in about
+    assert _low_shot(LowShot("", per_class=5), bank, queries, [])[1]["spread"]["lowshot"] > 0
 
 
 def test_average_precision_is_that_of_scikit_learn():
