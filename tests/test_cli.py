@@ -120,6 +120,7 @@ def photos(folder: Path, *names: str) -> str:
         (["evaluate", "knn", "timm:resnet1x", "--data", "PHOTOS"], "resnet18"),
         (["push", "nowhere", "user/name"], "There is no folder nowhere"),
         (["preview", "my_images", "data.path=PHOTOS", "--output", "PHOTOS/0.png"], "--overwrite"),
+        (["embed", "someone/model", "--data", "PHOTOS", "--output", "PHOTOS/0.png"], "--overwrite"),
     ],
 )
 def test_what_a_beginner_may_get_wrong_is_one_sentence_with_the_remedy(tmp_path, monkeypatch, capsys, words, expected):

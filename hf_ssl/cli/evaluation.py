@@ -151,6 +151,7 @@ def add_embed(subparsers) -> None:
     command.add_argument("model", type=path, help="as in `hf-ssl evaluate`")
     command.add_argument("--data", required=True, type=dataset, help="folder, Parquet file, Hub id or quickstart")
     command.add_argument("--output", default="embeddings.parquet", type=path, metavar="FILE")
+    command.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     command.add_argument("--split", default="train", help="split (default train)")
     command.add_argument("--layer", metavar="N", help="as in `hf-ssl evaluate`")
     command.add_argument("--tower", choices=("video", "audio"), help="tower of an AVID model (default video)")
@@ -303,6 +304,8 @@ def embed_command(args: argparse.Namespace) -> None:
     from ..evaluation.evaluate import How
     from ..recipe import DataConfig
 
+    if Path(args.output).exists() and not args.overwrite:
+        raise RecipeError(f"{args.output} already exists; add --overwrite, or choose another file with --output.")
     for name in ("neighbors", "clips", "batch_size"):
         if getattr(args, name) <= 0:
             raise RecipeError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(args, name)}.")
