@@ -43,6 +43,9 @@ def _measured(result: Any, k: int, start: str) -> Iterator[str]:
             if key.startswith(("knn_", "video_", "audio_", "positive_")) and key in result.final:
                 before = form.format(result.baseline[key]) if key in result.baseline else ""
                 yield f"  {label:46}{before:>9}{form.format(result.final[key]):>9}"
+    else:
+        yield "\nkNN accuracy was not measured (no labels, or monitor.every=0). With labeled images:"
+        yield f"  hf-ssl evaluate knn {result.model_dir.parent} --data LABELED"
 
 
 def _spent(summary: dict[str, Any]) -> Iterator[str]:
