@@ -20,6 +20,8 @@ def closing(result: Any, k: int, start: str) -> Iterator[str]:
     yield f"Curves: {folder / 'metrics.jsonl'}"
     if (folder / "report.html").is_file():
         yield f"Report: {folder / 'report.html'}"
+    if (folder / "trackio").is_dir():  # trackio's own message leaves the folder out
+        yield f"Trackio: TRACKIO_DIR={folder / 'trackio'} trackio show --project hf_ssl"
     yield f"Card:   {result.model_dir / 'README.md'}"
     yield f"Model:  {result.model_dir}. Load the encoder with"
     yield from (f"  {line}" for line in result.usage)

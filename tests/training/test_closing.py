@@ -43,7 +43,9 @@ def test_ignored_files_of_the_folder_are_counted(tmp_path):
     for other in ("notes.txt", "Thumbs.db"):
         (photos / other).write_text("no image")
     result = pretrain(few_steps("simsiam", tmp_path / "run", f"data.path={photos}", *SMALL_HEADS))
+    (tmp_path / "run" / "trackio").mkdir()  # as trackio does
     text = "\n".join(closing(result, 20, "untrained"))
+    assert f"TRACKIO_DIR={tmp_path / 'run' / 'trackio'} trackio show" in text
     assert "all files could be read; 2 other file(s) were ignored" in text
     assert f"hf-ssl evaluate knn {tmp_path / 'run'} --data LABELED" in text
 
