@@ -120,6 +120,7 @@ def photos(folder: Path, *names: str) -> str:
         (["evaluate", "knn", "timm:resnet1x", "--data", "PHOTOS"], "resnet18"),
         (["push", "nowhere", "user/name"], "There is no folder nowhere"),
         (["preview", "my_images", "data.path=PHOTOS", "--output", "PHOTOS/0.png"], "--overwrite"),
+        (["pretrain", "my_images", "photos"], "for example data.path=photos."),
         (["embed", "someone/model", "--data", "PHOTOS", "--output", "PHOTOS/0.png"], "--overwrite"),
     ],
 )

@@ -179,7 +179,8 @@ def open_encoder(place: str | Path, *, pooler: bool = True) -> PreTrainedModel:
         return model.eval()
     except Exception as error:  # foreign files may make timm, transformers and safetensors raise anything
         if not os.path.exists(place) and is_absent(error):
-            raise RecipeError(f"No encoder {str(place)!r}: {absent(str(place), error, 'model')}") from error
+            said = f"No encoder {str(place)!r} (a run, its model folder or a Hub id)"
+            raise RecipeError(f"{said}: {absent(str(place), error, 'model')}") from error
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"{str(place)!r} could not be loaded as an encoder: {said}") from error
 

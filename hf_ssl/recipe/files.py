@@ -154,7 +154,8 @@ def apply_override(content: dict, override: str) -> None:
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"{override!r} is not an override; write key=value, for example train.batch_size=512.")
+        example = f"data.path={override}" if os.path.exists(override) else "train.batch_size=512"
+        raise RecipeError(f"{override!r} is not an override; write key=value, for example {example}.")
     value = read_yaml(text, f"The value of {key}")
     # A folder may be named 2024, 007 or 2024-05-01.
     _set_key(content, key, text.strip() if _is_number(value) and _is_text(key) else value)
