@@ -305,7 +305,7 @@ def _low_shot(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Mean over several draws, or lists, of training examples."""
     draws = lists or [few_of(settings, bank, draw) for draw in range(settings.draws)]
-    if all(torch.equal(draws[0], draw) for draw in draws):  # no class has more examples
+    if all(torch.equal(draws[0], draw) for draw in draws):  # the same examples each time
         draws = draws[:1]
     found: list[dict[str, float]] = []
     errors: dict[str, float] = {}

@@ -1,5 +1,7 @@
 # Copyright 2026 The hf_ssl authors. Licensed under the Apache License, Version 2.0.
-"""Linear classifiers on frozen features, fitted to the optimum by L-BFGS, without a learning rate or seed.
+"""Linear classifiers on frozen features, fitted by L-BFGS, without a learning rate or seed.
+
+L-BFGS stops where no entry of the gradient exceeds 1e-5. With weak penalties that is short of the optimum.
 
 Features are standardized with the mean and std of the training set. Several clips per example, (N, clips, D), are
 separate examples in training; in testing, their scores are averaged. Features larger than memory are processed in
